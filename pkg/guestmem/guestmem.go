@@ -1,0 +1,133 @@
+// Package guestmem is guest RAM as the host sees it: sorted, disjoint regions of
+// guest-physical addresses, reached by checked copies and atomics only. It is the one place
+// with unsafe access to guest RAM, and nothing here hands out a reference to memory that the
+// guest can change.
+//
+// Multi-byte atomics are little-endian, as is every architecture that the project runs on.
+package guestmem
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Addr is a guest-physical address in bytes.
+type Addr uint64
+
+// String prints the address in hex.
+func (a Addr) String() string { return fmt.Sprintf("0x%x", uint64(a)) }
+
+// Region is one run of guest RAM: Mem backs the guest-physical addresses
+// [Base, Base+len(Mem)).
+type Region struct {
+	Base Addr
+	Mem  []byte
+}
+
+// What New and the accessors refuse, for errors.Is.
+var (
+	ErrEmpty      = errors.New("empty region")
+	ErrUnsorted   = errors.New("regions are not sorted by address")
+	ErrOverlap    = errors.New("regions overlap")
+	ErrWraps      = errors.New("region passes the end of the address space")
+	ErrOutside    = errors.New("address range is not guest RAM")
+	ErrMisaligned = errors.New("address is not aligned")
+)
+
+// Memory is all of a guest's RAM. It may be used from many goroutines; ordering between
+// guest and host comes from the atomics alone.
+type Memory struct{ s space }
+
+// New builds a Memory from regions that are sorted by address and disjoint. They may touch:
+// an access then crosses from one to the next. It fails with ErrEmpty, ErrUnsorted,
+// ErrOverlap or ErrWraps.
+func New(regions ...Region) (*Memory, error) {
+	if len(regions) == 0 {
+		return nil, fmt.Errorf("guest memory: %w: no region given", ErrEmpty)
+	}
+	s := make(space, 0, len(regions))
+	for i, r := range regions {
+		start, n := uint64(r.Base), uint64(len(r.Mem))
+		switch {
+		case n == 0:
+			return nil, fmt.Errorf("guest memory: %w: region %d at %v", ErrEmpty, i, r.Base)
+		case start+n-1 < start:
+			return nil, fmt.Errorf("guest memory: %w: region %d at %v, 0x%x bytes", ErrWraps, i, r.Base, n)
+		}
+		if i > 0 {
+			prev := s[i-1]
+			switch {
+			case start < prev.start:
+				return nil, fmt.Errorf("guest memory: %w: region %d at %v comes after 0x%x", ErrUnsorted, i, r.Base, prev.start)
+			case start <= prev.last():
+				return nil, fmt.Errorf("guest memory: %w: region %d at %v, the one before it ends at 0x%x", ErrOverlap, i, r.Base, prev.last())
+			}
+		}
+		s = append(s, segment{start: start, mem: r.Mem})
+	}
+	return &Memory{s}, nil
+}
+
+// Read copies len(dst) bytes at a into dst: all of them, or none and ErrOutside.
+func (m *Memory) Read(dst []byte, a Addr) error { return m.s.read(dst, uint64(a)) }
+
+// Write copies src to a: all of it, or nothing and ErrOutside.
+func (m *Memory) Write(src []byte, a Addr) error { return m.s.write(src, uint64(a)) }
+
+// Fill reads n bytes from r straight into guest memory at a. It fails with ErrOutside
+// before it reads anything, or with r's error (io.ErrUnexpectedEOF where r ends early), and
+// then the range's contents are undefined.
+func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
+	return m.s.each(uint64(a), n, func(mem []byte) error {
+		_, err := io.ReadFull(r, mem)
+		return err
+	})
+}
+
+// Uint32 returns the aligned 32-bit word at a; ErrOutside or ErrMisaligned.
+func (m *Memory) Uint32(a Addr) (Uint32, error) { return m.s.uint32(uint64(a)) }
+
+// Uint64 returns the aligned 64-bit word at a; ErrOutside or ErrMisaligned.
+func (m *Memory) Uint64(a Addr) (Uint64, error) { return m.s.uint64(uint64(a)) }
+
+// Window is a run of guest-physical memory without a gap, addressed from 0. It may cross
+// regions; an access costs one copy for each region that it touches.
+type Window struct {
+	s    space
+	size uint64
+}
+
+// Window returns the n bytes at a, or ErrOutside where any of them is not RAM.
+func (m *Memory) Window(a Addr, n uint64) (*Window, error) {
+	w := &Window{size: n}
+	err := m.s.each(uint64(a), n, func(mem []byte) error {
+		w.s = append(w.s, segment{start: w.s.end(), mem: mem})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// Len is the window's size in bytes.
+func (w *Window) Len() uint64 { return w.size }
+
+// Read copies len(dst) bytes at off into dst: all of them, or none and ErrOutside.
+func (w *Window) Read(dst []byte, off uint64) error { return w.s.read(dst, off) }
+
+// Write copies src to off: all of it, or nothing and ErrOutside.
+func (w *Window) Write(src []byte, off uint64) error { return w.s.write(src, off) }
+
+// Sub returns the n bytes at off as a window of their own, or ErrOutside.
+func (w *Window) Sub(off, n uint64) (*Window, error) {
+	m := Memory{w.s}
+	return m.Window(Addr(off), n)
+}
+
+// Uint32 returns the aligned 32-bit word at off; ErrOutside or ErrMisaligned.
+func (w *Window) Uint32(off uint64) (Uint32, error) { return w.s.uint32(off) }
+
+// Uint64 returns the aligned 64-bit word at off; ErrOutside or ErrMisaligned.
+func (w *Window) Uint64(off uint64) (Uint64, error) { return w.s.uint64(off) }

@@ -1,0 +1,118 @@
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"sync"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+)
+
+// What a Writer answers, for errors.Is.
+var (
+	ErrFull    = errors.New("no room in the ring, message dropped") // counted in the header's drops
+	ErrBusy    = errors.New("another goroutine is writing")         // not counted
+	ErrCorrupt = errors.New("ring header is corrupt")               // nothing was written or counted
+)
+
+// Writer is the guest's side of a ring. Many goroutines may write at once; each message is
+// whole and in one place. It must be the ring's only writer.
+type Writer struct {
+	mu       sync.Mutex
+	data     *guestmem.Window
+	capWord  guestmem.Uint32
+	writePtr guestmem.Uint64
+	readPtr  guestmem.Uint64
+	drops    guestmem.Uint64
+}
+
+// NewWriter returns a writer for the ring in region, which Init has been called for. It fails
+// with ErrRegion, ErrCorrupt (no ring's magic) or guestmem.ErrMisaligned.
+func NewWriter(region *guestmem.Window) (*Writer, error) {
+	if err := checkRegion(region); err != nil {
+		return nil, err
+	}
+	data, err := region.Sub(HeaderSize, region.Len()-HeaderSize)
+	if err != nil {
+		return nil, err
+	}
+	magic, err := region.Uint32(offMagic)
+	if err != nil {
+		return nil, fmt.Errorf("ring header: %w", err)
+	}
+	if got := magic.Load(); got != Magic {
+		return nil, fmt.Errorf("%w: the magic is 0x%08x, a ring's is 0x%08x", ErrCorrupt, got, uint32(Magic))
+	}
+	w := &Writer{data: data}
+	for _, f := range []struct {
+		word *guestmem.Uint64
+		off  uint64
+	}{{&w.writePtr, offWritePtr}, {&w.readPtr, offReadPtr}, {&w.drops, offDrops}} {
+		if *f.word, err = region.Uint64(f.off); err != nil {
+			return nil, fmt.Errorf("ring header: %w", err)
+		}
+	}
+	if w.capWord, err = region.Uint32(offCapacity); err != nil {
+		return nil, fmt.Errorf("ring header: %w", err)
+	}
+	return w, nil
+}
+
+// Write puts one message into the ring, or counts it as dropped and returns ErrFull. It waits
+// for other goroutines' writes, never for the host.
+func (w *Writer) Write(t Type, payload []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.write(t, payload)
+}
+
+// TryWrite is Write for a panic, which may have struck inside Write: where another write is
+// under way it returns ErrBusy at once.
+func (w *Writer) TryWrite(t Type, payload []byte) error {
+	if !w.mu.TryLock() {
+		return ErrBusy
+	}
+	defer w.mu.Unlock()
+	return w.write(t, payload)
+}
+
+func (w *Writer) write(t Type, payload []byte) error {
+	capacity := uint64(w.capWord.Load())
+	if capacity == 0 || capacity > w.data.Len() {
+		return fmt.Errorf("%w: the capacity is %d bytes, the region holds %d", ErrCorrupt, capacity, w.data.Len())
+	}
+	writePtr, readPtr := w.writePtr.Load(), w.readPtr.Load()
+	used := writePtr - readPtr
+	if used > capacity {
+		return fmt.Errorf("%w: write_ptr 0x%x, read_ptr 0x%x, capacity %d bytes", ErrCorrupt, writePtr, readPtr, capacity)
+	}
+	size := MessageHeaderSize + uint64(len(payload))
+	if uint64(len(payload)) > math.MaxUint32 || size > capacity-used {
+		if n := w.drops.Load(); n != math.MaxUint64 {
+			w.drops.Store(n + 1)
+		}
+		return fmt.Errorf("%w: it takes %d bytes, %d of %d are free", ErrFull, size, capacity-used, capacity)
+	}
+	h := messageHeader{typ: t, length: uint32(len(payload)), crc: crc32.ChecksumIEEE(payload)}
+	raw := h.encode()
+	if err := w.put(raw[:], writePtr, capacity); err != nil {
+		return err
+	}
+	if err := w.put(payload, writePtr+MessageHeaderSize, capacity); err != nil {
+		return err
+	}
+	w.writePtr.Store(writePtr + size)
+	return nil
+}
+
+// put copies src, at most capacity bytes, into the data at pos.
+func (w *Writer) put(src []byte, pos, capacity uint64) error {
+	index := pos % capacity
+	first := min(uint64(len(src)), capacity-index)
+	if err := w.data.Write(src[:first], index); err != nil {
+		return err
+	}
+	return w.data.Write(src[first:], 0)
+}

@@ -1,0 +1,51 @@
+package vm
+
+import (
+	"debug/elf"
+	"fmt"
+	"io"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+)
+
+// kernelFloor is the lowest address that a kernel may be loaded at: boot data lies below.
+const kernelFloor = 1 << 20
+
+// ELF loads a 64-bit ELF executable such as vmlinux: each PT_LOAD segment at its physical
+// address, straight from the file into guest memory. The entry point is a physical address.
+type ELF struct{ File io.ReaderAt }
+
+// Load implements Loader; it fails with ErrKernel.
+func (e ELF) Load(ram *guestmem.Memory) (guestmem.Addr, error) {
+	f, err := elf.NewFile(e.File)
+	if err != nil {
+		return 0, fmt.Errorf("%w: no ELF file: %w", ErrKernel, err)
+	}
+	if f.Class != elf.ELFCLASS64 || f.Machine != elfMachine || f.Type != elf.ET_EXEC {
+		return 0, fmt.Errorf("%w: it is %v, %v, %v; a kernel for this host is ELFCLASS64, %v, ET_EXEC", ErrKernel, f.Class, f.Machine, f.Type, elfMachine)
+	}
+	entered := false
+	for i, p := range f.Progs {
+		if p.Type != elf.PT_LOAD || p.Memsz == 0 {
+			continue
+		}
+		switch {
+		case p.Filesz > p.Memsz:
+			return 0, fmt.Errorf("%w: segment %d has %d bytes in the file and %d in memory", ErrKernel, i, p.Filesz, p.Memsz)
+		case p.Paddr < kernelFloor:
+			return 0, fmt.Errorf("%w: segment %d loads at 0x%x, the lowest address is 0x%x", ErrKernel, i, p.Paddr, kernelFloor)
+		}
+		// What the file leaves out is zero already: RAM is fresh.
+		if _, err := ram.Window(guestmem.Addr(p.Paddr), p.Memsz); err != nil {
+			return 0, fmt.Errorf("%w: segment %d takes 0x%x bytes at 0x%x, more memory than the guest has there: %w; try more --memory", ErrKernel, i, p.Memsz, p.Paddr, err)
+		}
+		if err := ram.Fill(p.Open(), guestmem.Addr(p.Paddr), p.Filesz); err != nil {
+			return 0, fmt.Errorf("%w: segment %d, 0x%x bytes at file offset 0x%x: %w; the file is cut short", ErrKernel, i, p.Filesz, p.Off, err)
+		}
+		entered = entered || f.Entry-p.Paddr < p.Memsz
+	}
+	if !entered {
+		return 0, fmt.Errorf("%w: its entry point 0x%x is in none of its segments", ErrKernel, f.Entry)
+	}
+	return guestmem.Addr(f.Entry), nil
+}
