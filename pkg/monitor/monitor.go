@@ -1,0 +1,218 @@
+package monitor
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// DefaultPoll is how often the ring is read.
+const DefaultPoll = 10 * time.Millisecond
+
+// drainsPerTick bounds one tick: a guest that writes as fast as the host reads gets no more of
+// it before the host looks at everything else.
+const drainsPerTick = 16
+
+// Config is what a monitor works with.
+type Config struct {
+	Reader  *shm.Reader   // the monitor's alone from New on
+	Mux     *Mux          // who gets the messages
+	Poll    time.Duration // 0: DefaultPoll
+	OnFault func(kind string, detail error)
+}
+
+// Monitor reads one ring. Start it once; Stop ends its loop; Finish reads what is left.
+type Monitor struct {
+	reader  *shm.Reader
+	mux     *Mux
+	poll    time.Duration
+	onFault func(string, error)
+	handle  func(shm.Message) // m.message, made once
+
+	counters  *counters
+	types     map[shm.Type]int // index into byType
+	perType   []uint64         // the loop's own counts, published once a drain
+	rejected  uint64
+	duration  prometheus.Histogram
+	lateness  prometheus.Histogram
+	descs     descs
+	verdict   chan error
+	sync      chan chan struct{}
+	quit      chan struct{}
+	loopEnded chan struct{}
+	stopOnce  sync.Once
+}
+
+// New returns a monitor that does nothing yet.
+func New(cfg Config) *Monitor {
+	m := &Monitor{
+		reader:    cfg.Reader,
+		mux:       cfg.Mux,
+		poll:      cfg.Poll,
+		onFault:   cfg.OnFault,
+		counters:  newCounters(),
+		types:     map[shm.Type]int{},
+		descs:     newDescs(),
+		verdict:   make(chan error, 1),
+		sync:      make(chan chan struct{}),
+		quit:      make(chan struct{}),
+		loopEnded: make(chan struct{}),
+	}
+	if m.poll <= 0 {
+		m.poll = DefaultPoll
+	}
+	if m.onFault == nil {
+		m.onFault = func(string, error) {}
+	}
+	for i, t := range shm.Types() {
+		m.types[t] = i
+	}
+	m.perType = make([]uint64, len(m.types)+1)
+	m.handle = m.message
+	m.duration, m.lateness = newHistograms()
+	return m
+}
+
+// Start begins to read.
+func (m *Monitor) Start() { go m.loop() }
+
+// Stop ends the loop of a started monitor and waits for it.
+func (m *Monitor) Stop() {
+	m.stopOnce.Do(func() { close(m.quit) })
+	<-m.loopEnded
+}
+
+// Verdict gets the first reason to stop that a handler had.
+func (m *Monitor) Verdict() <-chan error { return m.verdict }
+
+// Sync makes a started monitor drain now, and returns when it has: what the guest had written
+// before the call has been handled then. It returns at once where the loop has ended.
+func (m *Monitor) Sync() {
+	done := make(chan struct{})
+	select {
+	case m.sync <- done:
+		<-done
+	case <-m.loopEnded:
+	}
+}
+
+// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest
+// writes no more.
+func (m *Monitor) Finish() {
+	for m.drain().More {
+	}
+}
+
+// Stats returns what was counted up to the last drain.
+func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()) }
+
+func (m *Monitor) loop() {
+	defer close(m.loopEnded)
+	last := time.Now()
+	due := last.Add(m.poll)
+	timer := time.NewTimer(m.poll)
+	defer timer.Stop()
+	for {
+		select {
+		case <-m.quit:
+			return
+		case done := <-m.sync:
+			m.tick()
+			close(done)
+		case <-timer.C:
+			now := time.Now()
+			m.lateness.Observe(now.Sub(due).Seconds())
+			bytes, more := m.tick()
+			due = due.Add(m.nextWait(bytes, more, now.Sub(last)))
+			if due.Before(now) {
+				due = now // a tick that comes a whole period late is not made up for
+			}
+			last = now
+			timer.Reset(time.Until(due))
+		}
+	}
+}
+
+// nextWait is the poll interval, or less where the guest writes so fast that it would fill more
+// than half of the ring meanwhile: bytes came in the time since the last tick.
+func (m *Monitor) nextWait(bytes uint64, more bool, since time.Duration) time.Duration {
+	half := m.reader.Capacity() / 2
+	if more {
+		return 0
+	}
+	if bytes == 0 || float64(bytes)*float64(m.poll) <= float64(half)*float64(since) {
+		return m.poll
+	}
+	return time.Duration(float64(since) * float64(half) / float64(bytes))
+}
+
+// tick drains until the ring is empty or the tick's bound is reached.
+func (m *Monitor) tick() (bytes uint64, more bool) {
+	start := time.Now()
+	for range drainsPerTick {
+		d := m.drain()
+		bytes += d.Bytes
+		if more = d.More; !more {
+			break
+		}
+	}
+	m.duration.Observe(time.Since(start).Seconds())
+	return bytes, more
+}
+
+// drain drains once and publishes the statistics.
+func (m *Monitor) drain() shm.Drained {
+	d := m.reader.Drain(m.handle)
+	for i := range d.Restored {
+		m.fault(d.Restored[i])
+	}
+	m.fault(d.Fault)
+	s, c := m.reader.Stats(), m.counters
+	c.messages.Store(s.Messages)
+	c.bytes.Store(s.Bytes)
+	c.drops.Store(s.Drops)
+	c.crcErrors.Store(s.CRCErrors)
+	c.lost.Store(s.Lost)
+	c.used.Store(d.Unread)
+	for i, n := range m.perType {
+		c.byType[i].Store(n)
+	}
+	for i, k := range faultKinds {
+		c.faults[i].Store(s.Faults[k])
+	}
+	c.faults[len(faultKinds)].Store(m.rejected)
+	return d
+}
+
+func (m *Monitor) fault(f shm.Fault) {
+	if f.Kind != shm.NoFault {
+		found := f // here, so that f stays off the heap where nothing broke
+		m.onFault(f.Kind.String(), &found)
+	}
+}
+
+// faultKinds is shm.FaultKinds, made once for drain.
+var faultKinds = shm.FaultKinds()
+
+// message counts one message and gives it to its handlers.
+func (m *Monitor) message(msg shm.Message) {
+	i, known := m.types[msg.Type]
+	if !known {
+		i = len(m.types)
+	}
+	m.perType[i]++
+	v := m.mux.dispatch(msg)
+	if v.reject != nil {
+		m.rejected++
+		m.onFault(BadPayload, v.reject)
+	}
+	if v.stop != nil {
+		select {
+		case m.verdict <- v.stop:
+		default: // there is a verdict already
+		}
+	}
+}

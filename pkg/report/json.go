@@ -1,0 +1,148 @@
+// Package report shows a run and its result: live lines and a summary for people, JSON and
+// JUnit for machines. Whatever a guest wrote is made harmless for the format that it goes into.
+package report
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"runtime"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// schema is the version of the JSON report: fields are added to it, none is renamed.
+const schema = 1
+
+type jsonReport struct {
+	Schema        int                 `json:"schema"`
+	ID            string              `json:"id"`
+	Version       string              `json:"version"`
+	Arch          string              `json:"arch"`
+	StartedAt     string              `json:"started_at"`
+	Duration      float64             `json:"duration_seconds"`
+	Outcome       run.Outcome         `json:"outcome"`
+	Reason        string              `json:"reason"`
+	ExitCode      int                 `json:"exit_code"`
+	GuestExitCode *int32              `json:"guest_exit_code"`
+	VM            jsonVM              `json:"vm"`
+	Ring          jsonRing            `json:"ring"`
+	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
+	Crash         *jsonCrash          `json:"crash"`
+	Stimuli       []shm.StimulusEvent `json:"stimuli"`
+	Results       []json.RawMessage   `json:"results"`
+	ConsoleTail   string              `json:"console_tail"`
+	Omitted       *jsonOmitted        `json:"omitted,omitempty"`
+}
+
+type jsonVM struct {
+	Kernel    string  `json:"kernel"`
+	CPUs      int     `json:"cpus"`
+	Memory    uint64  `json:"memory_bytes"`
+	ShmBase   string  `json:"shm_base"`
+	ShmSize   uint64  `json:"shm_size"`
+	FirstExit float64 `json:"first_exit_seconds"`
+}
+
+type jsonRing struct {
+	Messages  uint64            `json:"messages"`
+	Bytes     uint64            `json:"bytes"`
+	ByType    map[string]uint64 `json:"by_type"`
+	Drops     uint64            `json:"drops"`
+	CRCErrors uint64            `json:"crc_errors"`
+	Lost      uint64            `json:"lost_bytes"`
+	Faults    []jsonFault       `json:"faults"`
+}
+
+type jsonFault struct {
+	Kind   string `json:"kind"`
+	Detail string `json:"detail"`
+}
+
+type jsonSchedulerExit struct {
+	Code *int32 `json:"code"`
+}
+
+type jsonCrash struct {
+	Message string `json:"message"`
+}
+
+// jsonOmitted counts what the report has no room for; it is there where any is not 0.
+type jsonOmitted struct {
+	Faults       uint64 `json:"faults"`
+	Stimuli      uint64 `json:"stimuli"`
+	Results      uint64 `json:"results"`
+	CrashBytes   uint64 `json:"crash_bytes"`
+	ConsoleBytes uint64 `json:"console_bytes"`
+}
+
+// JSON writes the result as one JSON object.
+func JSON(w io.Writer, version string, r *run.Result) error {
+	j := jsonReport{
+		Schema:        schema,
+		ID:            r.ID,
+		Version:       version,
+		Arch:          runtime.GOARCH,
+		StartedAt:     r.StartedAt.Format(time.RFC3339Nano),
+		Duration:      r.Duration.Seconds(),
+		Outcome:       r.Outcome,
+		Reason:        r.Reason,
+		ExitCode:      r.ExitCode,
+		GuestExitCode: r.GuestExitCode,
+		VM: jsonVM{
+			Kernel:    r.Kernel,
+			CPUs:      r.CPUs,
+			Memory:    r.Memory,
+			ShmBase:   r.RingBase.String(),
+			ShmSize:   r.RingSize,
+			FirstExit: r.FirstExit.Seconds(),
+		},
+		Ring: jsonRing{
+			Messages:  r.Ring.Messages,
+			Bytes:     r.Ring.Bytes,
+			ByType:    map[string]uint64{},
+			Drops:     r.Ring.Drops,
+			CRCErrors: r.Ring.CRCErrors,
+			Lost:      r.Ring.Lost,
+			Faults:    []jsonFault{},
+		},
+		Stimuli:     append([]shm.StimulusEvent{}, r.Stimuli...),
+		Results:     []json.RawMessage{},
+		ConsoleTail: string(r.Console),
+	}
+	for name, n := range r.Ring.ByType {
+		if n > 0 {
+			j.Ring.ByType[name] = n
+		}
+	}
+	for _, f := range r.Faults {
+		j.Ring.Faults = append(j.Ring.Faults, jsonFault(f))
+	}
+	if r.SchedulerExit != nil {
+		j.SchedulerExit = &jsonSchedulerExit{r.SchedulerExit.Code}
+	}
+	if r.Crash != nil {
+		j.Crash = &jsonCrash{*r.Crash}
+	}
+	for _, payload := range r.TestResults {
+		j.Results = append(j.Results, testResult(payload))
+	}
+	if r.Omitted != (run.Omitted{}) {
+		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes}
+	}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(j)
+}
+
+// testResult is a TEST payload as it is where it is JSON, else {"base64": …}.
+func testResult(payload []byte) json.RawMessage {
+	if json.Valid(payload) {
+		return payload
+	}
+	text, _ := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(payload)}) // strings always marshal
+	return text
+}

@@ -1,0 +1,158 @@
+package report
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// What Live shows at most: people read lines, not floods.
+const (
+	linesPerWindow = 64
+	window         = 100 * time.Millisecond
+	maxPending     = 1 << 20 // bytes that a slow reader may be behind
+	maxPayload     = 160     // bytes of a payload that a line shows
+)
+
+// Live shows messages as they come, a line each: time, type, what it says. Where there are more
+// than people can read, it counts them by type instead. It never makes its caller wait.
+type Live struct {
+	out *Stream
+
+	mu     sync.Mutex
+	lines  int
+	held   map[string]int
+	quit   chan struct{}
+	ended  chan struct{}
+	closed bool
+}
+
+// NewLive returns a Live that writes to out; Close ends it and leaves out open.
+func NewLive(out *Stream) *Live {
+	l := &Live{out: out, held: map[string]int{}, quit: make(chan struct{}), ended: make(chan struct{})}
+	go l.run()
+	return l
+}
+
+// Message shows a message that was read at a time since the run's start.
+func (l *Live) Message(at time.Duration, m shm.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.shows(m) {
+		name := "others"
+		if m.Type.Known() {
+			name = m.Type.String()
+		}
+		l.held[name]++
+		return
+	}
+	l.flushHeld()
+	l.lines++
+	text := describe(m)
+	if !m.CRCOK {
+		text += "  (CRC is wrong)"
+	}
+	fmt.Fprintf(l.out, "%9.3fs  %s\n", at.Seconds(), strings.TrimRight(fmt.Sprintf("%-4v  %s", m.Type, text), " "))
+}
+
+// shows reports whether a message gets a line: what ends a run does, though there are many.
+func (l *Live) shows(m shm.Message) bool {
+	lines := linesPerWindow
+	switch m.Type {
+	case shm.Exit, shm.SchedulerExit, shm.Crash:
+		lines += linesPerWindow / 2
+	}
+	return l.lines < lines && l.out.Pending() < maxPending
+}
+
+// Close shows what is held back and ends the Live.
+func (l *Live) Close() {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return
+	}
+	l.closed = true
+	l.mu.Unlock()
+	close(l.quit)
+	<-l.ended
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flushHeld()
+}
+
+// run begins a new window of lines from time to time.
+func (l *Live) run() {
+	defer close(l.ended)
+	tick := time.NewTicker(window)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.quit:
+			return
+		case <-tick.C:
+			l.mu.Lock()
+			if l.out.Pending() < maxPending {
+				l.flushHeld()
+			}
+			l.lines = 0
+			l.mu.Unlock()
+		}
+	}
+}
+
+func (l *Live) flushHeld() {
+	if len(l.held) == 0 {
+		return
+	}
+	fmt.Fprintf(l.out, "%10s  and %s more\n", "", counts(l.held))
+	clear(l.held)
+}
+
+// describe says what a message's payload is, in one line of printable text.
+func describe(m shm.Message) string {
+	switch m.Type {
+	case shm.Stimulus:
+		if s, err := shm.DecodeStimulus(m.Payload); err == nil {
+			return fmt.Sprintf("step %d at %d ms: %d ops (kinds 0x%x), %d cgroups, %d workers, %d iterations",
+				s.StepIndex, s.ElapsedMS, s.OpCount, s.OpKinds, s.CgroupCount, s.WorkerCount, s.TotalIterations)
+		}
+	case shm.Exit, shm.SchedulerExit:
+		if code, err := shm.DecodeCode(m.Payload); err == nil {
+			return fmt.Sprintf("code %d", code)
+		}
+	case shm.Crash, shm.TestResult, shm.PayloadMetrics, shm.RawOutput:
+		return oneLine(m.Payload)
+	}
+	if len(m.Payload) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d bytes: %x", len(m.Payload), m.Payload[:min(len(m.Payload), 16)])
+}
+
+// oneLine is the beginning of a guest's text, without what a terminal would act on.
+func oneLine(p []byte) string {
+	text := printable(string(p[:min(len(p), maxPayload)]), false)
+	if len(p) > maxPayload {
+		text += fmt.Sprintf("… (%d bytes)", len(p))
+	}
+	return text
+}
+
+// printable escapes what is not printable in s as Go does; with lines, newlines and tabs stay.
+func printable(s string, lines bool) string {
+	var b strings.Builder
+	for _, c := range strings.ToValidUTF8(s, "\ufffd") {
+		switch {
+		case lines && (c == '\n' || c == '\t'), c == '\'', c == '"', c == '\\':
+			b.WriteRune(c)
+		default:
+			q := fmt.Sprintf("%q", c)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return b.String()
+}

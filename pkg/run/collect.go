@@ -1,0 +1,95 @@
+package run
+
+import (
+	"bytes"
+	"errors"
+
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// Why handlers end a run.
+var (
+	errGuestExit     = errors.New("the guest reported EXIT")
+	errSchedulerExit = errors.New("the guest reported SCDX")
+	errCrash         = errors.New("the guest reported CRSH")
+)
+
+// collector puts what the messages say into a result. It runs on the monitor's goroutine, and
+// after that has ended on the run's.
+type collector struct {
+	r           *Result
+	resultBytes int
+}
+
+func (c *collector) register(x *monitor.Mux) {
+	x.HandleFunc(shm.Exit, c.exit)
+	x.HandleFunc(shm.SchedulerExit, c.schedulerExit)
+	x.HandleFunc(shm.Crash, c.crash)
+	x.HandleFunc(shm.Stimulus, c.stimulus)
+	x.HandleFunc(shm.TestResult, c.testResult)
+}
+
+func (c *collector) exit(m shm.Message) monitor.Verdict {
+	code, err := shm.DecodeCode(m.Payload)
+	if err != nil {
+		return monitor.Reject(err)
+	}
+	c.r.GuestExitCode = &code
+	return monitor.Stop(errGuestExit)
+}
+
+// schedulerExit ends the run whatever the payload: the scheduler is gone, even where its code
+// is lost.
+func (c *collector) schedulerExit(m shm.Message) monitor.Verdict {
+	v := monitor.Stop(errSchedulerExit)
+	if c.r.SchedulerExit != nil {
+		return v
+	}
+	c.r.SchedulerExit = &SchedulerExit{}
+	if code, err := shm.DecodeCode(m.Payload); err == nil {
+		c.r.SchedulerExit.Code = &code
+	}
+	return v
+}
+
+func (c *collector) crash(m shm.Message) monitor.Verdict {
+	if c.r.Crash == nil {
+		n := min(len(m.Payload), maxCrashBytes)
+		text := shm.CrashText(m.Payload[:n])
+		c.r.Crash = &text
+		c.r.Omitted.CrashBytes = uint64(len(m.Payload) - n)
+	}
+	return monitor.Stop(errCrash)
+}
+
+func (c *collector) stimulus(m shm.Message) monitor.Verdict {
+	s, err := shm.DecodeStimulus(m.Payload)
+	if err != nil {
+		return monitor.Reject(err)
+	}
+	if len(c.r.Stimuli) == maxStimuli {
+		c.r.Omitted.Stimuli++
+	} else {
+		c.r.Stimuli = append(c.r.Stimuli, s)
+	}
+	return monitor.Continue
+}
+
+func (c *collector) testResult(m shm.Message) monitor.Verdict {
+	if len(c.r.TestResults) == maxTestResults || c.resultBytes+len(m.Payload) > maxTestResultBytes {
+		c.r.Omitted.TestResults++
+		return monitor.Continue
+	}
+	c.resultBytes += len(m.Payload)
+	c.r.TestResults = append(c.r.TestResults, bytes.Clone(m.Payload))
+	return monitor.Continue
+}
+
+func (c *collector) fault(kind string, detail error) {
+	if len(c.r.Faults) == maxFaults {
+		c.r.Omitted.Faults++
+		return
+	}
+	c.r.Faults = append(c.r.Faults, Fault{kind, detail.Error()})
+}

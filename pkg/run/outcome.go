@@ -1,0 +1,101 @@
+package run
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+)
+
+// Outcome is how a run ended, in one word.
+type Outcome string
+
+// The outcomes.
+const (
+	Exited        Outcome = "exited"
+	NoVerdict     Outcome = "no_verdict"
+	SchedulerGone Outcome = "scheduler_exit"
+	Crashed       Outcome = "crash"
+	Corrupt       Outcome = "corrupt"
+	TimedOut      Outcome = "timeout"
+	Failed        Outcome = "error"
+	Interrupted   Outcome = "interrupted"
+)
+
+// Outcomes lists the outcomes.
+func Outcomes() []Outcome {
+	return []Outcome{Exited, NoVerdict, SchedulerGone, Crashed, Corrupt, TimedOut, Failed, Interrupted}
+}
+
+// Exit codes of outcomes that are not the guest's own.
+const (
+	CodeNoVerdict     = 120
+	CodeSchedulerGone = 121
+	CodeCrashed       = 122
+	CodeCorrupt       = 123
+	CodeTimedOut      = 124
+	CodeFailed        = 125
+	codeSignalled     = 128 // plus the signal's number
+
+	// codeOutOfRange stands for a guest's exit code that is no exit code of a process (0 to
+	// 255): passing on its low byte could turn a failure into a 0.
+	codeOutOfRange = 255
+)
+
+// Evidence is all that an outcome is decided from.
+type Evidence struct {
+	Err           error          // the host could not go on
+	Signal        os.Signal      // SIGINT or SIGTERM came, or nil
+	Crash         bool           // a CRC-good CRSH
+	SchedulerExit *SchedulerExit // the first CRC-good SCDX
+	TimedOut      string         // which deadline passed, or ""
+	Faults        uint64         // breaches of the ring's protocol
+	CRCErrors     uint64         // messages that arrived damaged
+	GuestExit     *int32         // the last CRC-good EXIT
+	GuestEnd      error          // why the machine ended, where the guest ended it
+}
+
+// Decide returns the outcome of a run, the process's exit code, and the reason in a sentence.
+// Where several things happened, the one that comes first below counts.
+func Decide(e Evidence) (Outcome, int, string) {
+	switch {
+	case e.Err != nil:
+		return Failed, CodeFailed, e.Err.Error()
+	case e.Signal != nil:
+		return Interrupted, signalCode(e.Signal), fmt.Sprintf("the run was interrupted by %v%s", e.Signal, e.guestSaid())
+	case e.Crash:
+		return Crashed, CodeCrashed, "the guest reported a crash" + e.guestSaid()
+	case e.SchedulerExit != nil:
+		return SchedulerGone, CodeSchedulerGone, fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
+	case e.TimedOut != "":
+		return TimedOut, CodeTimedOut, e.TimedOut + e.guestSaid()
+	case e.GuestExit == nil && e.Faults+e.CRCErrors > 0:
+		return Corrupt, CodeCorrupt, fmt.Sprintf("the ring broke the protocol (%d faults, %d damaged messages) and no EXIT could be read", e.Faults, e.CRCErrors)
+	case e.GuestExit != nil:
+		return Exited, exitCode(*e.GuestExit), fmt.Sprintf("the guest exited with code %d", *e.GuestExit)
+	case e.GuestEnd != nil:
+		return NoVerdict, CodeNoVerdict, fmt.Sprintf("no EXIT was seen: %v", e.GuestEnd)
+	}
+	return NoVerdict, CodeNoVerdict, "the machine ended and no EXIT was seen"
+}
+
+// guestSaid adds the guest's exit code to a reason that takes precedence over it.
+func (e Evidence) guestSaid() string {
+	if e.GuestExit == nil {
+		return ""
+	}
+	return fmt.Sprintf("; the guest exited with code %d", *e.GuestExit)
+}
+
+func exitCode(guest int32) int {
+	if guest < 0 || guest > 255 {
+		return codeOutOfRange
+	}
+	return int(guest)
+}
+
+func signalCode(s os.Signal) int {
+	if n, ok := s.(syscall.Signal); ok {
+		return codeSignalled + int(n)
+	}
+	return codeSignalled + int(syscall.SIGINT)
+}

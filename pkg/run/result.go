@@ -1,0 +1,69 @@
+package run
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// Result is what became of a run. What a guest can send without end is kept up to a limit;
+// Omitted says how much more there was.
+type Result struct {
+	ID        string
+	Kernel    string
+	StartedAt time.Time
+	Duration  time.Duration
+
+	Outcome       Outcome
+	Reason        string // a sentence
+	ExitCode      int    // the process's
+	GuestExitCode *int32 // the last CRC-good EXIT, or nil
+
+	CPUs       int
+	Memory     uint64 // bytes, the ring included
+	RingBase   guestmem.Addr
+	RingSize   uint64        // bytes
+	FirstExit  time.Duration // from StartedAt until the guest first left KVM; 0 where it never did
+	GuestEnded bool          // the guest ended the machine, by reset or triple fault
+
+	Ring          monitor.Stats
+	Faults        []Fault        // the first ones
+	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
+	Crash         *string        // the first CRC-good CRSH, or nil
+	Stimuli       []shm.StimulusEvent
+	TestResults   [][]byte // TEST payloads as they came
+	Console       []byte   // the last 64 KiB
+	Omitted       Omitted
+}
+
+// Fault is a breach of the ring's protocol.
+type Fault struct{ Kind, Detail string }
+
+// SchedulerExit says how the scheduler under test ended.
+type SchedulerExit struct{ Code *int32 } // nil where the message carried no code
+
+func (s *SchedulerExit) String() string {
+	if s.Code == nil {
+		return "without a code"
+	}
+	return fmt.Sprintf("with code %d", *s.Code)
+}
+
+// Omitted counts what a Result has no room for.
+type Omitted struct {
+	Faults, Stimuli, TestResults uint64
+	CrashBytes, ConsoleBytes     uint64
+}
+
+// What a Result keeps at most.
+const (
+	maxFaults          = 64
+	maxStimuli         = 1 << 16
+	maxTestResults     = 1 << 12
+	maxTestResultBytes = 4 << 20
+	maxCrashBytes      = 1 << 20
+	maxConsoleBytes    = 64 << 10
+)
