@@ -51,7 +51,7 @@ func (l *Live) Message(at time.Duration, m shm.Message) {
 	}
 	l.flushHeld()
 	l.lines++
-	text := describe(m)
+	text := Describe(m)
 	if !m.CRCOK {
 		text += "  (CRC is wrong)"
 	}
@@ -112,8 +112,8 @@ func (l *Live) flushHeld() {
 	clear(l.held)
 }
 
-// describe says what a message's payload is, in one line of printable text.
-func describe(m shm.Message) string {
+// Describe says what a message's payload is, in one line of printable text.
+func Describe(m shm.Message) string {
 	switch m.Type {
 	case shm.Stimulus:
 		if s, err := shm.DecodeStimulus(m.Payload); err == nil {
@@ -142,9 +142,12 @@ func oneLine(p []byte) string {
 	return text
 }
 
-// printable escapes what is not printable in s as Go does; with lines, newlines and tabs stay.
+// printable escapes what is not printable in s as Go does; with lines, line ends and tabs stay.
 func printable(s string, lines bool) string {
 	var b strings.Builder
+	if lines {
+		s = strings.ReplaceAll(s, "\r\n", "\n")
+	}
 	for _, c := range strings.ToValidUTF8(s, "\ufffd") {
 		switch {
 		case lines && (c == '\n' || c == '\t'), c == '\'', c == '"', c == '\\':

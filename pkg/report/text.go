@@ -29,7 +29,9 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 		head = "1;32" // bold green
 	}
 	fmt.Fprintf(&b, "\n%s: %s\n", paint(head, string(r.Outcome)), printable(r.Reason, false))
-	line := func(name, format string, args ...any) { fmt.Fprintf(&b, "  %-11s "+format+"\n", append([]any{name}, args...)...) }
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "  %-11s "+format+"\n", append([]any{name}, args...)...)
+	}
 	line("exit code", "%d", r.ExitCode)
 	line("duration", "%v", r.Duration.Round(time.Millisecond))
 	types := map[string]int{}

@@ -73,6 +73,8 @@ type Config struct {
 	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, a second one
 	// stops the machine at once. Nil: none come.
 	Signals <-chan os.Signal
+	// OnStart is called when the machine and the metrics are in place, before the guest runs.
+	OnStart func()
 	// OnMessage is called for every message as it is read, with the time since Run's call. It
 	// runs on the monitor's goroutine and must not block; the payload is valid until it returns.
 	OnMessage func(at time.Duration, m shm.Message)
@@ -167,6 +169,9 @@ func (r *run) run(ctx context.Context) error {
 	}
 	log := r.cfg.Log
 	log.Debug("machine built", zap.Duration("after", r.since()), zap.Stringer("ring", r.result.RingBase))
+	if r.cfg.OnStart != nil {
+		r.cfg.OnStart()
+	}
 	if err := r.machine.Start(); err != nil {
 		return errors.Join(err, r.machine.Close())
 	}

@@ -48,13 +48,26 @@ func NewSnapshot(src io.ReaderAt, size uint64) (*Snapshot, error) {
 // Header returns the header as the image has it.
 func (s *Snapshot) Header() Header { return s.header }
 
+// Drops is the header's count of dropped messages, or 0 where its capacity can't be right: no
+// count beside it means anything then.
+func (s *Snapshot) Drops() uint64 {
+	if !s.plausible() {
+		return 0
+	}
+	return s.header.Drops
+}
+
+func (s *Snapshot) plausible() bool {
+	return s.header.Magic == Magic && s.header.Capacity > 0 && s.header.Capacity <= MaxCapacity
+}
+
 // Drain gives the unread messages to fn in order; a payload is valid until fn returns. It ends
 // with nil, with a *Fault where the ring is broken (after what could be read before it), with
 // fn's error or with the image's. Beside one buffer it allocates no more than the bytes of the
 // messages that it reads.
 func (s *Snapshot) Drain(fn func(Message) error) error {
 	capacity := uint64(s.header.Capacity)
-	if capacity == 0 || capacity > MaxCapacity {
+	if !s.plausible() {
 		return &Fault{Kind: BadCapacity, Value: capacity, Limit: MaxCapacity}
 	}
 	pos := s.header.ReadPtr

@@ -3,6 +3,7 @@ package vm
 import (
 	"debug/elf"
 	"fmt"
+	"time"
 
 	"github.com/bobuhiro11/gokvm/kvm"
 )
@@ -20,6 +21,11 @@ func Capabilities() []Capability {
 // NewPlan fails with ErrArch: arm64 machines are not built yet.
 func NewPlan(memory, reserved uint64) (Plan, error) {
 	return Plan{}, fmt.Errorf("%w: arm64", ErrArch)
+}
+
+// KernelSpeed fails with ErrArch.
+func KernelSpeed(device string, limit time.Duration) (float64, error) {
+	return 0, fmt.Errorf("%w: arm64", ErrArch)
 }
 
 func newArch(Config) (Plan, arch, error) {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+)
+
+// exitError ends the program with a code; err, where there is one, is printed first.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// execute runs the program and returns its exit code. An error is one line on stderr; without
+// a code of its own it is the user's or the host's: 125.
+func execute(args []string, stdout, stderr io.Writer) int {
+	root := &cobra.Command{
+		Use:           "ktstr-vmm",
+		Short:         "Run a guest under KVM and watch it through its message ring",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.AddCommand(demoCommand(), inspectCommand(), doctorCommand(), versionCommand())
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return 0
+	}
+	exit := &exitError{code: run.CodeFailed, err: err}
+	errors.As(err, &exit)
+	if exit.err != nil {
+		fmt.Fprintf(stderr, "ktstr-vmm: %s\n", oneLine(err))
+	}
+	return exit.code
+}
+
+// oneLine is an error's text without line breaks or anything that a terminal would act on.
+func oneLine(err error) string {
+	q := strconv.Quote(err.Error())
+	text, unquoteErr := strconv.Unquote(q)
+	if unquoteErr == nil && text == q[1:len(q)-1] {
+		return text
+	}
+	return q[1 : len(q)-1]
+}

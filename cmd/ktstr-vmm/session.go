@@ -1,0 +1,142 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/ktstr/ktstr-vmm/pkg/report"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+)
+
+// flushLimit is how long a reader of our output that takes nothing can hold up the exit.
+const flushLimit = 5 * time.Second
+
+// run runs a guest as the flags say and shows it; its error carries the exit code.
+func (o *options) run(c *cobra.Command, cfg run.Config) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	log := o.logger(c.ErrOrStderr())
+	// Where the report is what stdout is for, the live view makes way.
+	reportOnStdout := o.report == "-"
+	liveTo := c.OutOrStdout()
+	if reportOnStdout && o.reportFormat != "text" {
+		liveTo = c.ErrOrStderr()
+	}
+	var file *reportFile
+	if o.report != "" && !reportOnStdout {
+		var err error
+		if file, err = openReport(o.report); err != nil {
+			return fmt.Errorf("--report %q: %w", o.report, err)
+		}
+		defer file.discard()
+	}
+
+	var server *metricsServer
+	cfg.Version = version()
+	if o.metricsListen != "" {
+		registry := prometheus.NewRegistry()
+		var err error
+		if server, err = listenMetrics(o.metricsListen, registry); err != nil {
+			return fmt.Errorf("--metrics-listen %q: %w", o.metricsListen, err)
+		}
+		defer server.close()
+		cfg.Registry = registry
+		cfg.OnStart = func() {
+			server.serve()
+			log.Info("metrics are served", zap.String("url", server.url()))
+		}
+	}
+
+	out := report.NewStream(liveTo)
+	live := report.NewLive(out)
+	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
+	cfg.Timeout, cfg.Grace, cfg.Poll = o.timeout, o.grace, o.poll
+	if o.grace == 0 {
+		cfg.Grace = -1
+	}
+	cfg.Signals = signals
+	cfg.OnMessage = live.Message
+	cfg.Log = log
+
+	result := run.Run(c.Context(), cfg)
+	live.Close()
+	if liveTo == c.OutOrStdout() {
+		_ = report.Text(out, result, wantsColour(liveTo)) // a Stream takes all
+	}
+	if err := out.Close(flushLimit); err != nil {
+		log.Warn("the output was not read to its end", zap.Error(err))
+	}
+	exit := &exitError{code: result.ExitCode}
+	if result.Outcome == run.Failed {
+		exit.err = errors.New(result.Reason)
+	}
+	if err := o.writeReport(c, file, result); err != nil {
+		exit = &exitError{code: run.CodeFailed, err: fmt.Errorf("--report %q: %w", o.report, err)}
+	}
+	if server != nil && o.metricsLinger > 0 {
+		log.Info("metrics linger", zap.Duration("for", o.metricsLinger))
+		select {
+		case <-signals:
+		case <-time.After(o.metricsLinger):
+		}
+	}
+	if exit.code == 0 && exit.err == nil {
+		return nil
+	}
+	return exit
+}
+
+// writeReport puts the report where --report wants it; the text of stdout is there already.
+func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result) error {
+	write := func(w io.Writer) error {
+		switch o.reportFormat {
+		case "json":
+			return report.JSON(w, version(), r)
+		case "junit":
+			return report.JUnit(w, r)
+		}
+		return report.Text(w, r, false)
+	}
+	switch {
+	case file != nil:
+		if err := write(file); err != nil {
+			return err
+		}
+		return file.commit()
+	case o.report == "-" && o.reportFormat != "text":
+		out := report.NewStream(c.OutOrStdout())
+		return errors.Join(write(out), out.Close(flushLimit))
+	}
+	return nil
+}
+
+func (o *options) logger(w io.Writer) *zap.Logger {
+	level, err := zapcore.ParseLevel(o.logLevel)
+	if err != nil {
+		level = zapcore.InfoLevel // check has refused it before
+	}
+	cfg := zapcore.EncoderConfig{
+		TimeKey: "time", LevelKey: "level", MessageKey: "msg",
+		EncodeTime:     zapcore.RFC3339NanoTimeEncoder,
+		EncodeLevel:    zapcore.LowercaseLevelEncoder,
+		EncodeDuration: zapcore.StringDurationEncoder,
+	}
+	encoder := zapcore.NewConsoleEncoder(cfg)
+	if o.logFormat == "json" {
+		encoder = zapcore.NewJSONEncoder(cfg)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
+}
+

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+)
+
+// size is a number of bytes as a flag: digits, and K, M or G for powers of 1024.
+type size uint64
+
+var sizeUnits = []struct {
+	letter string
+	bytes  uint64
+}{{"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}}
+
+// Set implements pflag.Value.
+func (s *size) Set(text string) error {
+	digits, unit := text, uint64(1)
+	for _, u := range sizeUnits {
+		if d, ok := strings.CutSuffix(strings.ToUpper(text), u.letter); ok {
+			digits, unit = d, u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil {
+		return fmt.Errorf("a size is a number of bytes, or one with K, M or G: 512M")
+	}
+	high, low := bits.Mul64(n, unit)
+	if high != 0 {
+		return fmt.Errorf("a size is less than 2^64 bytes")
+	}
+	*s = size(low)
+	return nil
+}
+
+// String implements pflag.Value.
+func (s *size) String() string {
+	for _, u := range sizeUnits {
+		if n := uint64(*s); n >= u.bytes && n%u.bytes == 0 {
+			return strconv.FormatUint(n/u.bytes, 10) + u.letter
+		}
+	}
+	return strconv.FormatUint(uint64(*s), 10)
+}
+
+// Type implements pflag.Value.
+func (s *size) Type() string { return "size" }
