@@ -37,9 +37,15 @@ func mapMemory(p Plan) (*memory, error) {
 	return m, nil
 }
 
+// sparseEnd is how far boot data and small kernels reach: a page here and there, for which
+// clearing a huge page would take longer than all of the setup.
+const sparseEnd = 16 << 20
+
 func (m *memory) add(s Span, mem []byte) {
-	// Offered, not promised: a kernel without huge pages refuses, and nothing changes.
-	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
+	if skip := sparseEnd - min(uint64(s.Base), sparseEnd); skip < s.Size {
+		// Offered, not promised: a kernel without huge pages refuses, and nothing changes.
+		_ = unix.Madvise(mem[skip:], unix.MADV_HUGEPAGE)
+	}
 	m.spans, m.maps = append(m.spans, s), append(m.maps, mem)
 }
 
