@@ -16,6 +16,12 @@ const DefaultPoll = 10 * time.Millisecond
 // it before the host looks at everything else.
 const drainsPerTick = 16
 
+// shortestWait is the shortest sleep that is worth its system calls.
+const shortestWait = 50 * time.Microsecond
+
+// emptySpins is how often a loop that does not sleep looks at an empty ring before it does.
+const emptySpins = 100
+
 // Config is what a monitor works with.
 type Config struct {
 	Reader  *shm.Reader   // the monitor's alone from New on
@@ -39,6 +45,7 @@ type Monitor struct {
 	duration  prometheus.Histogram
 	lateness  prometheus.Histogram
 	descs     descs
+	ticker    *ticker // from Start on
 	verdict   chan error
 	sync      chan chan struct{}
 	quit      chan struct{}
@@ -57,7 +64,7 @@ func New(cfg Config) *Monitor {
 		types:     map[shm.Type]int{},
 		descs:     newDescs(),
 		verdict:   make(chan error, 1),
-		sync:      make(chan chan struct{}),
+		sync:      make(chan chan struct{}, 1),
 		quit:      make(chan struct{}),
 		loopEnded: make(chan struct{}),
 	}
@@ -76,12 +83,23 @@ func New(cfg Config) *Monitor {
 	return m
 }
 
-// Start begins to read.
-func (m *Monitor) Start() { go m.loop() }
+// Start begins to read. It fails where the host has no timer to give.
+func (m *Monitor) Start() error {
+	t, err := newTicker(m.poll)
+	if err != nil {
+		return err
+	}
+	m.ticker = t
+	go m.loop()
+	return nil
+}
 
 // Stop ends the loop of a started monitor and waits for it.
 func (m *Monitor) Stop() {
-	m.stopOnce.Do(func() { close(m.quit) })
+	m.stopOnce.Do(func() {
+		close(m.quit)
+		m.ticker.poke()
+	})
 	<-m.loopEnded
 }
 
@@ -94,7 +112,12 @@ func (m *Monitor) Sync() {
 	done := make(chan struct{})
 	select {
 	case m.sync <- done:
-		<-done
+		m.ticker.poke()
+	case <-m.loopEnded:
+		return
+	}
+	select {
+	case <-done:
 	case <-m.loopEnded:
 	}
 }
@@ -111,42 +134,69 @@ func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()
 
 func (m *Monitor) loop() {
 	defer close(m.loopEnded)
+	defer m.ticker.close()
 	last := time.Now()
-	due := last.Add(m.poll)
-	timer := time.NewTimer(m.poll)
-	defer timer.Stop()
-	for {
+	p := pace{poll: m.poll, half: float64(m.reader.Capacity()) / 2, wait: m.poll}
+	for wait := m.poll; ; {
+		ticked := true
+		if wait > 0 {
+			if err := m.ticker.arm(wait); err == nil {
+				ticked = m.ticker.wait()
+			}
+		}
 		select {
 		case <-m.quit:
 			return
 		case done := <-m.sync:
 			m.tick()
 			close(done)
-		case <-timer.C:
-			now := time.Now()
-			m.lateness.Observe(now.Sub(due).Seconds())
-			bytes, more := m.tick()
-			due = due.Add(m.nextWait(bytes, more, now.Sub(last)))
-			if due.Before(now) {
-				due = now // a tick that comes a whole period late is not made up for
-			}
-			last = now
-			timer.Reset(time.Until(due))
+		default:
 		}
+		if !ticked {
+			continue
+		}
+		now := time.Now()
+		if wait > 0 {
+			m.lateness.Observe(now.Sub(m.ticker.due).Seconds())
+		}
+		bytes, more := m.tick()
+		wait = p.next(bytes, more, now.Sub(last))
+		last = now
 	}
 }
 
-// nextWait is the poll interval, or less where the guest writes so fast that it would fill more
-// than half of the ring meanwhile: bytes came in the time since the last tick.
-func (m *Monitor) nextWait(bytes uint64, more bool, since time.Duration) time.Duration {
-	half := m.reader.Capacity() / 2
+// pace decides how long the loop sleeps between ticks. That is the poll interval; or a half, a
+// quarter … of it where the guest writes so fast that it would fill more than half of the ring
+// meanwhile; or nothing, where even a short sleep is too long.
+type pace struct {
+	poll  time.Duration
+	half  float64       // bytes, of the ring
+	wait  time.Duration // what was decided last
+	empty int           // ticks in a row that found nothing, while wait is 0
+}
+
+// next decides after a tick: bytes came in the time since the last one, and more of them wait.
+func (p *pace) next(bytes uint64, more bool, since time.Duration) time.Duration {
+	want := p.poll
 	if more {
-		return 0
+		want = 0
 	}
-	if bytes == 0 || float64(bytes)*float64(m.poll) <= float64(half)*float64(since) {
-		return m.poll
+	for want > 0 && float64(bytes)*float64(want) > p.half*float64(since) {
+		if want /= 2; want < shortestWait {
+			want = 0
+		}
 	}
-	return time.Duration(float64(since) * float64(half) / float64(bytes))
+	switch {
+	case want <= p.wait:
+		p.wait, p.empty = want, 0
+	case p.wait > 0: // slow down step by step: a guest that waited for room is about to write
+		p.wait = min(want, 2*p.wait)
+	case p.empty < emptySpins:
+		p.empty++
+	default:
+		p.wait = min(want, shortestWait)
+	}
+	return p.wait
 }
 
 // tick drains until the ring is empty or the tick's bound is reached.

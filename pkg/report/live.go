@@ -5,13 +5,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
 // What Live shows at most: people read lines, not floods.
 const (
-	linesPerWindow = 64
+	linesPerWindow = 16
 	window         = 100 * time.Millisecond
 	maxPending     = 1 << 20 // bytes that a slow reader may be behind
 	maxPayload     = 160     // bytes of a payload that a line shows
@@ -23,30 +24,27 @@ type Live struct {
 	out *Stream
 
 	mu     sync.Mutex
-	lines  int
-	held   map[string]int
-	quit   chan struct{}
-	ended  chan struct{}
+	lines  int            // in this window
+	begun  time.Duration  // when it began
+	held   map[string]int // messages that got no line
+	flush  *time.Timer    // shows held when no message comes that would
 	closed bool
 }
 
 // NewLive returns a Live that writes to out; Close ends it and leaves out open.
 func NewLive(out *Stream) *Live {
-	l := &Live{out: out, held: map[string]int{}, quit: make(chan struct{}), ended: make(chan struct{})}
-	go l.run()
-	return l
+	return &Live{out: out, held: map[string]int{}}
 }
 
 // Message shows a message that was read at a time since the run's start.
 func (l *Live) Message(at time.Duration, m shm.Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if at-l.begun >= window {
+		l.begun, l.lines = at, 0
+	}
 	if !l.shows(m) {
-		name := "others"
-		if m.Type.Known() {
-			name = m.Type.String()
-		}
-		l.held[name]++
+		l.hold(m.Type)
 		return
 	}
 	l.flushHeld()
@@ -68,46 +66,37 @@ func (l *Live) shows(m shm.Message) bool {
 	return l.lines < lines && l.out.Pending() < maxPending
 }
 
+// hold counts a message instead of showing it.
+func (l *Live) hold(t shm.Type) {
+	if len(l.held) == 0 && !l.closed {
+		l.flush = time.AfterFunc(window, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !l.closed {
+				l.flushHeld()
+			}
+		})
+	}
+	name := "others"
+	if t.Known() {
+		name = t.String()
+	}
+	l.held[name]++
+}
+
 // Close shows what is held back and ends the Live.
 func (l *Live) Close() {
 	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return
-	}
-	l.closed = true
-	l.mu.Unlock()
-	close(l.quit)
-	<-l.ended
-	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flushHeld()
-}
-
-// run begins a new window of lines from time to time.
-func (l *Live) run() {
-	defer close(l.ended)
-	tick := time.NewTicker(window)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.quit:
-			return
-		case <-tick.C:
-			l.mu.Lock()
-			if l.out.Pending() < maxPending {
-				l.flushHeld()
-			}
-			l.lines = 0
-			l.mu.Unlock()
-		}
-	}
+	l.closed = true
 }
 
 func (l *Live) flushHeld() {
 	if len(l.held) == 0 {
 		return
 	}
+	l.flush.Stop()
 	fmt.Fprintf(l.out, "%10s  and %s more\n", "", counts(l.held))
 	clear(l.held)
 }
@@ -125,7 +114,9 @@ func Describe(m shm.Message) string {
 			return fmt.Sprintf("code %d", code)
 		}
 	case shm.Crash, shm.TestResult, shm.PayloadMetrics, shm.RawOutput:
-		return oneLine(m.Payload)
+		if utf8.Valid(m.Payload) {
+			return oneLine(m.Payload)
+		}
 	}
 	if len(m.Payload) == 0 {
 		return ""

@@ -172,10 +172,13 @@ func (r *run) run(ctx context.Context) error {
 	if r.cfg.OnStart != nil {
 		r.cfg.OnStart()
 	}
-	if err := r.machine.Start(); err != nil {
+	if err := r.monitor.Start(); err != nil {
 		return errors.Join(err, r.machine.Close())
 	}
-	r.monitor.Start()
+	if err := r.machine.Start(); err != nil {
+		r.monitor.Stop()
+		return errors.Join(err, r.machine.Close())
+	}
 	driverCtx, stopDriver := context.WithCancel(ctx)
 	driver := make(chan error, 1)
 	go func() { driver <- r.drive(driverCtx) }()
