@@ -81,6 +81,9 @@ func (m *Memory) Write(src []byte, a Addr) error { return m.s.write(src, uint64(
 func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 	return m.s.each(uint64(a), n, func(mem []byte) error {
 		_, err := io.ReadFull(r, mem)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		return err
 	})
 }

@@ -77,10 +77,16 @@ func checkRegion(region *guestmem.Window) error {
 	return nil
 }
 
-// NewReader returns a reader of the ring in region that starts at position 0: the region's
-// header is one that Init has just written. It fails with ErrRegion, or
-// guestmem.ErrMisaligned where the region does not begin on 8 bytes.
+// NewReader returns a reader of a fresh ring: the region's header is one that Init has just
+// written. It fails with ErrRegion, or guestmem.ErrMisaligned where the region does not begin on
+// 8 bytes.
 func NewReader(region *guestmem.Window, limits Limits) (*Reader, error) {
+	return NewReaderAt(region, 0, limits)
+}
+
+// NewReaderAt is NewReader for a ring that was read up to a position before, by somebody who
+// remembers it: the header's read_ptr is no witness.
+func NewReaderAt(region *guestmem.Window, pos uint64, limits Limits) (*Reader, error) {
 	if err := checkRegion(region); err != nil {
 		return nil, err
 	}
@@ -102,6 +108,8 @@ func NewReader(region *guestmem.Window, limits Limits) (*Reader, error) {
 		// enough that the header's cache line is not passed to and fro for each message.
 		batch:  min(capacity/4, 256<<10),
 		limits: limits,
+		pos:    pos,
+		index:  pos % capacity,
 	}
 	word64 := func(off uint64) (w guestmem.Uint64) {
 		if err == nil {
