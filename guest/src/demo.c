@@ -202,11 +202,19 @@ static void signals(void)
 	send_code(EXIT, slot(SLOT_HOST) == 1 ? 0 : 1);
 }
 
+/* Waits until the host has read, or skipped, all that was written. */
+static void wait_until_read(void)
+{
+	while (__atomic_load_n(&ring.header->read_ptr, __ATOMIC_ACQUIRE) != ring.header->write_ptr)
+		cpu_relax();
+}
+
 /* Breaks the protocol in one way, waits until the host has coped, and ends as it is told. */
 static void hostile(void)
 {
 	struct ring_header *h = ring.header;
 	send(SCST, "", 0);
+	wait_until_read();
 	uint64_t position = h->write_ptr;
 	uint32_t *at = (uint32_t *)(ring.data + position); /* 16: aligned, far from the end */
 	if (param_is("demo.lie", "behind"))
@@ -230,8 +238,7 @@ static void hostile(void)
 		while (__atomic_load_n(&h->capacity, __ATOMIC_ACQUIRE) == 0xffffffff)
 			cpu_relax();
 	}
-	while (__atomic_load_n(&h->read_ptr, __ATOMIC_ACQUIRE) != h->write_ptr)
-		cpu_relax();
+	wait_until_read();
 	if (param("demo.exit"))
 		send_code(EXIT, (int32_t)number("demo.exit", 0));
 }
