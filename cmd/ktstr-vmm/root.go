@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
 
@@ -48,17 +48,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	exit := &exitError{code: run.CodeFailed, err: err}
 	errors.As(err, &exit)
 	if exit.err != nil {
-		fmt.Fprintf(stderr, "ktstr-vmm: %s\n", oneLine(err))
+		fmt.Fprintf(stderr, "ktstr-vmm: %s\n", report.Printable(err.Error()))
 	}
 	return exit.code
-}
-
-// oneLine is an error's text without line breaks or anything that a terminal would act on.
-func oneLine(err error) string {
-	q := strconv.Quote(err.Error())
-	text, unquoteErr := strconv.Unquote(q)
-	if unquoteErr == nil && text == q[1:len(q)-1] {
-		return text
-	}
-	return q[1 : len(q)-1]
 }

@@ -139,4 +139,3 @@ func (o *options) logger(w io.Writer) *zap.Logger {
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
 }
-

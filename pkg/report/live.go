@@ -126,27 +126,9 @@ func Describe(m shm.Message) string {
 
 // oneLine is the beginning of a guest's text, without what a terminal would act on.
 func oneLine(p []byte) string {
-	text := printable(string(p[:min(len(p), maxPayload)]), false)
+	text := Printable(string(p[:min(len(p), maxPayload)]))
 	if len(p) > maxPayload {
 		text += fmt.Sprintf("… (%d bytes)", len(p))
 	}
 	return text
-}
-
-// printable escapes what is not printable in s as Go does; with lines, line ends and tabs stay.
-func printable(s string, lines bool) string {
-	var b strings.Builder
-	if lines {
-		s = strings.ReplaceAll(s, "\r\n", "\n")
-	}
-	for _, c := range strings.ToValidUTF8(s, "\ufffd") {
-		switch {
-		case lines && (c == '\n' || c == '\t'), c == '\'', c == '"', c == '\\':
-			b.WriteRune(c)
-		default:
-			q := fmt.Sprintf("%q", c)
-			b.WriteString(q[1 : len(q)-1])
-		}
-	}
-	return b.String()
 }

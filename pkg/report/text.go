@@ -28,7 +28,7 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	if good {
 		head = "1;32" // bold green
 	}
-	fmt.Fprintf(&b, "\n%s: %s\n", paint(head, string(r.Outcome)), printable(r.Reason, false))
+	fmt.Fprintf(&b, "\n%s: %s\n", paint(head, string(r.Outcome)), Printable(r.Reason))
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-11s "+format+"\n", append([]any{name}, args...)...)
 	}
@@ -56,11 +56,11 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 		}
 	}
 	if r.Crash != nil {
-		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printable(*r.Crash, true)))
+		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
 	}
 	if console := strings.TrimRight(string(r.Console), "\n"); !good && console != "" {
 		lines := strings.Split(console, "\n")
-		fmt.Fprintf(&b, "\nend of the console:\n%s\n", indent(printable(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"), true)))
+		fmt.Fprintf(&b, "\nend of the console:\n%s\n", indent(printableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ktstr/ktstr-vmm/internal/needs"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"ktstr-vmm": main})
+}
+
+// TestScripts runs the command as a user does. Beside testscript's own commands there is
+// "exits CODE PROGRAM ARG…".
+func TestScripts(t *testing.T) {
+	needs.KVM(t)
+	vectors, err := filepath.Abs(filepath.Join("..", "..", "pkg", "shm", "testdata", "vectors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("VECTORS", vectors)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+	})
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// program builds the command for tests that need a process of its own: signals, pipes, scrapes.
+func program(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ktstr-vmm")
+	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+// A ring image cut anywhere, of zeros or of noise never panics inspect, and always ends it with a
+// code that it is known for.
+func TestInspectAnyImage(t *testing.T) {
+	image, err := os.ReadFile(filepath.Join("..", "..", "pkg", "shm", "testdata", "vectors", "all-types.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(name string, content []byte, codes ...int) {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "image")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"inspect", "--json", path}, {"inspect", path}} {
+			var out, errOut limited
+			code := execute(args, &out, &errOut)
+			for _, c := range codes {
+				if code == c {
+					return
+				}
+			}
+			t.Errorf("%s: exit code %d, want one of %v; %s", name, code, codes, errOut.text)
+		}
+	}
+	for n := 0; n < 600; n += 7 {
+		want := 1 // cut
+		if n < 40 {
+			want = 125 // no ring
+		}
+		check(fmt.Sprintf("cut at %d", n), image[:n], want)
+	}
+	check("whole", image, 0)
+	check("zeros", make([]byte, 1<<20), 125)
+	noise := make([]byte, 1<<20)
+	for i := range noise {
+		noise[i] = byte(i * i >> 3)
+	}
+	check("noise", noise, 125)
+	copy(noise, image[:12]) // a ring's first fields, then noise
+	check("noisy ring", noise, 0, 1)
+}
+
+// limited keeps the first bytes that are written to it.
+type limited struct{ text []byte }
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.text = append(l.text, p[:min(len(p), 200-min(200, len(l.text)))]...)
+	return len(p), nil
+}
+
+// FuzzArguments: no command line panics; what is no good is one line and 125.
+func FuzzArguments(f *testing.F) {
+	for _, args := range []string{"demo", "--memory=12Q", "--shm-size=9K", "--timeout=1ns", "--scenario=flood,count=", "--grace=-1s", "--cpus=x", "--report-format=xml"} {
+		f.Add(args, "--poll=0s")
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		if a == "-h" || b == "-h" {
+			return
+		}
+		// --poll 2s is refused whatever else is right, so nothing starts.
+		var out, errOut limited
+		code := execute([]string{"demo", a, b, "--poll=2s"}, &out, &errOut)
+		if code != 125 && code != 0 {
+			t.Fatalf("%q %q: exit code %d", a, b, code)
+		}
+		if code == 125 {
+			oneLineOf(t, errOut.text)
+		}
+	})
+}
+
+func oneLineOf(t *testing.T, text []byte) {
+	t.Helper()
+	for i, c := range text {
+		if c == '\n' && i != len(text)-1 || c == 0x1b {
+			t.Fatalf("more than a line: %q", text)
+		}
+	}
+}

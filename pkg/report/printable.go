@@ -1,0 +1,26 @@
+package report
+
+import (
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// Printable makes one line of any text, with what a terminal would act on escaped as in Go's
+// strings.
+func Printable(s string) string { return escape(s, "") }
+
+// printableLines is Printable for text of many lines: line ends and tabs stay.
+func printableLines(s string) string { return escape(strings.ReplaceAll(s, "\r\n", "\n"), "\n\t") }
+
+func escape(s, keep string) string {
+	var b strings.Builder
+	for _, c := range strings.ToValidUTF8(s, "\ufffd") {
+		if unicode.IsPrint(c) || strings.ContainsRune(keep, c) {
+			b.WriteRune(c)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(c), "'"))
+		}
+	}
+	return b.String()
+}
