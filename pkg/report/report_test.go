@@ -1,0 +1,235 @@
+package report_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/report"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// nasty is text that would do something to a terminal, to XML or to JSON.
+const nasty = "a\x1b[2Jb\x00]]><x>&\"\xff\u202e"
+
+func result() *run.Result {
+	seven, crash := int32(7), nasty+"\nsecond line"
+	return &run.Result{
+		ID: "id", Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
+		Outcome: run.Crashed, Reason: "the guest reported a crash", ExitCode: 122, GuestExitCode: &seven,
+		CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
+		Ring:          monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0}, Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}},
+		Faults:        []run.Fault{{Kind: "bad_length", Detail: "too long"}},
+		SchedulerExit: &run.SchedulerExit{Code: &seven},
+		Crash:         &crash,
+		Stimuli:       []shm.StimulusEvent{{ElapsedMS: 1, StepIndex: 2, OpCount: 3, OpKinds: 4, CgroupCount: 5, WorkerCount: 6, TotalIterations: 7}},
+		TestResults:   [][]byte{[]byte(`{"a":1}`), []byte("no JSON \xff"), []byte(`"text"`)},
+		Console:       []byte("boot\r\n" + nasty + "\r\n"),
+		Omitted:       run.Omitted{Stimuli: 11},
+	}
+}
+
+func TestJSON(t *testing.T) {
+	var out bytes.Buffer
+	if err := report.JSON(&out, "v1", result()); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	delete(got, "arch") // this host's
+	clean := "a\x1b[2Jb\x00]]><x>&\"\ufffd\u202e"
+	want := map[string]any{
+		"schema": 1.0, "id": "id", "version": "v1", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
+		"outcome": "crash", "reason": "the guest reported a crash", "exit_code": 122.0, "guest_exit_code": 7.0,
+		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20), "shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
+		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0}, "drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,
+			"faults": []any{map[string]any{"kind": "bad_length", "detail": "too long"}}},
+		"scheduler_exit": map[string]any{"code": 7.0},
+		"crash":          map[string]any{"message": clean + "\nsecond line"},
+		"stimuli": []any{map[string]any{"elapsed_ms": 1.0, "step_index": 2.0, "op_count": 3.0, "op_kinds": 4.0, "cgroup_count": 5.0,
+			"worker_count": 6.0, "total_iterations": 7.0}},
+		"results":      []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
+		"console_tail": "boot\r\n" + clean + "\r\n",
+		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestJSONOfNothing(t *testing.T) {
+	var out bytes.Buffer
+	if err := report.JSON(&out, "v1", &run.Result{Outcome: run.Failed}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"guest_exit_code": null`, `"scheduler_exit": null`, `"crash": null`, `"stimuli": []`, `"results": []`, `"faults": []`, `"by_type": {}`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %s in\n%s", want, out.String())
+		}
+	}
+}
+
+func TestJUnitIsXML(t *testing.T) {
+	for outcome, want := range map[run.Outcome][2]int{run.Crashed: {0, 1}, run.Exited: {1, 0}} {
+		r := result()
+		r.Outcome = outcome
+		var out bytes.Buffer
+		if err := report.JUnit(&out, r); err != nil {
+			t.Fatal(err)
+		}
+		var suite struct {
+			Failures int `xml:"failures,attr"`
+			Errors   int `xml:"errors,attr"`
+			Case     struct {
+				Name string `xml:"name,attr"`
+				Out  string `xml:"system-out"`
+			} `xml:"testcase"`
+		}
+		if err := xml.Unmarshal(out.Bytes(), &suite); err != nil {
+			t.Fatalf("%v in\n%s", err, out.String())
+		}
+		if suite.Failures != want[0] || suite.Errors != want[1] || !strings.HasPrefix(suite.Case.Name, "demo:a") || !strings.HasPrefix(suite.Case.Out, "boot") {
+			t.Errorf("%s: %+v", outcome, suite)
+		}
+	}
+}
+
+// Nothing that a guest wrote reaches a terminal as it is.
+func TestTextIsHarmless(t *testing.T) {
+	var out bytes.Buffer
+	if err := report.Text(&out, result(), false); err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsAny(out.String(), "\x1b\x00\r\u202e") {
+		t.Errorf("%q", out.String())
+	}
+	for _, want := range []string{"\ncrash: the guest reported a crash\n", "  exit code   122\n", "messages    3 (CRSH 2, EXIT 1), 100 bytes",
+		"bad_length: too long", "  a\\x1b[2Jb\\x00", "\n  second line\n", "end of the console:\n  boot\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+	var coloured bytes.Buffer
+	if err := report.Text(&coloured, result(), true); err != nil || !strings.Contains(coloured.String(), "\x1b[1;31mcrash\x1b[0m") {
+		t.Errorf("%q, %v", coloured.String(), err)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	code := shm.EncodeCode(-3)
+	for _, tc := range []struct {
+		m    shm.Message
+		want string
+	}{
+		{shm.Message{Type: shm.Exit, Payload: code[:]}, "code -3"},
+		{shm.Message{Type: shm.Exit, Payload: []byte("12345")}, "5 bytes: 3132333435"},
+		{shm.Message{Type: shm.ScenarioStart}, ""},
+		{shm.Message{Type: shm.TestResult, Payload: []byte("{\"x\":\"\x1b[1m\"}")}, `{"x":"\x1b[1m"}`},
+		{shm.Message{Type: shm.RawOutput, Payload: []byte{0xff, 0}}, "2 bytes: ff00"},
+		{shm.Message{Type: shm.Crash, Payload: []byte(strings.Repeat("x", 200))}, strings.Repeat("x", 160) + "… (200 bytes)"},
+		{shm.Message{Type: 0x42, Payload: make([]byte, 100)}, "100 bytes: " + strings.Repeat("0", 32)},
+	} {
+		if got := report.Describe(tc.m); got != tc.want {
+			t.Errorf("%v: %q, want %q", tc.m.Type, got, tc.want)
+		}
+	}
+}
+
+// locked is a buffer that a stream's goroutine and a test share.
+type locked struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// A flood becomes a few lines and a count, by type; what ends a run is shown all the same.
+func TestLiveCountsFloods(t *testing.T) {
+	var out locked
+	s := report.NewStream(&out)
+	l := report.NewLive(s)
+	for range 10_000 {
+		l.Message(time.Second, shm.Message{Type: shm.RawOutput, CRCOK: true})
+	}
+	l.Message(time.Second, shm.Message{Type: 0x42, CRCOK: true})
+	code := shm.EncodeCode(0)
+	l.Message(time.Second, shm.Message{Type: shm.Exit, CRCOK: true, Payload: code[:]})
+	l.Message(time.Second, shm.Message{Type: shm.RawOutput})
+	l.Close()
+	if err := s.Close(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	text := out.String()
+	if n := strings.Count(text, "\n"); n > 25 {
+		t.Errorf("%d lines", n)
+	}
+	for _, want := range []string{"and RAWO 9984, others 1 more\n", "    1.000s  EXIT  code 0\n", "and RAWO 1 more\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+}
+
+// What was held back is shown after a moment, though no message comes that would show it.
+func TestLiveShowsWhatItHeld(t *testing.T) {
+	var out locked
+	s := report.NewStream(&out)
+	l := report.NewLive(s)
+	for range 100 {
+		l.Message(0, shm.Message{Type: shm.Stimulus, CRCOK: true})
+	}
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), "and STIM 84 more"); {
+		if time.Now().After(deadline) {
+			t.Fatalf("never shown:\n%s", out.String())
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	l.Close()
+	if err := s.Close(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStreamDoesNotWaitForItsReader(t *testing.T) {
+	r, w := io.Pipe()
+	s := report.NewStream(w)
+	for i := range 1000 {
+		fmt.Fprintf(s, "line %d\n", i)
+	}
+	if err := s.Close(20 * time.Millisecond); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("a reader that does not read: %v", err)
+	}
+	r.CloseWithError(errors.New("gone")) // lets the stream's goroutine end
+	if err := s.Close(10 * time.Second); err == nil || err.Error() != "gone" {
+		t.Errorf("a reader that went away: %v", err)
+	}
+	if _, err := fmt.Fprint(s, "more"); err == nil {
+		t.Error("a stream whose reader went away takes more")
+	}
+}
