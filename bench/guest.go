@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+func scenario(words string) run.Config {
+	return run.Config{
+		VM:      vm.Config{Kernel: vm.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: "demo.scenario=" + words},
+		Timeout: 5 * time.Minute,
+		Grace:   -1,
+	}
+}
+
+func floods() error {
+	for _, f := range []struct{ count, size int }{{1_000_000, 24}, {4 << 30 / 4096, 4096}, {4 << 30 >> 16, 1 << 16}} {
+		r := run.Run(context.Background(), scenario(fmt.Sprintf("flood demo.count=%d demo.size=%d", f.count, f.size)))
+		if r.Outcome != run.Exited || r.Ring.ByType["RAWO"] != uint64(f.count) || r.Ring.CRCErrors+r.Ring.Drops != 0 {
+			return fmt.Errorf("flood: %s, %s, %+v", r.Outcome, r.Reason, r.Ring)
+		}
+		took := (r.Duration - r.FirstExit).Seconds()
+		fmt.Printf("%8d messages of %6d bytes: %12.0f messages/s %8.0f MB/s of payload, none lost or dropped\n",
+			f.count, f.size, float64(f.count)/took, float64(f.count)*float64(f.size)/took/1e6)
+	}
+	return nil
+}
+
+// watched is a machine that notes when it ended.
+type watched struct {
+	run.Machine
+	ended chan time.Time
+}
+
+func (w watched) Start() error {
+	go func() {
+		<-w.Done()
+		w.ended <- time.Now()
+	}()
+	return w.Machine.Start()
+}
+
+// stamp notes when the guest first wrote to its console.
+type stamp struct{ at time.Time }
+
+func (s *stamp) Write(p []byte) (int, error) {
+	if s.at.IsZero() {
+		s.at = time.Now()
+	}
+	return len(p), nil
+}
+
+// schedulerExit measures from the guest's last act before it writes SCDX, a line on its console,
+// until its vCPU has ended.
+func schedulerExit() (time.Duration, error) {
+	console, ended := &stamp{}, make(chan time.Time, 1)
+	cfg := scenario("sched-exit")
+	cfg.NewMachine = func(c vm.Config) (run.Machine, error) {
+		c.Console = io.MultiWriter(console, c.Console)
+		m, err := vm.New(c)
+		return watched{m, ended}, err
+	}
+	if r := run.Run(context.Background(), cfg); r.Outcome != run.SchedulerGone {
+		return 0, fmt.Errorf("sched-exit: %s, %s", r.Outcome, r.Reason)
+	}
+	return (<-ended).Sub(console.at), nil
+}
+
+// stopLatency measures from Stop until the vCPU has ended.
+func stopLatency(words string) (time.Duration, error) {
+	cfg := scenario(words).VM
+	plan, err := vm.NewPlan(0, 0)
+	if err != nil {
+		return 0, err
+	}
+	cfg.Cmdline = fmt.Sprintf("KTSTR_SHM_BASE=%v KTSTR_SHM_SIZE=0x%x %s", plan.Reserved.Base, plan.Reserved.Size, cfg.Cmdline)
+	m, err := vm.New(cfg)
+	if err != nil {
+		return 0, err
+	}
+	if err := m.Start(); err != nil {
+		return 0, errors.Join(err, m.Close())
+	}
+	time.Sleep(20 * time.Millisecond) // into the guest
+	start := time.Now()
+	m.Stop(errors.New("measured"))
+	<-m.Done()
+	took := time.Since(start)
+	return took, m.Close()
+}
+
+func stops() error {
+	const rounds = 40
+	repeat := func(fn func() (time.Duration, error)) (all []time.Duration, err error) {
+		for range rounds {
+			d, err := fn()
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, d)
+		}
+		return all, nil
+	}
+	for _, words := range []string{"hang", "halt"} {
+		all, err := repeat(func() (time.Duration, error) { return stopLatency(words) })
+		if err != nil {
+			return err
+		}
+		_, worst := spread(all)
+		goal("Stop until the vCPU has ended, "+words, show(all), "≤ 1s", worst <= time.Second)
+	}
+	all, err := repeat(schedulerExit)
+	if err != nil {
+		return err
+	}
+	_, worst := spread(all)
+	const ticks = 2 * monitor.DefaultPoll
+	goal("SCDX written until the vCPU has ended", show(all), fmt.Sprintf("≤ %v", ticks), worst <= ticks)
+	return nil
+}
