@@ -1,5 +1,7 @@
 #include "ring.h"
 
+#include "crc32.h"
+
 _Static_assert(sizeof(struct ring_header) == RING_HEADER, "the format's header is 40 bytes");
 _Static_assert(sizeof(struct stimulus) == 24, "the format's stimulus is 24 bytes");
 
@@ -31,7 +33,8 @@ static void put(struct ring *r, uint64_t position, const uint8_t *from, uint64_t
 	uint64_t at = position % r->capacity;
 	uint64_t first = r->capacity - at < len ? r->capacity - at : len;
 	__builtin_memcpy(r->data + at, from, first);
-	__builtin_memcpy(r->data, from + first, len - first);
+	if (first < len)
+		__builtin_memcpy(r->data, from + first, len - first);
 }
 
 int ring_write(struct ring *r, uint32_t type, const void *payload, uint32_t len)
@@ -47,39 +50,4 @@ int ring_write(struct ring *r, uint32_t type, const void *payload, uint32_t len)
 	put(r, position + sizeof head, payload, len);
 	__atomic_store_n(&r->header->write_ptr, position + sizeof head + len, __ATOMIC_RELEASE);
 	return 1;
-}
-
-/* Eight bytes a step, by eight tables: the CRC of a byte that is followed by 0 to 7 zero bytes. */
-static uint32_t table[8][256];
-
-static void make_tables(void)
-{
-	for (uint32_t i = 0; i < 256; i++) {
-		uint32_t c = i;
-		for (int bit = 0; bit < 8; bit++)
-			c = c >> 1 ^ (c & 1 ? 0xedb88320 : 0);
-		table[0][i] = c;
-	}
-	for (int t = 1; t < 8; t++)
-		for (uint32_t i = 0; i < 256; i++)
-			table[t][i] = table[t - 1][i] >> 8 ^ table[0][table[t - 1][i] & 255];
-}
-
-uint32_t crc32(const void *data, uint64_t len)
-{
-	const uint8_t *p = data;
-	uint32_t c = ~0u;
-	if (!table[0][1])
-		make_tables();
-	for (; len >= 8; len -= 8, p += 8) {
-		uint64_t v;
-		__builtin_memcpy(&v, p, 8);
-		v ^= c;
-		c = 0;
-		for (int i = 0; i < 8; i++)
-			c ^= table[7 - i][v >> 8 * i & 255];
-	}
-	for (; len; len--)
-		c = c >> 8 ^ table[0][(c ^ *p++) & 255];
-	return ~c;
 }

@@ -50,7 +50,4 @@ int ring_write(struct ring *r, uint32_t type, const void *payload, uint32_t len)
 /* Whether a message of len bytes finds room. */
 int ring_has_room(const struct ring *r, uint32_t len);
 
-/* CRC-32 (IEEE 802.3) of len bytes. */
-uint32_t crc32(const void *data, uint64_t len);
-
 #endif

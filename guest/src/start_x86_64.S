@@ -12,6 +12,9 @@ _start:
 	lgdt	gdt_pointer(%rip)
 	leaq	pml4(%rip), %rax
 	movq	%rax, %cr3
+	movq	%cr4, %rax
+	orl	$0x600, %eax		/* OSFXSR, OSXMMEXCPT: vector registers may be used */
+	movq	%rax, %cr4
 	movq	%rsi, %rdi
 	call	stays_in_ring0
 	testl	%eax, %eax

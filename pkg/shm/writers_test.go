@@ -13,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -59,7 +60,8 @@ func TestWriterAgainstReader(t *testing.T) {
 func TestCWriterWritesTheSame(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "cwriter")
 	src := filepath.Join("..", "..", "guest", "src")
-	build := exec.Command("gcc", "-O2", "-Wall", "-Werror", "-I", src, "-o", program, filepath.Join("testdata", "cwriter.c"), filepath.Join(src, "ring.c"))
+	build := exec.Command(needs.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o", program, filepath.Join("testdata", "cwriter.c"),
+		filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"), filepath.Join(src, "crc32_x86_64.c"))
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}
