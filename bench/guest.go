@@ -11,6 +11,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -76,26 +77,37 @@ func schedulerExit() (time.Duration, error) {
 }
 
 // stopLatency measures from Stop until the vCPU has ended.
-func stopLatency(words string) (time.Duration, error) {
+func stopLatency(words string) (took time.Duration, err error) {
 	cfg := scenario(words).VM
 	plan, err := vm.NewPlan(0, 0)
 	if err != nil {
 		return 0, err
 	}
-	cfg.Cmdline = fmt.Sprintf("KTSTR_SHM_BASE=%v KTSTR_SHM_SIZE=0x%x %s", plan.Reserved.Base, plan.Reserved.Size, cfg.Cmdline)
+	ring := plan.Reserved
+	cfg.Cmdline = shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " " + cfg.Cmdline
 	m, err := vm.New(cfg)
 	if err != nil {
 		return 0, err
 	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	region, err := m.Memory().Window(ring.Base, ring.Size)
+	if err != nil {
+		return 0, err
+	}
+	if err := shm.Init(region); err != nil {
+		return 0, err
+	}
 	if err := m.Start(); err != nil {
-		return 0, errors.Join(err, m.Close())
+		return 0, err
 	}
 	time.Sleep(20 * time.Millisecond) // into the guest
+	measured := errors.New("measured")
 	start := time.Now()
-	m.Stop(errors.New("measured"))
-	<-m.Done()
-	took := time.Since(start)
-	return took, m.Close()
+	m.Stop(measured)
+	if reason := m.Wait(); reason != measured {
+		return 0, fmt.Errorf("%s ended before it was stopped: %w", words, reason)
+	}
+	return time.Since(start), nil
 }
 
 func stops() error {

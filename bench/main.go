@@ -5,12 +5,14 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
 )
 
 func main() {
+	fmt.Printf("%s, %d processors, %s\n\n", processor(), runtime.NumCPU(), runtime.Version())
 	failed := false
 	for _, part := range []struct {
 		name string
@@ -32,6 +34,20 @@ func main() {
 	if failed {
 		os.Exit(1)
 	}
+}
+
+// processor is the processor's name as Linux has it.
+func processor() string {
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			return strings.Trim(name, "\t :\n")
+		}
+	}
+	return runtime.GOARCH
 }
 
 // goal prints a figure beside what it should be.

@@ -22,7 +22,8 @@ void *memcpy(void *to, const void *from, uint64_t len)
 	if (len <= 64) /* where starting a string instruction costs more than the copy */
 		for (; len >= 8; len -= 8, d += 8, s += 8)
 			*(volatile word *)d = *(const word *)s;
-	__asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(len) : : "memory");
+	if (len)
+		__asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(len) : : "memory");
 	return to;
 }
 
