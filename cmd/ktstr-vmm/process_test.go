@@ -217,3 +217,33 @@ func TestOutputThatNobodyReads(t *testing.T) {
 		t.Errorf("broken pipe: exit code %d, want 3", code)
 	}
 }
+
+// On a host whose /dev/kvm is none: one line that says so, 125, and a report that says the same.
+func TestHostWithoutKVM(t *testing.T) {
+	needs.KVM(t)
+	if os.Geteuid() != 0 {
+		needs.Missing(t, "root", os.ErrPermission)
+	}
+	unshare, path := needs.Tool(t, "unshare"), program(t)
+	inHost := func(args ...string) *exec.Cmd {
+		return exec.Command(unshare, append([]string{"--mount", "sh", "-c", `mount --bind /dev/null /dev/kvm && exec "$@"`, "sh", path}, args...)...)
+	}
+	report := filepath.Join(t.TempDir(), "report.json")
+	cmd := inHost("demo", "--report", report, "--report-format", "json")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if code := ends(t, cmd); code != 125 || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), "/dev/kvm is no KVM device") {
+		t.Errorf("exit code %d, %s", code, stderr.String())
+	}
+	if text, err := os.ReadFile(report); err != nil || !strings.Contains(string(text), `"outcome": "error"`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	cmd = inHost("doctor")
+	out, err := cmd.Output()
+	if code := cmd.ProcessState.ExitCode(); code != 125 || !strings.Contains(string(out), "fail  KVM") {
+		t.Errorf("doctor: exit code %d, %s, %v", code, out, err)
+	}
+}

@@ -1,0 +1,32 @@
+package run_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+func Example() {
+	result := run.Run(context.Background(), run.Config{
+		VM: vm.Config{
+			Kernel:  vm.ELF{File: bytes.NewReader(guest.Demo)},
+			Cmdline: "demo.scenario=fail",
+			Memory:  256 << 20,
+		},
+		Timeout: 10 * time.Second,
+		Handlers: func(mux *monitor.Mux) {
+			mux.HandleFunc(shm.TestResult, func(m shm.Message) monitor.Verdict {
+				fmt.Printf("result: %s\n", m.Payload)
+				return monitor.Continue
+			})
+		},
+	})
+	fmt.Println(result.Outcome, result.ExitCode)
+}
