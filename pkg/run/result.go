@@ -22,12 +22,11 @@ type Result struct {
 	ExitCode      int    // the process's
 	GuestExitCode *int32 // the last CRC-good EXIT, or nil
 
-	CPUs       int
-	Memory     uint64 // bytes, the ring included
-	RingBase   guestmem.Addr
-	RingSize   uint64        // bytes
-	FirstExit  time.Duration // from StartedAt until the guest first left KVM; 0 where it never did
-	GuestEnded bool          // the guest ended the machine, by reset or triple fault
+	CPUs      int
+	Memory    uint64 // bytes, the ring included
+	RingBase  guestmem.Addr
+	RingSize  uint64        // bytes
+	FirstExit time.Duration // from StartedAt until the guest first left KVM; 0 where it never did
 
 	Ring          monitor.Stats
 	Faults        []Fault        // the first ones

@@ -353,7 +353,6 @@ func (r *run) ended(reason error) error {
 	switch {
 	case errors.Is(reason, vm.ErrReset), errors.Is(reason, vm.ErrTripleFault):
 		r.guestEnd = reason
-		r.result.GuestEnded = true
 	case errors.Is(reason, vm.ErrRun):
 		return reason
 	}

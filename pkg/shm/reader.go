@@ -39,8 +39,8 @@ type Drained struct {
 }
 
 // Reader reads a live ring on the host. Region, capacity and read position are its own;
-// the header's copies are written for the guest to see and never believed. One goroutine at a
-// time may use it.
+// the header's copies are written for the guest to see and never believed. It holds a buffer for
+// the largest message so far, which is at most the capacity. One goroutine at a time may use it.
 type Reader struct {
 	id       guestmem.Uint64 // magic and version
 	capWord  guestmem.Uint32

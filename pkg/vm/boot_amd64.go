@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -45,6 +46,8 @@ const (
 	loaderOther  = 0xff
 	loadedHigh   = 1
 )
+
+var le = binary.LittleEndian
 
 // loadBootData writes what the 64-bit boot protocol expects beside the kernel: the zero page
 // with the memory map, the command line, a GDT, and page tables that map the first GiB to

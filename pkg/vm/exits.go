@@ -1,52 +1,40 @@
 package vm
 
-import (
-	"iter"
+import "iter"
 
-	"github.com/bobuhiro11/gokvm/kvm"
-)
+// exitNames are the reasons for which a guest leaves KVM and that are counted by themselves, by
+// their number: linux/kvm.h, KVM_EXIT_*. The last one is all others.
+var exitNames = [...]string{
+	2:         "io",
+	5:         "hlt",
+	6:         "mmio",
+	7:         "irq_window",
+	8:         "shutdown",
+	9:         "fail_entry",
+	exitIntr:  "intr",
+	17:        "internal_error",
+	24:        "system_event",
+	exitOther: "other",
+}
 
-// Reasons of exits that gokvm does not name: linux/kvm.h.
 const (
-	exitIRQWindow   = 7
-	exitSystemEvent = 24
+	exitIntr  = 10
+	exitOther = 25
 )
 
-// numExits is how many reasons are counted by themselves; the last counter is all others.
-const numExits = 10
-
-// exitNames are the counters' names, by their index in Machine.exits.
-var exitNames = [numExits]string{"io", "mmio", "hlt", "shutdown", "fail_entry", "internal_error", "intr", "irq_window", "system_event", "other"}
-
-func exitIndex(reason uint32) int {
-	switch reason {
-	case uint32(kvm.EXITIO):
-		return 0
-	case uint32(kvm.EXITMMIO):
-		return 1
-	case uint32(kvm.EXITHLT):
-		return 2
-	case uint32(kvm.EXITSHUTDOWN):
-		return 3
-	case uint32(kvm.EXITFAILENTRY):
-		return 4
-	case uint32(kvm.EXITINTERNALERROR):
-		return 5
-	case uint32(kvm.EXITINTR):
-		return 6
-	case exitIRQWindow:
-		return 7
-	case exitSystemEvent:
-		return 8
+// countExit counts one exit by its reason.
+func (m *Machine) countExit(reason uint32) {
+	if reason >= exitOther || exitNames[reason] == "" {
+		reason = exitOther
 	}
-	return numExits - 1
+	m.exits[reason].Add(1)
 }
 
 // Exits returns how often the guest left KVM, by reason; a fixed set of names, in order.
 func (m *Machine) Exits() iter.Seq2[string, uint64] {
 	return func(yield func(string, uint64) bool) {
 		for i, name := range exitNames {
-			if !yield(name, m.exits[i].Load()) {
+			if name != "" && !yield(name, m.exits[i].Load()) {
 				return
 			}
 		}

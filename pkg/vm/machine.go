@@ -38,7 +38,7 @@ type Machine struct {
 	guest   *guestmem.Memory
 	vcpus   []*vcpu
 	running sync.WaitGroup
-	exits   [numExits]atomic.Uint64
+	exits   [len(exitNames)]atomic.Uint64
 	first   atomic.Int64 // the first exit, in Unix nanoseconds
 
 	mu       sync.Mutex
@@ -115,9 +115,6 @@ func (m *Machine) build() error {
 
 // Memory is all of the guest's RAM, the reserved part included. It is gone after Close.
 func (m *Machine) Memory() *guestmem.Memory { return m.guest }
-
-// Reserved is where the reserved part of RAM lies.
-func (m *Machine) Reserved() Span { return m.plan.Reserved }
 
 // Start lets the vCPUs run. It fails with ErrConfig where the machine was started or closed
 // before.

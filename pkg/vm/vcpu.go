@@ -1,7 +1,6 @@
 package vm
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
@@ -83,17 +82,23 @@ func (v *vcpu) run(m *Machine) {
 		case err == nil:
 			v.exit(m)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			m.exits[exitIndex(uint32(kvm.EXITINTR))].Add(1)
+			m.countExit(exitIntr)
 		default:
 			m.Stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", ErrRun, v.id, err, m.arch.registers(v)))
 		}
 	}
 }
 
+// Reasons of exits that gokvm does not name: linux/kvm.h.
+const (
+	exitIRQWindow   = 7
+	exitSystemEvent = 24
+)
+
 // exit handles one exit: KVM API, section 5, exit_reason.
 func (v *vcpu) exit(m *Machine) {
 	reason := v.state.ExitReason
-	m.exits[exitIndex(reason)].Add(1)
+	m.countExit(reason)
 	if m.first.Load() == 0 {
 		m.first.Store(time.Now().UnixNano())
 	}
@@ -133,5 +138,3 @@ func (v *vcpu) ioData() (data []byte, out bool, size int, port uint16) {
 	}
 	return v.page[offset:end], direction == kvm.EXITIOOUT, int(size64), uint16(port64)
 }
-
-var le = binary.LittleEndian
