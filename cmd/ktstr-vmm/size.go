@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// size is a number of bytes as a flag: digits, and K, M or G for powers of 1024.
+// size is a number of bytes as a flag: digits, hex ones behind 0x, and K, M or G for powers of
+// 1024.
 type size uint64
 
 var sizeUnits = []struct {
@@ -18,13 +19,18 @@ var sizeUnits = []struct {
 // Set implements pflag.Value.
 func (s *size) Set(text string) error {
 	digits, unit := text, uint64(1)
-	for _, u := range sizeUnits {
-		if d, ok := strings.CutSuffix(strings.ToUpper(text), u.letter); ok {
-			digits, unit = d, u.bytes
-			break
+	if n := len(text); n > 0 {
+		for _, u := range sizeUnits {
+			if strings.EqualFold(text[n-1:], u.letter) {
+				digits, unit = text[:n-1], u.bytes
+			}
 		}
 	}
-	n, err := strconv.ParseUint(digits, 10, 64)
+	base := 10
+	if hex, ok := strings.CutPrefix(digits, "0x"); ok {
+		digits, base = hex, 16
+	}
+	n, err := strconv.ParseUint(digits, base, 64)
 	if err != nil {
 		return fmt.Errorf("a size is a number of bytes, or one with K, M or G: 512M")
 	}

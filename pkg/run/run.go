@@ -198,7 +198,10 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.monitor.Finish()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
-	return errors.Join(err, r.machine.Close())
+	if closeErr := r.machine.Close(); closeErr != nil {
+		log.Warn("the machine could not be given back whole", zap.Error(closeErr)) // no reason to lose the outcome
+	}
+	return err
 }
 
 func firstExit(at, start time.Time) time.Duration {
@@ -318,20 +321,23 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 				stop(errDeadline)
 			}
 		case s := <-r.cfg.Signals:
-			if r.signal != nil || r.cfg.Grace < 0 {
+			switch {
+			case giveUp != nil: // the run is over already
+			case r.signal != nil:
 				stop(errInterrupt)
-			} else {
+			case r.cfg.Grace < 0:
+				r.signal = s
+				stop(errInterrupt)
+			default:
+				r.signal = s
 				r.askToStop()
 				graceOver = time.After(r.cfg.Grace)
-			}
-			if r.signal == nil {
-				r.signal = s
 			}
 		case <-graceOver:
 			stop(errInterrupt)
 		case <-interrupt:
 			interrupt = nil
-			if r.signal == nil {
+			if r.signal == nil && giveUp == nil {
 				r.signal = syscall.SIGINT
 			}
 			stop(errInterrupt)
