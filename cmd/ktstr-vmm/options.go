@@ -24,6 +24,10 @@ type options struct {
 	metricsListen        string
 	metricsLinger        time.Duration
 	logLevel, logFormat  string
+
+	// passOutput is for guests that run a command: its output is ours, and nothing else is
+	// shown unless something went wrong.
+	passOutput bool
 }
 
 var (

@@ -37,7 +37,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), inspectCommand(), doctorCommand(), versionCommand())
+	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), versionCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
 // flushLimit is how long a reader of our output that takes nothing can hold up the exit.
@@ -31,7 +32,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	// Where the report is what stdout is for, the live view makes way.
 	reportOnStdout := o.report == "-"
 	liveTo := c.OutOrStdout()
-	if reportOnStdout && o.reportFormat != "text" {
+	if o.passOutput || reportOnStdout && o.reportFormat != "text" {
 		liveTo = c.ErrOrStderr()
 	}
 	var file *reportFile
@@ -68,11 +69,29 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	}
 	cfg.Signals = signals
 	cfg.OnMessage = live.Message
+	if o.passOutput {
+		stdout, stderr := report.NewStream(c.OutOrStdout()), report.NewStream(c.ErrOrStderr())
+		defer stderr.Close(flushLimit)
+		defer stdout.Close(flushLimit)
+		cfg.OnMessage = func(_ time.Duration, m shm.Message) {
+			switch {
+			case !m.CRCOK:
+			case m.Type == shm.Stdout:
+				_, _ = stdout.Write(m.Payload)
+			case m.Type == shm.Stderr:
+				_, _ = stderr.Write(m.Payload)
+			}
+		}
+	}
 	cfg.Log = log
 
 	result := run.Run(c.Context(), cfg)
 	live.Close()
-	if liveTo == c.OutOrStdout() {
+	if o.passOutput {
+		if result.Outcome != run.Exited {
+			_ = report.Text(out, result, false)
+		}
+	} else if liveTo == c.OutOrStdout() {
 		_ = report.Text(out, result, wantsColour(liveTo)) // a Stream takes all
 	}
 	if err := out.Close(flushLimit); err != nil {

@@ -88,6 +88,28 @@ func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 	})
 }
 
+// Writer returns a writer that fills the n bytes at a in order, for one goroutine. What does not
+// fit, or is not RAM, is refused with ErrOutside.
+func (m *Memory) Writer(a Addr, n uint64) io.Writer { return &writer{m, a, n} }
+
+type writer struct {
+	m    *Memory
+	at   Addr
+	left uint64
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	if uint64(len(p)) > w.left {
+		return 0, fmt.Errorf("%w: 0x%x bytes at %v, the room ends after 0x%x", ErrOutside, len(p), w.at, w.left)
+	}
+	if err := w.m.Write(p, w.at); err != nil {
+		return 0, err
+	}
+	w.at += Addr(len(p))
+	w.left -= uint64(len(p))
+	return len(p), nil
+}
+
 // Uint32 returns the aligned 32-bit word at a; ErrOutside or ErrMisaligned.
 func (m *Memory) Uint32(a Addr) (Uint32, error) { return m.s.uint32(uint64(a)) }
 

@@ -106,15 +106,21 @@ const (
 	RawOutput      Type = 0x5241574f // RAWO: JSON
 )
 
-// Types lists the types of the format.
+// Types of our own, which the format leaves room for.
+const (
+	Stdout Type = 0x5354444f // STDO: bytes that the command wrote to its stdout
+	Stderr Type = 0x53544445 // STDE: the same of its stderr
+)
+
+// Types lists the types of the format, and behind them our own.
 func Types() []Type {
-	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput}
+	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr}
 }
 
-// Known reports whether t is one of the format's types.
+// Known reports whether t is one of Types.
 func (t Type) Known() bool {
 	switch t {
-	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput:
+	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr:
 		return true
 	}
 	return false

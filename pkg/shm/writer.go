@@ -1,20 +1,23 @@
 package shm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
 // What a Writer answers, for errors.Is.
 var (
-	ErrFull    = errors.New("no room in the ring, message dropped") // counted in the header's drops
-	ErrBusy    = errors.New("another goroutine is writing")         // not counted
-	ErrCorrupt = errors.New("ring header is corrupt")               // nothing was written or counted
+	ErrFull     = errors.New("no room in the ring, message dropped") // counted in the header's drops
+	ErrBusy     = errors.New("another goroutine is writing")         // not counted
+	ErrCorrupt  = errors.New("ring header is corrupt")               // nothing was written or counted
+	ErrTooLarge = errors.New("message is larger than the ring")      // not counted
 )
 
 // Writer is the guest's side of a ring. Many goroutines may write at once; each message is
@@ -60,6 +63,9 @@ func NewWriter(region *guestmem.Window) (*Writer, error) {
 	return w, nil
 }
 
+// Capacity is the ring's data in bytes, as the region bounds it.
+func (w *Writer) Capacity() uint64 { return w.data.Len() }
+
 // Write puts one message into the ring, or counts it as dropped and returns ErrFull. It waits
 // for other goroutines' writes, never for the host.
 func (w *Writer) Write(t Type, payload []byte) error {
@@ -76,6 +82,30 @@ func (w *Writer) TryWrite(t Type, payload []byte) error {
 	}
 	defer w.mu.Unlock()
 	return w.write(t, payload)
+}
+
+// WriteWait is Write for what must not be dropped: where there is no room it waits for the host
+// to make some, until ctx ends. A message that the ring can never hold is ErrTooLarge.
+func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
+	size := MessageHeaderSize + uint64(len(payload))
+	for pause := 20 * time.Microsecond; ; pause = min(2*pause, 2*time.Millisecond) {
+		w.mu.Lock()
+		capacity := uint64(w.capWord.Load())
+		if size > capacity {
+			w.mu.Unlock()
+			return fmt.Errorf("%w: it takes %d bytes, the ring holds %d", ErrTooLarge, size, capacity)
+		}
+		if used := w.writePtr.Load() - w.readPtr.Load(); used > capacity || size <= capacity-used {
+			defer w.mu.Unlock()
+			return w.write(t, payload)
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ErrFull, context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
 }
 
 func (w *Writer) write(t Type, payload []byte) error {

@@ -100,12 +100,16 @@ func (x *x86) setupVM(m *Machine) error {
 }
 
 func (x *x86) load(m *Machine, ram *guestmem.Memory) error {
-	entry, err := m.cfg.Kernel.Load(ram)
+	k, err := m.cfg.Kernel.Load(ram)
 	if err != nil {
 		return err
 	}
-	x.entry = entry
-	return loadBootData(ram, x.layout, m.cfg.Cmdline)
+	x.entry = k.Entry
+	initrd, err := loadInitrd(ram, x.layout, k, m.cfg.Initrd)
+	if err != nil {
+		return err
+	}
+	return loadBootData(ram, x.layout, k, initrd, m.cfg.Cmdline)
 }
 
 // Ports: the PC's I/O map.

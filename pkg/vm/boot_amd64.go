@@ -2,7 +2,9 @@ package vm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
@@ -20,7 +22,8 @@ const (
 	pdptAddr       = 0xa000
 	pdAddr         = 0xb000
 	cmdlineAddr    = 0x20000
-	cmdlineMax     = 2047 // bytes, without the NUL; COMMAND_LINE_SIZE of an x86 Linux is 2048
+	cmdlineMax     = 2047       // bytes, without the NUL; COMMAND_LINE_SIZE of an x86 Linux is 2048
+	initrdMax      = 0x37ffffff // the highest address of an initrd that every protocol allows
 )
 
 // Selectors that the 64-bit boot protocol names.
@@ -29,16 +32,19 @@ const (
 	bootDS = 0x18
 )
 
-// Fields of the zero page that a kernel without a setup header of its own needs: Linux boot
-// protocol, "The real-mode kernel header".
+// Fields of the zero page: Linux boot protocol, "The real-mode kernel header".
 const (
+	offSetup      = 0x1f1 // where the setup header begins
 	offBootFlag   = 0x1fe // u16
 	offHeader     = 0x202 // u32
 	offVersion    = 0x206 // u16
 	offLoaderType = 0x210 // u8
 	offLoadFlags  = 0x211 // u8
+	offInitrd     = 0x218 // u32, address
+	offInitrdSize = 0x21c // u32
 	offCmdlinePtr = 0x228 // u32
-	offCmdlineLen = 0x238 // u32
+	offInitrdMax  = 0x22c // u32
+	offCmdlineLen = 0x238 // u32, in a setup header the most that the kernel takes
 
 	bootFlag     = 0xaa55
 	headerMagic  = 0x53726448 // "HdrS"
@@ -49,22 +55,51 @@ const (
 
 var le = binary.LittleEndian
 
+// loadInitrd writes the initrd to the top of what a kernel can reach below the MMIO hole.
+func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Initrd) (Span, error) {
+	if initrd == nil {
+		return Span{}, nil
+	}
+	most := uint64(initrdMax)
+	if len(k.Setup) >= offInitrdMax+4-offSetup {
+		most = uint64(le.Uint32(k.Setup[offInitrdMax-offSetup:]))
+	}
+	size, end := initrd.Size(), min(layout.Low.End(), most+1)
+	if free := end - min(end, uint64(k.End)+e820.PageSize); size > free {
+		return Span{}, fmt.Errorf("%w: the initrd takes %d bytes, %d are free above the kernel; try more --memory", ErrKernel, size, free)
+	}
+	at := Span{guestmem.Addr((end - size) &^ (e820.PageSize - 1)), size}
+	w := ram.Writer(at.Base, size)
+	if n, err := initrd.WriteTo(w); err != nil || uint64(n) != size {
+		return Span{}, fmt.Errorf("%w: the initrd gave %d of %d bytes: %w", ErrKernel, n, size, errors.Join(err, io.ErrUnexpectedEOF))
+	}
+	return at, nil
+}
+
 // loadBootData writes what the 64-bit boot protocol expects beside the kernel: the zero page
 // with the memory map, the command line, a GDT, and page tables that map the first GiB to
 // itself.
-func loadBootData(ram *guestmem.Memory, layout *e820.Layout, cmdline string) error {
-	if len(cmdline) > cmdlineMax {
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrCmdline, len(cmdline), cmdlineMax)
+func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Span, cmdline string) error {
+	zero := make([]byte, e820.BootParamsSize)
+	most := uint32(cmdlineMax)
+	if k.Setup != nil {
+		copy(zero[offSetup:], k.Setup)
+		most = min(most, le.Uint32(zero[offCmdlineLen:]))
+	} else {
+		le.PutUint16(zero[offBootFlag:], bootFlag)
+		le.PutUint32(zero[offHeader:], headerMagic)
+		le.PutUint16(zero[offVersion:], bootProtocol)
+	}
+	if uint64(len(cmdline)) > uint64(most) {
+		return fmt.Errorf("%w: %d bytes, this kernel takes at most %d", ErrCmdline, len(cmdline), most)
 	}
 	if strings.ContainsAny(cmdline, "\x00\n") {
 		return fmt.Errorf("%w: %q has a NUL or a newline in it", ErrCmdline, cmdline)
 	}
-	zero := make([]byte, e820.BootParamsSize)
-	le.PutUint16(zero[offBootFlag:], bootFlag)
-	le.PutUint32(zero[offHeader:], headerMagic)
-	le.PutUint16(zero[offVersion:], bootProtocol)
 	zero[offLoaderType] = loaderOther
-	zero[offLoadFlags] = loadedHigh
+	zero[offLoadFlags] |= loadedHigh
+	le.PutUint32(zero[offInitrd:], uint32(initrd.Base))
+	le.PutUint32(zero[offInitrdSize:], uint32(initrd.Size))
 	le.PutUint32(zero[offCmdlinePtr:], cmdlineAddr)
 	le.PutUint32(zero[offCmdlineLen:], uint32(len(cmdline)))
 	if err := e820.Encode(layout.Map, zero); err != nil {

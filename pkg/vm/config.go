@@ -26,6 +26,7 @@ type Config struct {
 	Memory   uint64    // guest RAM in bytes, the reserved part included; 0: 512 MiB
 	Reserved uint64    // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
 	CPUs     int       // vCPUs; 0: 1. More than 1 are created, but no table tells the guest of them yet
+	Initrd   Initrd    // the kernel's initial RAM file system; nil: none
 	Console  io.Writer // what the guest writes to COM1; nil: nothing. It must not block: a vCPU waits for it
 	Device   string    // the KVM device; "": /dev/kvm
 }
@@ -58,8 +59,24 @@ func (c Config) withDefaults() (Config, error) {
 // Loader puts a kernel into guest memory.
 type Loader interface {
 	// Load copies the kernel into ram, which holds RAM that the kernel may use and nothing
-	// else, and returns where the first vCPU enters it.
-	Load(ram *guestmem.Memory) (entry guestmem.Addr, err error)
+	// else.
+	Load(ram *guestmem.Memory) (Kernel, error)
+}
+
+// Kernel is a kernel that lies in guest memory.
+type Kernel struct {
+	Entry guestmem.Addr // where the first vCPU enters it
+	End   guestmem.Addr // the address behind all that it uses before it knows its memory map
+	// Setup is the x86 boot protocol's setup header, from offset 0x1f1 of the image on; nil for
+	// a kernel that has none, as an ELF file.
+	Setup []byte
+}
+
+// Initrd is an initial RAM file system. It is written straight into guest memory.
+type Initrd interface {
+	// Size is how many bytes WriteTo writes.
+	Size() uint64
+	io.WriterTo
 }
 
 // Plan says where a machine's memory lies, before there is a machine: its kernel's command

@@ -16,13 +16,13 @@ const kernelFloor = 1 << 20
 type ELF struct{ File io.ReaderAt }
 
 // Load implements Loader; it fails with ErrKernel.
-func (e ELF) Load(ram *guestmem.Memory) (guestmem.Addr, error) {
+func (e ELF) Load(ram *guestmem.Memory) (k Kernel, err error) {
 	f, err := elf.NewFile(e.File)
 	if err != nil {
-		return 0, fmt.Errorf("%w: no ELF file: %w", ErrKernel, err)
+		return k, fmt.Errorf("%w: no ELF file: %w", ErrKernel, err)
 	}
 	if f.Class != elf.ELFCLASS64 || f.Machine != elfMachine || f.Type != elf.ET_EXEC {
-		return 0, fmt.Errorf("%w: it is %v, %v, %v; a kernel for this host is ELFCLASS64, %v, ET_EXEC", ErrKernel, f.Class, f.Machine, f.Type, elfMachine)
+		return k, fmt.Errorf("%w: it is %v, %v, %v; a kernel for this host is ELFCLASS64, %v, ET_EXEC", ErrKernel, f.Class, f.Machine, f.Type, elfMachine)
 	}
 	entered := false
 	for i, p := range f.Progs {
@@ -31,21 +31,23 @@ func (e ELF) Load(ram *guestmem.Memory) (guestmem.Addr, error) {
 		}
 		switch {
 		case p.Filesz > p.Memsz:
-			return 0, fmt.Errorf("%w: segment %d has %d bytes in the file and %d in memory", ErrKernel, i, p.Filesz, p.Memsz)
+			return k, fmt.Errorf("%w: segment %d has %d bytes in the file and %d in memory", ErrKernel, i, p.Filesz, p.Memsz)
 		case p.Paddr < kernelFloor:
-			return 0, fmt.Errorf("%w: segment %d loads at 0x%x, the lowest address is 0x%x", ErrKernel, i, p.Paddr, kernelFloor)
+			return k, fmt.Errorf("%w: segment %d loads at 0x%x, the lowest address is 0x%x", ErrKernel, i, p.Paddr, kernelFloor)
 		}
 		// What the file leaves out is zero already: RAM is fresh.
 		if _, err := ram.Window(guestmem.Addr(p.Paddr), p.Memsz); err != nil {
-			return 0, fmt.Errorf("%w: segment %d takes 0x%x bytes at 0x%x, more memory than the guest has there: %w; try more --memory", ErrKernel, i, p.Memsz, p.Paddr, err)
+			return k, fmt.Errorf("%w: segment %d takes 0x%x bytes at 0x%x, more memory than the guest has there: %w; try more --memory", ErrKernel, i, p.Memsz, p.Paddr, err)
 		}
 		if err := ram.Fill(p.Open(), guestmem.Addr(p.Paddr), p.Filesz); err != nil {
-			return 0, fmt.Errorf("%w: segment %d, 0x%x bytes at file offset 0x%x: %w; the file is cut short", ErrKernel, i, p.Filesz, p.Off, err)
+			return k, fmt.Errorf("%w: segment %d, 0x%x bytes at file offset 0x%x: %w; the file is cut short", ErrKernel, i, p.Filesz, p.Off, err)
 		}
 		entered = entered || f.Entry-p.Paddr < p.Memsz
+		k.End = max(k.End, guestmem.Addr(p.Paddr+p.Memsz))
 	}
 	if !entered {
-		return 0, fmt.Errorf("%w: its entry point 0x%x is in none of its segments", ErrKernel, f.Entry)
+		return k, fmt.Errorf("%w: its entry point 0x%x is in none of its segments", ErrKernel, f.Entry)
 	}
-	return guestmem.Addr(f.Entry), nil
+	k.Entry = guestmem.Addr(f.Entry)
+	return k, nil
 }

@@ -21,8 +21,8 @@ var countedLoop = []byte{
 // rawCode is machine code as a kernel.
 type rawCode []byte
 
-func (c rawCode) Load(ram *guestmem.Memory) (guestmem.Addr, error) {
-	return kernelFloor, ram.Write(c, kernelFloor)
+func (c rawCode) Load(ram *guestmem.Memory) (Kernel, error) {
+	return Kernel{Entry: kernelFloor}, ram.Write(c, kernelFloor)
 }
 
 // KernelSpeed measures how fast KVM runs a guest's kernel mode, in instructions a second, by a

@@ -29,8 +29,8 @@ const hangLimit = 30 * time.Second
 // code is machine code as a kernel, at 1 MiB.
 type code []byte
 
-func (c code) Load(ram *guestmem.Memory) (guestmem.Addr, error) {
-	return 1 << 20, ram.Write(c, 1<<20)
+func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
+	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
 }
 
 // Guests of a few instructions, entered in 64-bit mode at ring 0.

@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// IsInit reports whether this process is a guest's first one and should call Main.
+func IsInit() bool { return os.Getpid() == 1 && len(os.Args) > 0 && os.Args[0] == "/init" }
+
+// Main is PID 1. It never returns: at the end the machine is reset.
+func Main() {
+	defer reset()
+	a := &agent{}
+	defer a.reportPanic()
+	if err := a.run(); err != nil {
+		a.complain(err)
+	}
+}
+
+// reset ends the machine by the way that the host watches for.
+func reset() {
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	select {} // the kernel panics where PID 1 ends
+}
+
+// agent is the state of PID 1.
+type agent struct {
+	spec    Spec
+	writer  *shm.Writer
+	control shm.Control
+	reaper  *reaper
+}
+
+// Exit codes as a shell gives them.
+const (
+	codeNotExecutable = 126
+	codeNotFound      = 127
+	codeSignalled     = 128 // plus the signal's number
+)
+
+func (a *agent) run() error {
+	if err := mountAll(); err != nil {
+		return err
+	}
+	if err := a.openRing(); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(SpecPath)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, &a.spec); err != nil {
+		return fmt.Errorf("%s: %w", SpecPath, err)
+	}
+	a.reaper = startReaper()
+	ctx := context.Background()
+	if err := a.writer.WriteWait(ctx, shm.ScenarioStart, nil); err != nil {
+		return err
+	}
+	code := a.runCommand(ctx)
+	payload := shm.EncodeCode(int32(code))
+	return errors.Join(
+		a.writer.WriteWait(ctx, shm.ScenarioEnd, nil),
+		a.writer.WriteWait(ctx, shm.Exit, payload[:]),
+	)
+}
+
+// complain says on the console what kept the agent from its work.
+func (a *agent) complain(err error) { fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %v\n", err) }
+
+// reportPanic is deferred by each of the agent's goroutines: its own panic is the guest's crash.
+func (a *agent) reportPanic() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	text := fmt.Sprintf("the agent panicked: %v\n%s", p, debug.Stack())
+	fmt.Fprint(os.Stderr, text)
+	if a.writer != nil {
+		_ = a.writer.TryWrite(shm.Crash, []byte(text))
+	}
+	reset()
+}
+
+// reaper waits for all children, as PID 1 has to: its own and those whose parents are gone.
+type reaper struct {
+	signals chan os.Signal
+	exits   chan exited
+}
+
+type exited struct {
+	pid    int
+	status unix.WaitStatus
+}
+
+func startReaper() *reaper {
+	r := &reaper{signals: make(chan os.Signal, 1), exits: make(chan exited, 16)}
+	signal.Notify(r.signals, unix.SIGCHLD)
+	return r
+}
+
+// next returns the next child that has ended, or false when ctx does.
+func (r *reaper) next(ctx context.Context) (exited, bool) {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		if err == nil && pid > 0 {
+			return exited{pid, ws}, true
+		}
+		select {
+		case <-ctx.Done():
+			return exited{}, false
+		case <-r.signals:
+		case <-time.After(time.Second): // a signal that came between Wait4 and here is pending, so this is for nothing but doubt
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+const (
+	// outputChunk is the largest piece of output that one message carries.
+	outputChunk = 64 << 10
+	// lingerLimit is how long the command's output is waited for when it has ended: a child that
+	// it left behind may hold it open for ever.
+	lingerLimit = 500 * time.Millisecond
+	// controlPoll is how often the control bytes are looked at.
+	controlPoll = 10 * time.Millisecond
+	// termLimit is how long a command that was asked to end may take to.
+	termLimit = time.Second
+)
+
+// runCommand runs the command to its end and returns its exit code, as a shell does.
+func (a *agent) runCommand(ctx context.Context) int {
+	if err := os.MkdirAll(a.spec.Dir, 0o755); err != nil {
+		a.complain(err)
+	}
+	cmd := &exec.Cmd{
+		Path:        a.spec.Args[0],
+		Args:        a.spec.Args,
+		Env:         a.spec.Env,
+		Dir:         a.spec.Dir,
+		SysProcAttr: &unix.SysProcAttr{Setsid: true},
+	}
+	var outputs sync.WaitGroup
+	pipe := func(typ shm.Type) (*os.File, error) {
+		r, w, err := os.Pipe()
+		if err == nil {
+			outputs.Go(func() {
+				defer a.reportPanic()
+				a.forward(ctx, r, typ)
+			})
+		}
+		return w, err
+	}
+	stdout, err := pipe(shm.Stdout)
+	if err != nil {
+		a.complain(err)
+		return codeNotExecutable
+	}
+	stderr, err := pipe(shm.Stderr)
+	if err != nil {
+		a.complain(err)
+		return codeNotExecutable
+	}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	err = cmd.Start()
+	stdout.Close()
+	stderr.Close()
+	if err != nil {
+		a.complain(err)
+		outputs.Wait()
+		if errors.Is(err, fs.ErrNotExist) {
+			return codeNotFound
+		}
+		return codeNotExecutable
+	}
+	done, cancel := context.WithCancel(ctx)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		defer a.reportPanic()
+		a.answerControl(done, cmd.Process.Pid)
+	})
+	code := a.wait(ctx, cmd.Process.Pid)
+	cancel()
+	watcher.Wait()
+
+	flushed := make(chan struct{})
+	go func() {
+		outputs.Wait()
+		close(flushed)
+	}()
+	select {
+	case <-flushed:
+	case <-time.After(lingerLimit):
+	}
+	return code
+}
+
+// wait reaps children until pid has ended.
+func (a *agent) wait(ctx context.Context, pid int) int {
+	for {
+		e, ok := a.reaper.next(ctx)
+		switch {
+		case !ok:
+			return codeNotExecutable
+		case e.pid != pid:
+		case e.status.Signaled():
+			return codeSignalled + int(e.status.Signal())
+		case e.status.Exited():
+			return e.status.ExitStatus()
+		}
+	}
+}
+
+// forward sends what the command writes, in order and all of it.
+func (a *agent) forward(ctx context.Context, r *os.File, typ shm.Type) {
+	defer r.Close()
+	buf := make([]byte, outputChunk)
+	for {
+		n, err := r.Read(buf)
+		for part := buf[:n]; len(part) > 0; {
+			m := min(len(part), a.chunk())
+			if err := a.writer.WriteWait(ctx, typ, part[:m]); err != nil {
+				a.complain(err)
+				return
+			}
+			part = part[m:]
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// chunk is how much output one message carries: a quarter of the ring at most, so that the host
+// reads one while the guest writes the next.
+func (a *agent) chunk() int { return int(min(outputChunk, a.writer.Capacity()/4)) }
+
+// answerControl does what the host asks for by the control bytes, until ctx ends.
+func (a *agent) answerControl(ctx context.Context, pid int) {
+	tick := time.NewTicker(controlPoll)
+	defer tick.Stop()
+	asked := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if a.control.TakeDump() {
+			a.try(os.WriteFile("/proc/sysrq-trigger", []byte("D"), 0))
+		}
+		if a.control.TakeStall() {
+			a.try(os.WriteFile(filepath.Join("/tmp", "ktstr_stall"), nil, 0o644))
+		}
+		if v, err := a.control.Read(shm.SlotHost); err == nil && v == shm.SignalShutdown && !asked {
+			asked = true
+			_ = unix.Kill(-pid, unix.SIGTERM) // its session's group
+			time.AfterFunc(termLimit, func() { _ = unix.Kill(-pid, unix.SIGKILL) })
+		}
+	}
+}
+
+func (a *agent) try(err error) {
+	if err != nil {
+		a.complain(err)
+	}
+}

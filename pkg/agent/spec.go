@@ -1,0 +1,18 @@
+// Package agent is the guest's side of a run with a Linux kernel: the program that is PID 1. It
+// maps the ring, sets up what programs expect, runs the command and reports through the ring.
+package agent
+
+import "encoding/json"
+
+// SpecPath is where the agent finds what to do.
+const SpecPath = "/ktstr/spec.json"
+
+// Spec is what the host wants of a guest.
+type Spec struct {
+	Args []string `json:"args"` // the command; its program is a path in the guest
+	Env  []string `json:"env"`
+	Dir  string   `json:"dir"` // the command's working directory; made where it is missing
+}
+
+// Encode returns the spec as SpecPath holds it.
+func (s Spec) Encode() ([]byte, error) { return json.Marshal(s) }
