@@ -126,7 +126,7 @@ func inspectJSON(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, wr
 	readErr = noRing
 	if noRing == nil {
 		readErr = ring.Drain(func(m shm.Message) error {
-			fmt.Fprintf(w, `%s{"type": "%v", "type_id": %d, "payload": "`, separator, m.Type, uint32(m.Type))
+			fmt.Fprintf(w, `%s{"type": "%s", "type_id": %d, "payload": "`, separator, formatName(m.Type), uint32(m.Type))
 			_, _ = hex.NewEncoder(w).Write(m.Payload)
 			_, err := fmt.Fprintf(w, `", "crc_ok": %t}`, m.CRCOK) // w keeps its first error
 			separator = ",\n  "
@@ -140,6 +140,14 @@ func inspectJSON(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, wr
 	quoted, _ := json.Marshal(text)
 	_, writeErr = fmt.Fprintf(w, `], "drops": %d, "error": %s}`+"\n", drops, quoted)
 	return readErr, writeErr
+}
+
+// formatName is a type's name in the format: what is not of its nine, our own too, is a number.
+func formatName(t shm.Type) string {
+	if t == shm.Stdout || t == shm.Stderr {
+		return fmt.Sprintf("0x%08x", uint32(t))
+	}
+	return t.String()
 }
 
 func inspectText(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, writeErr error) {

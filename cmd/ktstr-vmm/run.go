@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +19,7 @@ import (
 // linuxCmdline is what a Linux guest gets beside the ring's parameters: a console, a reset that
 // the host sees, and nothing that waits for hardware which is not there.
 const linuxCmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off no_timer_check " +
-	"random.trust_cpu=on i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd pci=off iomem=relaxed cryptomgr.notests"
+	"random.trust_cpu=on i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd pci=off acpi=off iomem=relaxed cryptomgr.notests"
 
 // guestPath is PATH in the guest.
 const guestPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -28,6 +30,7 @@ type linuxOptions struct {
 	append         string
 	cmdlineOnly    string
 	include, env   []string
+	scheduler      string
 }
 
 func runCommand() *cobra.Command {
@@ -76,6 +79,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&l.append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&l.cmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
 	f.StringArrayVar(&l.include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
+	f.StringVar(&l.scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&l.env, "env", nil, "NAME=VALUE, in the command's environment")
 	o.register(c)
 	return c
@@ -98,15 +102,15 @@ func (l *linuxOptions) archive(args []string) (*initramfs.Archive, error) {
 	if err := a.AddFile(self, "/init"); err != nil {
 		return nil, err
 	}
-	program, err := initramfs.LookPath(args[0])
-	if err == nil {
-		if _, statErr := os.Stat(program); statErr == nil {
-			if err := a.AddProgram(program); err != nil {
-				return nil, err
-			}
+	program, err := addCommand(a, args[0])
+	if err != nil {
+		return nil, err
+	}
+	scheduler := strings.Fields(l.scheduler)
+	if len(scheduler) > 0 {
+		if scheduler[0], err = addCommand(a, scheduler[0]); err != nil {
+			return nil, fmt.Errorf("--scheduler: %w", err)
 		}
-	} else {
-		program = args[0] // the guest will not find it either: 127
 	}
 	for _, include := range l.include {
 		src, dst, ok := strings.Cut(include, ":")
@@ -127,7 +131,7 @@ func (l *linuxOptions) archive(args []string) (*initramfs.Archive, error) {
 		}
 		env = append(env, e)
 	}
-	spec, err := agent.Spec{Args: append([]string{program}, args[1:]...), Env: env, Dir: dir}.Encode()
+	spec, err := agent.Spec{Args: append([]string{program}, args[1:]...), Env: env, Dir: dir, Scheduler: scheduler}.Encode()
 	if err != nil {
 		return nil, err
 	}
@@ -144,4 +148,17 @@ func (l *linuxOptions) archive(args []string) (*initramfs.Archive, error) {
 		a.SetBase(f, uint64(info.Size()))
 	}
 	return a, nil
+}
+
+// addCommand adds a program and returns its path in the guest. One that is not here may be in the
+// guest's base or what it includes; where it is not, the guest says so: 127.
+func addCommand(a *initramfs.Archive, name string) (string, error) {
+	path, err := initramfs.LookPath(name)
+	if err != nil {
+		return name, nil
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return path, nil
+	}
+	return path, a.AddProgram(path)
 }

@@ -16,11 +16,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
-	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
-
-// flushLimit is how long a reader of our output that takes nothing can hold up the exit.
-const flushLimit = 5 * time.Second
 
 // run runs a guest as the flags say and shows it; its error carries the exit code.
 func (o *options) run(c *cobra.Command, cfg run.Config) error {
@@ -29,14 +25,8 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	defer signal.Stop(signals)
 
 	log := o.logger(c.ErrOrStderr())
-	// Where the report is what stdout is for, the live view makes way.
-	reportOnStdout := o.report == "-"
-	liveTo := c.OutOrStdout()
-	if o.passOutput || reportOnStdout && o.reportFormat != "text" {
-		liveTo = c.ErrOrStderr()
-	}
 	var file *reportFile
-	if o.report != "" && !reportOnStdout {
+	if o.report != "" && o.report != "-" {
 		var err error
 		if file, err = openReport(o.report); err != nil {
 			return fmt.Errorf("--report %q: %w", o.report, err)
@@ -60,41 +50,18 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 		}
 	}
 
-	out := report.NewStream(liveTo)
-	live := report.NewLive(out)
 	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
 	cfg.Timeout, cfg.Grace, cfg.Poll = o.timeout, o.grace, o.poll
 	if o.grace == 0 {
 		cfg.Grace = -1
 	}
 	cfg.Signals = signals
-	cfg.OnMessage = live.Message
-	if o.passOutput {
-		stdout, stderr := report.NewStream(c.OutOrStdout()), report.NewStream(c.ErrOrStderr())
-		defer stderr.Close(flushLimit)
-		defer stdout.Close(flushLimit)
-		cfg.OnMessage = func(_ time.Duration, m shm.Message) {
-			switch {
-			case !m.CRCOK:
-			case m.Type == shm.Stdout:
-				_, _ = stdout.Write(m.Payload)
-			case m.Type == shm.Stderr:
-				_, _ = stderr.Write(m.Payload)
-			}
-		}
-	}
 	cfg.Log = log
+	v := o.view(c)
+	cfg.OnMessage = v.message
 
 	result := run.Run(c.Context(), cfg)
-	live.Close()
-	if o.passOutput {
-		if result.Outcome != run.Exited {
-			_ = report.Text(out, result, false)
-		}
-	} else if liveTo == c.OutOrStdout() {
-		_ = report.Text(out, result, wantsColour(liveTo)) // a Stream takes all
-	}
-	if err := out.Close(flushLimit); err != nil {
+	if err := v.finish(result); err != nil {
 		log.Warn("the output was not read to its end", zap.Error(err))
 	}
 	exit := &exitError{code: result.ExitCode}
@@ -117,6 +84,18 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	return exit
 }
 
+// view is what the user gets to see. Where the report is what stdout is for, live messages make
+// way.
+func (o *options) view(c *cobra.Command) view {
+	switch {
+	case o.passOutput:
+		return newCommandView(c.OutOrStdout(), c.ErrOrStderr())
+	case o.report == "-" && o.reportFormat != "text":
+		return newLiveView(c.ErrOrStderr(), false)
+	}
+	return newLiveView(c.OutOrStdout(), true)
+}
+
 // writeReport puts the report where --report wants it; the text of stdout is there already.
 func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result) error {
 	write := func(w io.Writer) error {
@@ -134,7 +113,7 @@ func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result)
 			return err
 		}
 		return file.commit()
-	case o.report == "-" && o.reportFormat != "text":
+	case o.report == "-" && (o.passOutput || o.reportFormat != "text"):
 		out := report.NewStream(c.OutOrStdout())
 		return errors.Join(write(out), out.Close(flushLimit))
 	}

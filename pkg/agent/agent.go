@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,11 @@ type agent struct {
 	writer  *shm.Writer
 	control shm.Control
 	reaper  *reaper
+
+	scheduler int // its process, 0 where there is none or it is gone
+
+	sending atomic.Int32  // goroutines that have output which is not in the ring yet
+	sent    atomic.Uint64 // pieces of output that are
 }
 
 // Exit codes as a shell gives them.
@@ -66,6 +72,9 @@ func (a *agent) run() error {
 	}
 	a.reaper = startReaper()
 	ctx := context.Background()
+	if err := a.startScheduler(); err != nil {
+		return err
+	}
 	if err := a.writer.WriteWait(ctx, shm.ScenarioStart, nil); err != nil {
 		return err
 	}

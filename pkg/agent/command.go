@@ -18,13 +18,15 @@ import (
 const (
 	// outputChunk is the largest piece of output that one message carries.
 	outputChunk = 64 << 10
-	// lingerLimit is how long the command's output is waited for when it has ended: a child that
-	// it left behind may hold it open for ever.
+	// lingerLimit is how long more output may fail to come when the command has ended: a child
+	// that it left behind may hold its pipes open for ever. What has come is sent, however long
+	// the host takes to make room for it.
 	lingerLimit = 500 * time.Millisecond
+	lingerPoll  = 50 * time.Millisecond
 	// controlPoll is how often the control bytes are looked at.
 	controlPoll = 10 * time.Millisecond
 	// termLimit is how long a command that was asked to end may take to.
-	termLimit = time.Second
+	termLimit = 2 * time.Second
 )
 
 // runCommand runs the command to its end and returns its exit code, as a shell does.
@@ -82,32 +84,54 @@ func (a *agent) runCommand(ctx context.Context) int {
 	cancel()
 	watcher.Wait()
 
+	a.flush(&outputs)
+	return code
+}
+
+// flush waits until all output was sent: until the pipes are closed, or empty for long enough.
+func (a *agent) flush(outputs *sync.WaitGroup) {
 	flushed := make(chan struct{})
 	go func() {
 		outputs.Wait()
 		close(flushed)
 	}()
-	select {
-	case <-flushed:
-	case <-time.After(lingerLimit):
+	for idle := time.Duration(0); idle < lingerLimit; idle += lingerPoll {
+		before := a.sent.Load()
+		select {
+		case <-flushed:
+			return
+		case <-time.After(lingerPoll):
+		}
+		if a.sending.Load() > 0 || a.sent.Load() != before {
+			idle = 0
+		}
 	}
-	return code
 }
 
-// wait reaps children until pid has ended.
+// wait reaps children until pid has ended. That the scheduler ends meanwhile is reported at once.
 func (a *agent) wait(ctx context.Context, pid int) int {
 	for {
 		e, ok := a.reaper.next(ctx)
-		switch {
-		case !ok:
+		if !ok {
 			return codeNotExecutable
-		case e.pid != pid:
-		case e.status.Signaled():
-			return codeSignalled + int(e.status.Signal())
-		case e.status.Exited():
-			return e.status.ExitStatus()
+		}
+		switch e.pid {
+		case pid:
+			return shellCode(e.status)
+		case a.scheduler:
+			a.scheduler = 0
+			payload := shm.EncodeCode(int32(shellCode(e.status)))
+			a.try(a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:]))
 		}
 	}
+}
+
+// shellCode is how a shell names the end of a process.
+func shellCode(s unix.WaitStatus) int {
+	if s.Signaled() {
+		return codeSignalled + int(s.Signal())
+	}
+	return s.ExitStatus()
 }
 
 // forward sends what the command writes, in order and all of it.
@@ -116,6 +140,7 @@ func (a *agent) forward(ctx context.Context, r *os.File, typ shm.Type) {
 	buf := make([]byte, outputChunk)
 	for {
 		n, err := r.Read(buf)
+		a.sending.Add(1)
 		for part := buf[:n]; len(part) > 0; {
 			m := min(len(part), a.chunk())
 			if err := a.writer.WriteWait(ctx, typ, part[:m]); err != nil {
@@ -124,6 +149,8 @@ func (a *agent) forward(ctx context.Context, r *os.File, typ shm.Type) {
 			}
 			part = part[m:]
 		}
+		a.sent.Add(1)
+		a.sending.Add(-1)
 		if err != nil {
 			return
 		}

@@ -8,15 +8,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// required is how many of the mounts below must be there.
+const required = 3
+
 // mountAll makes what programs expect of a Linux system. What a kernel was built without is left
-// out; only the first four must be there.
+// out. The root is in memory and can be written to as it is, and what was put below /tmp must not
+// be covered, so no file system is mounted there.
 func mountAll() error {
+	for _, dir := range []string{"/tmp", "/run", "/root"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod("/tmp", 0o777|os.ModeSticky); err != nil {
+		return err
+	}
 	for i, m := range []struct{ source, target, fstype, data string }{
 		{"proc", "/proc", "proc", ""},
 		{"sysfs", "/sys", "sysfs", ""},
 		{"devtmpfs", "/dev", "devtmpfs", ""},
-		{"tmpfs", "/tmp", "tmpfs", "mode=1777"},
-		{"tmpfs", "/run", "tmpfs", "mode=755"},
 		{"devpts", "/dev/pts", "devpts", "mode=620,ptmxmode=666"},
 		{"tmpfs", "/dev/shm", "tmpfs", "mode=1777"},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", ""},
@@ -27,7 +37,7 @@ func mountAll() error {
 		if err == nil || errors.Is(err, os.ErrExist) {
 			err = unix.Mount(m.source, m.target, m.fstype, unix.MS_NOSUID, m.data)
 		}
-		if err != nil && !errors.Is(err, unix.EBUSY) && i < 4 {
+		if err != nil && !errors.Is(err, unix.EBUSY) && i < required {
 			return fmt.Errorf("mounting %s on %s: %w", m.fstype, m.target, err)
 		}
 	}

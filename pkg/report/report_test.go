@@ -30,7 +30,7 @@ func result() *run.Result {
 	seven, crash := int32(7), nasty+"\nsecond line"
 	return &run.Result{
 		ID: "id", Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
-		Outcome: run.Crashed, Reason: "the guest reported a crash", ExitCode: 122, GuestExitCode: &seven,
+		Outcome: run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
 		CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
 		Ring:          monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0}, Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}},
 		Faults:        []run.Fault{{Kind: "bad_length", Detail: "too long"}},
@@ -56,7 +56,7 @@ func TestJSON(t *testing.T) {
 	clean := "a\x1b[2Jb\x00]]><x>&\"\ufffd\u202e"
 	want := map[string]any{
 		"schema": 1.0, "id": "id", "version": "v1", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
-		"outcome": "crash", "reason": "the guest reported a crash", "exit_code": 122.0, "guest_exit_code": 7.0,
+		"outcome": "crash", "reason": "the guest crashed", "exit_code": 122.0, "guest_exit_code": 7.0,
 		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20), "shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
 		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0}, "drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,
 			"faults": []any{map[string]any{"kind": "bad_length", "detail": "too long"}}},
@@ -119,7 +119,7 @@ func TestTextIsHarmless(t *testing.T) {
 	if strings.ContainsAny(out.String(), "\x1b\x00\r\u202e") {
 		t.Errorf("%q", out.String())
 	}
-	for _, want := range []string{"\ncrash: the guest reported a crash\n", "  exit code   122\n", "messages    3 (CRSH 2, EXIT 1), 100 bytes",
+	for _, want := range []string{"\ncrash: the guest crashed\n", "  exit code   122\n", "messages    3 (CRSH 2, EXIT 1), 100 bytes",
 		"bad_length: too long", "  a\\x1b[2Jb\\x00", "\n  second line\n", "end of the console:\n  boot\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
@@ -231,5 +231,60 @@ func TestStreamDoesNotWaitForItsReader(t *testing.T) {
 	}
 	if _, err := fmt.Fprint(s, "more"); err == nil {
 		t.Error("a stream whose reader went away takes more")
+	}
+}
+
+// A bounded stream makes its writer wait for a slow reader, loses nothing, and gives up on one
+// that takes nothing.
+func TestBoundedStream(t *testing.T) {
+	r, w := io.Pipe()
+	s := report.NewBoundedStream(w, 1000, 10*time.Second)
+	var want bytes.Buffer
+	got := make(chan []byte)
+	go func() {
+		var all []byte
+		buf := make([]byte, 100)
+		for {
+			n, err := r.Read(buf)
+			all = append(all, buf[:n]...)
+			if err != nil {
+				got <- all
+				return
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}()
+	for i := range 500 {
+		line := fmt.Sprintf("line %d %s\n", i, strings.Repeat("x", i%90))
+		want.WriteString(line)
+		if _, err := io.WriteString(s, line); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.Pending(); n > 1000+100 {
+			t.Fatalf("%d bytes wait", n)
+		}
+	}
+	if err := s.Close(10 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if all := <-got; !bytes.Equal(all, want.Bytes()) {
+		t.Errorf("%d bytes arrived of %d", len(all), want.Len())
+	}
+
+	r, w = io.Pipe()
+	s = report.NewBoundedStream(w, 1000, 20*time.Millisecond)
+	var err error
+	for range 100 {
+		if _, err = s.Write(make([]byte, 100)); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("a reader that takes nothing: %v", err)
+	}
+	r.CloseWithError(errors.New("gone"))
+	if err := s.Close(10 * time.Second); !errors.Is(err, io.ErrShortWrite) {
+		t.Error(err)
 	}
 }

@@ -45,7 +45,7 @@ const (
 type Evidence struct {
 	Err           error          // the host could not go on
 	Signal        os.Signal      // SIGINT or SIGTERM came, or nil
-	Crash         bool           // a CRC-good CRSH
+	Crash         bool           // a CRC-good CRSH, or a kernel panic on the console
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX
 	TimedOut      string         // which deadline passed, or ""
 	Faults        uint64         // breaches of the ring's protocol
@@ -63,7 +63,7 @@ func Decide(e Evidence) (Outcome, int, string) {
 	case e.Signal != nil:
 		return Interrupted, signalCode(e.Signal), fmt.Sprintf("the run was interrupted by %v%s", e.Signal, e.guestSaid())
 	case e.Crash:
-		return Crashed, CodeCrashed, "the guest reported a crash" + e.guestSaid()
+		return Crashed, CodeCrashed, "the guest crashed" + e.guestSaid()
 	case e.SchedulerExit != nil:
 		return SchedulerGone, CodeSchedulerGone, fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
 	case e.TimedOut != "":

@@ -31,7 +31,7 @@ type Result struct {
 	Ring          monitor.Stats
 	Faults        []Fault        // the first ones
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
-	Crash         *string        // the first CRC-good CRSH, or nil
+	Crash         *string        // the first CRC-good CRSH, or a kernel's panic on the console, or nil
 	Stimuli       []shm.StimulusEvent
 	TestResults   [][]byte // TEST payloads as they came
 	Console       []byte   // the last 64 KiB

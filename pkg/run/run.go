@@ -392,6 +392,9 @@ func (r *run) finish(err error) {
 		res.Ring = r.monitor.Stats()
 	}
 	res.Console, res.Omitted.ConsoleBytes = r.console.bytes()
+	if text := kernelPanic(res.Console); text != "" && res.Crash == nil {
+		res.Crash = &text
+	}
 	res.Outcome, res.ExitCode, res.Reason = Decide(Evidence{
 		Err:           err,
 		Signal:        r.signal,

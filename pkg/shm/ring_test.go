@@ -133,7 +133,7 @@ func TestNewHeaderCapacity(t *testing.T) {
 }
 
 func TestTypeNames(t *testing.T) {
-	want := []string{"STIM", "SCST", "SCEN", "EXIT", "TEST", "SCDX", "CRSH", "PMET", "RAWO"}
+	want := []string{"STIM", "SCST", "SCEN", "EXIT", "TEST", "SCDX", "CRSH", "PMET", "RAWO", "STDO", "STDE"}
 	for i, typ := range shm.Types() {
 		if typ.String() != want[i] || binary.BigEndian.Uint32([]byte(want[i])) != uint32(typ) || !typ.Known() {
 			t.Errorf("type %d is %v, want %s", i, typ, want[i])

@@ -2,6 +2,7 @@ package shm_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"os/exec"
@@ -170,5 +171,44 @@ func TestTryWriteDoesNotWait(t *testing.T) {
 	wg.Wait()
 	if busy == 0 || written == 0 {
 		t.Errorf("%d times busy, %d written", busy, written)
+	}
+}
+
+// WriteWait loses nothing and counts no drops: it waits until the host has made room, or its
+// context ends.
+func TestWriteWait(t *testing.T) {
+	r := newRing(t, 40+64, shm.Limits{})
+	const count = 500
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range count {
+			if err := r.writer.WriteWait(t.Context(), shm.Stdout, []byte{byte(i), byte(i >> 8), 0, 0, 0}); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	got := 0
+	for deadline := time.Now().Add(time.Minute); got < count && time.Now().Before(deadline); {
+		r.reader.Drain(func(m shm.Message) {
+			if i := int(m.Payload[0]) | int(m.Payload[1])<<8; i != got || !m.CRCOK {
+				t.Errorf("got %d, want %d", i, got)
+			}
+			got++
+		})
+	}
+	wg.Wait()
+	if got != count || r.get64(atDrops) != 0 {
+		t.Errorf("%d of %d messages, %d drops", got, count, r.get64(atDrops))
+	}
+
+	r.write(shm.Stdout, string(make([]byte, 48))) // full
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if err := r.writer.WriteWait(ctx, shm.Stdout, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if err := r.writer.WriteWait(t.Context(), shm.Stdout, make([]byte, 49)); !errors.Is(err, shm.ErrTooLarge) {
+		t.Error(err)
 	}
 }

@@ -3,6 +3,7 @@ package vm
 import (
 	"debug/elf"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/bobuhiro11/gokvm/kvm"
@@ -22,6 +23,9 @@ func Capabilities() []Capability {
 func NewPlan(memory, reserved uint64) (Plan, error) {
 	return Plan{}, fmt.Errorf("%w: arm64", ErrArch)
 }
+
+// OpenKernel fails with ErrArch.
+func OpenKernel(io.ReaderAt) (Loader, error) { return nil, fmt.Errorf("%w: arm64", ErrArch) }
 
 // KernelSpeed fails with ErrArch.
 func KernelSpeed(device string, limit time.Duration) (float64, error) {

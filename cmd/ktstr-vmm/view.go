@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/report"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+const (
+	// flushLimit is how long a reader of our output that takes nothing can hold us up.
+	flushLimit = 5 * time.Second
+	// outputLimit is how much of a command's output waits for a slow reader of ours: then the
+	// ring fills, and the command waits.
+	outputLimit = 4 << 20 // bytes
+)
+
+// view is what a user sees of a run while it goes on, and when it is over.
+type view interface {
+	message(at time.Duration, m shm.Message)
+	finish(r *run.Result) error
+}
+
+// liveView shows each message in a line, and a summary where it is wanted.
+type liveView struct {
+	to      io.Writer
+	summary bool
+	out     *report.Stream
+	live    *report.Live
+}
+
+func newLiveView(to io.Writer, summary bool) *liveView {
+	out := report.NewStream(to)
+	return &liveView{to, summary, out, report.NewLive(out)}
+}
+
+func (v *liveView) message(at time.Duration, m shm.Message) { v.live.Message(at, m) }
+
+func (v *liveView) finish(r *run.Result) error {
+	v.live.Close()
+	if v.summary {
+		_ = report.Text(v.out, r, wantsColour(v.to)) // a Stream takes all
+	}
+	return v.out.Close(flushLimit)
+}
+
+// commandView passes on what a guest's command writes, as if it ran here. Only an ending that is
+// not the command's own gets a summary.
+type commandView struct {
+	to             io.Writer // stderr
+	stdout, stderr *report.Stream
+}
+
+func newCommandView(stdout, stderr io.Writer) *commandView {
+	return &commandView{stderr, report.NewBoundedStream(stdout, outputLimit, flushLimit), report.NewBoundedStream(stderr, outputLimit, flushLimit)}
+}
+
+func (v *commandView) message(_ time.Duration, m shm.Message) {
+	switch {
+	case !m.CRCOK:
+	case m.Type == shm.Stdout:
+		_, _ = v.stdout.Write(m.Payload) // its error comes with Close
+	case m.Type == shm.Stderr:
+		_, _ = v.stderr.Write(m.Payload)
+	}
+}
+
+func (v *commandView) finish(r *run.Result) error {
+	if r.Outcome != run.Exited && r.Outcome != run.Failed {
+		_ = report.Text(v.stderr, r, wantsColour(v.to))
+	}
+	return errors.Join(v.stdout.Close(flushLimit), v.stderr.Close(flushLimit))
+}

@@ -1,0 +1,136 @@
+// Command bed runs the Linux suite on a machine whose own KVM is too slow for Linux guests: inside
+// a Linux that QEMU emulates, virtualization included. It builds that Linux's initramfs from the
+// suite's test binary and what the tests use, boots it, and ends as the suite does.
+//
+//	bed HOST-DIR KERNEL VMM SUITE [SUITE-ARG...]
+//
+// HOST-DIR has the emulated Linux's kernel and KVM modules, KERNEL is the one under test.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
+)
+
+const (
+	// quiet is how long the suite may say nothing before it is taken to hang.
+	quiet = 8 * time.Minute
+	// marker begins the line in which the emulated Linux says how the suite ended.
+	marker = "bed: suite ended "
+	memory = "3072" // MiB; what guests do not touch is not there
+)
+
+// programs are what the tests run in their guests, beside busybox: a dynamically linked one.
+var programs = []string{"/usr/bin/env"}
+
+const script = `#!/bin/busybox sh
+/bin/busybox mkdir -p /bin /dev /proc /sys /tmp /root
+/bin/busybox --install -s /bin
+export PATH=/bin:/usr/bin HOME=/root TERM=dumb CI=true KTSTR_TEST_KERNEL=/kernel KTSTR_TEST_VMM=/bin/ktstr-vmm
+mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
+for m in irqbypass kvm kvm-amd; do insmod /$m.ko; done
+cd /root
+/bin/suite.test %s
+echo "` + marker + `$?"
+poweroff -f
+`
+
+func main() {
+	if len(os.Args) < 5 {
+		fmt.Fprintln(os.Stderr, "usage: bed HOST-DIR KERNEL VMM SUITE [SUITE-ARG...]")
+		os.Exit(2)
+	}
+	code, err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bed: %v\n", err)
+		os.Exit(2)
+	}
+	os.Exit(code)
+}
+
+func run(host, kernel, vmm, suite string, args []string) (int, error) {
+	a := initramfs.New()
+	for _, f := range [][2]string{
+		{kernel, "/kernel"},
+		{filepath.Join(host, "irqbypass.ko"), "/irqbypass.ko"},
+		{filepath.Join(host, "kvm.ko"), "/kvm.ko"},
+		{filepath.Join(host, "kvm-amd.ko"), "/kvm-amd.ko"},
+		{filepath.Join(filepath.Dir(host), "busybox"), "/bin/busybox"},
+		{vmm, "/bin/ktstr-vmm"},
+		{suite, "/bin/suite.test"},
+	} {
+		if err := a.AddFile(f[0], f[1]); err != nil {
+			return 0, err
+		}
+	}
+	for _, p := range programs {
+		if err := a.AddProgram(p); err != nil {
+			return 0, err
+		}
+	}
+	for i, arg := range args { // for the shell
+		args[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+	}
+	a.AddText("/init", fmt.Sprintf(script, strings.Join(args, " ")), 0o755)
+
+	image, err := os.CreateTemp("", "bed-*.cpio")
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(image.Name())
+	defer image.Close()
+	if _, err := a.WriteTo(image); err != nil {
+		return 0, err
+	}
+	return boot(filepath.Join(host, "vmlinuz"), image.Name())
+}
+
+// boot runs the emulated Linux, passes on what the suite prints, and returns the suite's code.
+func boot(kernel, initrd string) (int, error) {
+	qemu := exec.Command("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max", "-m", memory,
+		"-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
+		"-kernel", kernel, "-initrd", initrd,
+		"-append", "console=ttyS0 panic=-1 loglevel=1 mitigations=off nokaslr")
+	out, err := qemu.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	qemu.Stderr = os.Stderr
+	if err := qemu.Start(); err != nil {
+		return 0, err
+	}
+	hang := time.AfterFunc(quiet, func() { _ = qemu.Process.Kill() })
+	defer hang.Stop()
+	code := -1
+	lines := bufio.NewReader(out)
+	for {
+		line, err := lines.ReadString('\n')
+		hang.Reset(quiet)
+		line = strings.ReplaceAll(line, "\r", "")
+		if text, ok := strings.CutPrefix(line, marker); ok {
+			if code, err = strconv.Atoi(strings.TrimSpace(text)); err != nil {
+				return 0, err
+			}
+		} else if _, err := io.WriteString(os.Stdout, line); err != nil {
+			return 0, err
+		}
+		if err != nil {
+			break
+		}
+	}
+	err = qemu.Wait()
+	if code < 0 {
+		return 0, fmt.Errorf("the emulated Linux ended, or said nothing for %v, before the suite did; its console is above: %w", quiet, errors.Join(err, io.ErrUnexpectedEOF))
+	}
+	return code, nil
+}
