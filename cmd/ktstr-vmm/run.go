@@ -68,7 +68,7 @@ func runCommand() *cobra.Command {
 			}
 			o.passOutput = true
 			return o.run(c, run.Config{
-				VM:         vm.Config{Kernel: loader, Initrd: archive, Cmdline: cmdline},
+				VM:         vm.Config{Kernel: loader, Initrd: archive, Cmdline: cmdline, DropLateTicks: true},
 				KernelName: filepath.Base(l.kernel),
 			})
 		},

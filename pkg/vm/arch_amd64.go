@@ -93,11 +93,11 @@ func (x *x86) setupVM(m *Machine) error {
 	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
 		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", ErrSetup, err)
 	}
-	// struct kvm_reinject_control; 0: ticks that the guest was too slow for are gone. Linux keeps
-	// its time by kvmclock, and a slow host's guest would handle nothing but old ticks.
-	reinject := [32]byte{0}
-	if err := ioctlPtr(m.vmFD, kvm.IIO(reqReinjectControl), &reinject); err != nil {
-		return fmt.Errorf("%w: KVM_REINJECT_CONTROL: %w", ErrSetup, err)
+	if m.cfg.DropLateTicks {
+		reinject := [32]byte{0} // struct kvm_reinject_control: KVM_REINJECT_CONTROL, linux/kvm.h
+		if err := ioctlPtr(m.vmFD, kvm.IIO(reqReinjectControl), &reinject); err != nil {
+			return fmt.Errorf("%w: KVM_REINJECT_CONTROL: %w", ErrSetup, err)
+		}
 	}
 	x.com1 = serial{out: m.cfg.Console, irq: func(level uint32) error {
 		line := [2]uint32{com1IRQ, level} // struct kvm_irq_level

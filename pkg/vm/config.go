@@ -28,7 +28,11 @@ type Config struct {
 	CPUs     int       // vCPUs; 0: 1. More than 1 are created, but no table tells the guest of them yet
 	Initrd   Initrd    // the kernel's initial RAM file system; nil: none
 	Console  io.Writer // what the guest writes to COM1; nil: nothing. It must not block: a vCPU waits for it
-	Device   string    // the KVM device; "": /dev/kvm
+	// DropLateTicks is for guests that keep their time by a clock and not by counting the timer's
+	// ticks, as Linux does by kvmclock: ticks that came while the guest was too slow are gone. A
+	// slow host's guest would handle nothing but old ones. KVM takes some 10 ms to arrange it.
+	DropLateTicks bool
+	Device        string // the KVM device; "": /dev/kvm
 }
 
 func (c Config) withDefaults() (Config, error) {
