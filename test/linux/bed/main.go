@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
@@ -106,6 +107,7 @@ func boot(kernel, initrd string) (int, error) {
 		return 0, err
 	}
 	qemu.Stderr = os.Stderr
+	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // it takes the whole machine
 	if err := qemu.Start(); err != nil {
 		return 0, err
 	}
