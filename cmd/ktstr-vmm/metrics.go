@@ -52,10 +52,14 @@ func (s *metricsServer) serve() {
 	}()
 }
 
+// serving reports whether serve was called: a run that fails before its machine is there has no
+// metrics.
+func (s *metricsServer) serving() bool { return s.ended != nil }
+
 func (s *metricsServer) close() {
 	_ = s.http.Close()
 	_ = s.listener.Close()
-	if s.ended != nil {
+	if s.serving() {
 		<-s.ended
 	}
 }

@@ -229,7 +229,8 @@ func TestHostWithoutKVM(t *testing.T) {
 		return exec.Command(unshare, append([]string{"--mount", "sh", "-c", `mount --bind /dev/null /dev/kvm && exec "$@"`, "sh", path}, args...)...)
 	}
 	report := filepath.Join(t.TempDir(), "report.json")
-	cmd := inHost("demo", "--report", report, "--report-format", "json")
+	// No machine, no metrics: there is nothing to linger for.
+	cmd := inHost("demo", "--report", report, "--report-format", "json", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "1h")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {

@@ -71,7 +71,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	if err := o.writeReport(c, file, result); err != nil {
 		exit = &exitError{code: run.CodeFailed, err: fmt.Errorf("--report %q: %w", o.report, err)}
 	}
-	if server != nil && o.metricsLinger > 0 {
+	if server != nil && server.serving() && o.metricsLinger > 0 {
 		log.Info("metrics linger", zap.Duration("for", o.metricsLinger))
 		select {
 		case <-signals:

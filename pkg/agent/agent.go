@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -105,8 +104,7 @@ func (a *agent) reportPanic() {
 
 // reaper waits for all children, as PID 1 has to: its own and those whose parents are gone.
 type reaper struct {
-	signals chan os.Signal
-	exits   chan exited
+	signals chan os.Signal // holds one, so that a child which ends between two looks is not missed
 }
 
 type exited struct {
@@ -115,7 +113,7 @@ type exited struct {
 }
 
 func startReaper() *reaper {
-	r := &reaper{signals: make(chan os.Signal, 1), exits: make(chan exited, 16)}
+	r := &reaper{signals: make(chan os.Signal, 1)}
 	signal.Notify(r.signals, unix.SIGCHLD)
 	return r
 }
@@ -132,7 +130,6 @@ func (r *reaper) next(ctx context.Context) (exited, bool) {
 		case <-ctx.Done():
 			return exited{}, false
 		case <-r.signals:
-		case <-time.After(time.Second): // a signal that came between Wait4 and here is pending, so this is for nothing but doubt
 		}
 	}
 }
