@@ -19,7 +19,7 @@ import (
 // linuxCmdline is what a Linux guest gets beside the ring's parameters: a console, a reset that
 // the host sees, and nothing that waits for hardware which is not there.
 const linuxCmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off no_timer_check " +
-	"random.trust_cpu=on i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd pci=off acpi=off iomem=relaxed cryptomgr.notests"
+	"random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
 
 // guestPath is PATH in the guest.
 const guestPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -96,10 +96,7 @@ func (l *linuxOptions) archive(args []string) (*initramfs.Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.AddProgram(self); err != nil { // for its libraries, where it has any
-		return nil, err
-	}
-	if err := a.AddFile(self, "/init"); err != nil {
+	if err := a.AddInit(self); err != nil {
 		return nil, err
 	}
 	program, err := addCommand(a, args[0])

@@ -4,6 +4,7 @@
 package initramfs
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -69,7 +70,7 @@ func (a *Archive) AddFile(host, guest string) error {
 		return fmt.Errorf("%s %w: it is no plain file but %v", host, ErrFile, info.Mode().Type())
 	}
 	a.put(cpio.Record{
-		ReaderAt: &lazyFile{path: host},
+		ReaderAt: &lazyFile{path: host, size: info.Size()},
 		Info:     cpio.Info{Name: inside(guest), Mode: cpio.S_IFREG | uint64(info.Mode().Perm()), FileSize: uint64(info.Size())},
 	})
 	return nil
@@ -110,13 +111,35 @@ func (a *Archive) AddTree(host, guest string) error {
 
 // AddProgram adds a program at its own path, with its interpreter and its libraries: an ELF file's
 // loader says which, a script's first line does.
-func (a *Archive) AddProgram(path string) error { return a.addProgram(path, 0) }
+func (a *Archive) AddProgram(path string) error { return a.addProgram(path, path, 0) }
 
-func (a *Archive) addProgram(path string, depth int) error {
+// AddInit adds an ELF program as /init, with its libraries, and without what only debuggers read:
+// what lies behind its last segment.
+func (a *Archive) AddInit(path string) error {
+	if err := a.addProgram(path, "init", 0); err != nil {
+		return err
+	}
+	f, err := elf.Open(path)
+	if err != nil {
+		return fmt.Errorf("%s %w: %w", path, ErrFile, err)
+	}
+	defer f.Close()
+	end := uint64(0)
+	for _, p := range f.Progs {
+		end = max(end, p.Off+p.Filesz)
+	}
+	r := a.records["init"]
+	r.FileSize = min(r.FileSize, end)
+	r.ReaderAt = &lazyFile{path: path, size: int64(r.FileSize)}
+	a.records["init"] = r
+	return nil
+}
+
+func (a *Archive) addProgram(path, guest string, depth int) error {
 	if depth > 4 { // as the kernel's own limit for scripts
 		return fmt.Errorf("%s %w: too many interpreters", path, ErrFile)
 	}
-	if err := a.AddFile(path, path); err != nil {
+	if err := a.AddFile(path, guest); err != nil {
 		return err
 	}
 	interpreter, argument, err := shebang(path)
@@ -126,12 +149,12 @@ func (a *Archive) addProgram(path string, depth int) error {
 	if interpreter != "" {
 		if filepath.Base(interpreter) == "env" && argument != "" {
 			if program, err := LookPath(argument); err == nil {
-				if err := a.addProgram(program, depth+1); err != nil {
+				if err := a.addProgram(program, program, depth+1); err != nil {
 					return err
 				}
 			}
 		}
-		return a.addProgram(interpreter, depth+1)
+		return a.addProgram(interpreter, interpreter, depth+1)
 	}
 	libraries, err := ldd.FList(path)
 	if err != nil {
@@ -233,9 +256,10 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// lazyFile is a file that is open only while it is read.
+// lazyFile is a file's first size bytes; it is open only while it is read.
 type lazyFile struct {
 	path string
+	size int64
 	file *os.File
 }
 
@@ -247,7 +271,7 @@ func (l *lazyFile) ReadAt(p []byte, off int64) (int, error) {
 		}
 		l.file = f
 	}
-	return l.file.ReadAt(p, off)
+	return io.NewSectionReader(l.file, 0, l.size).ReadAt(p, off)
 }
 
 // Close is called by the archive's writer when the file is written.

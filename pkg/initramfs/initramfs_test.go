@@ -206,3 +206,31 @@ func TestFileThatShrinks(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// /init is this very test binary, without what its last segment leaves out, and still runs.
+func TestInitIsTrimmed(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := initramfs.New()
+	if err := a.AddInit(self); err != nil {
+		t.Fatal(err)
+	}
+	_, records := archived(t, a)
+	whole, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := content(t, records["init"])
+	if len(got) >= len(whole) || !strings.HasPrefix(string(whole), got) {
+		t.Errorf("/init has %d bytes, the program %d", len(got), len(whole))
+	}
+	path := filepath.Join(t.TempDir(), "init")
+	if err := os.WriteFile(path, []byte(got), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(path, "-test.run=^$").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -116,6 +116,9 @@ func (x *x86) load(m *Machine, ram *guestmem.Memory) error {
 	if err != nil {
 		return err
 	}
+	if err := loadACPI(ram, m.cfg.CPUs); err != nil {
+		return err
+	}
 	return loadBootData(ram, x.layout, k, initrd, m.cfg.Cmdline)
 }
 

@@ -34,6 +34,7 @@ const (
 
 // Fields of the zero page: Linux boot protocol, "The real-mode kernel header".
 const (
+	offRSDP       = 0x070 // u64, address of the ACPI tables' root
 	offSetup      = 0x1f1 // where the setup header begins
 	offBootFlag   = 0x1fe // u16
 	offHeader     = 0x202 // u32
@@ -96,6 +97,7 @@ func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Sp
 	if strings.ContainsAny(cmdline, "\x00\n") {
 		return fmt.Errorf("%w: %q has a NUL or a newline in it", ErrCmdline, cmdline)
 	}
+	le.PutUint64(zero[offRSDP:], rsdpAddr)
 	zero[offLoaderType] = loaderOther
 	zero[offLoadFlags] |= loadedHigh
 	le.PutUint32(zero[offInitrd:], uint32(initrd.Base))

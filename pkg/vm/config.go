@@ -19,13 +19,16 @@ const (
 	DefaultDevice   = "/dev/kvm"
 )
 
+// maxCPUs is what 8-bit APIC IDs can name beside the broadcast and the I/O APIC.
+const maxCPUs = 254
+
 // Config describes a machine. The zero value of every field but Kernel has a meaning.
 type Config struct {
 	Kernel   Loader    // what boots; required
 	Cmdline  string    // the kernel's command line
 	Memory   uint64    // guest RAM in bytes, the reserved part included; 0: 512 MiB
 	Reserved uint64    // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
-	CPUs     int       // vCPUs; 0: 1. More than 1 are created, but no table tells the guest of them yet
+	CPUs     int       // vCPUs, at most 254 (8-bit APIC IDs); 0: 1
 	Initrd   Initrd    // the kernel's initial RAM file system; nil: none
 	Console  io.Writer // what the guest writes to COM1; nil: nothing. It must not block: a vCPU waits for it
 	// DropLateTicks is for guests that keep their time by a clock and not by counting the timer's
@@ -54,8 +57,8 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Kernel == nil:
 		return c, fmt.Errorf("%w: no kernel given", ErrConfig)
-	case c.CPUs < 0:
-		return c, fmt.Errorf("%w: %d vCPUs, at least 1", ErrConfig, c.CPUs)
+	case c.CPUs < 0 || c.CPUs > maxCPUs:
+		return c, fmt.Errorf("%w: %d vCPUs, it can be 1 to %d", ErrConfig, c.CPUs, maxCPUs)
 	}
 	return c, nil
 }

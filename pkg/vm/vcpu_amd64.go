@@ -28,7 +28,7 @@ func (x *x86) setupVCPU(m *Machine, v *vcpu) error {
 		name string
 		do   func() error
 	}{
-		{"CPUID", func() error { return setCPUID(m.kvmFD, v) }},
+		{"CPUID", func() error { return setCPUID(m, v) }},
 		{"MSRs", func() error { return setMSRs(v) }},
 		{"registers", func() error { return x.setRegisters(v) }},
 	} {
@@ -45,41 +45,25 @@ type cpuidTable struct {
 	entries  [256]kvm.CPUIDEntry2
 }
 
-// Leaves of the hypervisor range: the highest leaf, and the TSC's frequency in kHz, which saves
-// a guest from measuring it (a convention of several hypervisors).
-const (
-	leafHypervisor = 0x40000000
-	leafTiming     = 0x40000010
-)
-
-// setCPUID shows the guest the host's processor as KVM supports it, with this vCPU's APIC ID
-// and the TSC's frequency: KVM API, 4.46 KVM_GET_SUPPORTED_CPUID and 4.56 KVM_GET_TSC_KHZ.
-func setCPUID(kvmFD int, v *vcpu) error {
+// setCPUID shows the guest the host's processor as KVM supports it, with this machine's topology:
+// KVM API, 4.46 KVM_GET_SUPPORTED_CPUID and 4.60 KVM_SET_CPUID2.
+func setCPUID(m *Machine, v *vcpu) error {
 	const head = 8
 	t := &cpuidTable{count: 256}
-	if err := ioctlPtr(kvmFD, kvm.IIOWR(reqGetSupportedCPUID, head), t); err != nil {
+	if err := ioctlPtr(m.kvmFD, kvm.IIOWR(reqGetSupportedCPUID, head), t); err != nil {
 		return err
 	}
-	khz, err := ioctl(v.fd, kvm.IIO(reqGetTSCKHz), 0)
+	deadline, err := ioctl(m.kvmFD, kvm.IIO(0x03), uintptr(kvm.CapTSCDeadlineTimer)) // KVM_CHECK_EXTENSION
+	if err != nil {
+		return err
+	}
+	khz, err := ioctl(v.fd, kvm.IIO(reqGetTSCKHz), 0) // KVM API, 4.56
 	if err != nil {
 		khz = 0 // a host whose TSC is not stable: the guest measures
 	}
-	n := min(int(t.count), len(t.entries)-1)
-	for i := range t.entries[:n] {
-		e := &t.entries[i]
-		switch e.Function {
-		case 1: // initial APIC ID in EBX[31:24]
-			e.Ebx = e.Ebx&0x00ffffff | uint32(v.id)<<24
-		case 0xb, 0x1f: // x2APIC ID
-			e.Edx = uint32(v.id)
-		case leafHypervisor:
-			e.Eax = max(e.Eax, leafTiming)
-		}
-	}
-	if khz > 0 {
-		t.entries[n] = kvm.CPUIDEntry2{Function: leafTiming, Eax: uint32(khz)}
-		t.count = uint32(n + 1)
-	}
+	// A host has some 50 entries, so there is room for all of ours.
+	entries := cpuidFor(t.entries[:min(int(t.count), 200)], v.id, m.cfg.CPUs, deadline > 0, uint32(khz))
+	t.count = uint32(copy(t.entries[:], entries))
 	return ioctlPtr(v.fd, kvm.IIOW(reqSetCPUID2, head), t)
 }
 

@@ -284,7 +284,7 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		"no kernel":         {vm.Config{}, vm.ErrConfig},
 		"negative CPUs":     {vm.Config{Kernel: spin, CPUs: -1}, vm.ErrConfig},
-		"too many CPUs":     {vm.Config{Kernel: spin, CPUs: 1 << 20}, vm.ErrSetup},
+		"too many CPUs":     {vm.Config{Kernel: spin, CPUs: 1 << 20}, vm.ErrConfig},
 		"ring over memory":  {vm.Config{Kernel: spin, Memory: 16 << 20, Reserved: 16 << 20}, e820.ErrMemory},
 		"ring not aligned":  {vm.Config{Kernel: spin, Reserved: 8193}, e820.ErrAlign},
 		"ring too small":    {vm.Config{Kernel: spin, Reserved: 4096}, e820.ErrRingSize},
