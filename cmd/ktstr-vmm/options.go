@@ -25,6 +25,9 @@ type options struct {
 	metricsLinger        time.Duration
 	logLevel, logFormat  string
 
+	console string // file for the console
+	verbose bool
+
 	// passOutput is for guests that run a command: its output is ours, and nothing else is
 	// shown unless something went wrong.
 	passOutput bool

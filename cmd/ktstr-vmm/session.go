@@ -50,6 +50,12 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 		}
 	}
 
+	console, err := o.openConsole(c.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	cfg.VM.Console = console.writer()
+
 	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
 	cfg.Timeout, cfg.Grace, cfg.Poll = o.timeout, o.grace, o.poll
 	if o.grace == 0 {
@@ -61,6 +67,9 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	cfg.OnMessage = v.message
 
 	result := run.Run(c.Context(), cfg)
+	if err := console.close(); err != nil {
+		log.Warn("the console was not written to its end", zap.Error(err))
+	}
 	if err := v.finish(result); err != nil {
 		log.Warn("the output was not read to its end", zap.Error(err))
 	}
@@ -89,7 +98,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 func (o *options) view(c *cobra.Command) view {
 	switch {
 	case o.passOutput:
-		return newCommandView(c.OutOrStdout(), c.ErrOrStderr())
+		return newCommandView(c.OutOrStdout(), c.ErrOrStderr(), !o.verbose)
 	case o.report == "-" && o.reportFormat != "text":
 		return newLiveView(c.ErrOrStderr(), false)
 	}

@@ -52,10 +52,11 @@ func (v *liveView) finish(r *run.Result) error {
 type commandView struct {
 	to             io.Writer // stderr
 	stdout, stderr *report.Stream
+	console        bool // whether the summary shows the console's end
 }
 
-func newCommandView(stdout, stderr io.Writer) *commandView {
-	return &commandView{stderr, report.NewBoundedStream(stdout, outputLimit, flushLimit), report.NewBoundedStream(stderr, outputLimit, flushLimit)}
+func newCommandView(stdout, stderr io.Writer, console bool) *commandView {
+	return &commandView{stderr, report.NewBoundedStream(stdout, outputLimit, flushLimit), report.NewBoundedStream(stderr, outputLimit, flushLimit), console}
 }
 
 func (v *commandView) message(_ time.Duration, m shm.Message) {
@@ -70,7 +71,11 @@ func (v *commandView) message(_ time.Duration, m shm.Message) {
 
 func (v *commandView) finish(r *run.Result) error {
 	if r.Outcome != run.Exited && r.Outcome != run.Failed {
-		_ = report.Text(v.stderr, r, wantsColour(v.to))
+		shown := *r
+		if !v.console {
+			shown.Console = nil
+		}
+		_ = report.Text(v.stderr, &shown, wantsColour(v.to))
 	}
 	return errors.Join(v.stdout.Close(flushLimit), v.stderr.Close(flushLimit))
 }

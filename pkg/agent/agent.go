@@ -24,7 +24,15 @@ func Main() {
 	a := &agent{}
 	defer a.reportPanic()
 	if err := a.run(); err != nil {
-		a.complain(err)
+		a.crash(err.Error())
+	}
+}
+
+// crash tells the host, and the console, what kept the agent from its work.
+func (a *agent) crash(text string) {
+	fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %s\n", text)
+	if a.writer != nil {
+		_ = a.writer.TryWrite(shm.Crash, []byte("the guest's agent: "+text))
 	}
 }
 
@@ -41,12 +49,16 @@ type agent struct {
 	writer  *shm.Writer
 	control shm.Control
 	reaper  *reaper
+	doors   *doors
 
 	scheduler int // its process, 0 where there is none or it is gone
 
 	sending atomic.Int32  // goroutines that have output which is not in the ring yet
 	sent    atomic.Uint64 // pieces of output that are
 }
+
+// doorsDir is where the guest's processes find the ways to send messages.
+const doorsDir = "/run/ktstr"
 
 // Exit codes as a shell gives them.
 const (
@@ -71,13 +83,17 @@ func (a *agent) run() error {
 	}
 	a.reaper = startReaper()
 	ctx := context.Background()
-	if err := a.startScheduler(); err != nil {
+	if a.doors, err = openDoors(doorsDir, a.writer.Capacity()-shm.MessageHeaderSize, a.writer.WriteWait, a.complain, a.reportPanic); err != nil {
+		return err
+	}
+	if err := a.startScheduler(ctx); err != nil {
 		return err
 	}
 	if err := a.writer.WriteWait(ctx, shm.ScenarioStart, nil); err != nil {
 		return err
 	}
 	code := a.runCommand(ctx)
+	a.doors.flush()
 	payload := shm.EncodeCode(int32(code))
 	return errors.Join(
 		a.writer.WriteWait(ctx, shm.ScenarioEnd, nil),
@@ -85,21 +101,21 @@ func (a *agent) run() error {
 	)
 }
 
-// complain says on the console what kept the agent from its work.
+// complain says on the console what went wrong but keeps nobody from going on.
 func (a *agent) complain(err error) { fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %v\n", err) }
 
 // reportPanic is deferred by each of the agent's goroutines: its own panic is the guest's crash.
 func (a *agent) reportPanic() {
-	p := recover()
-	if p == nil {
-		return
+	if a.panicked(recover()) {
+		reset()
 	}
-	text := fmt.Sprintf("the agent panicked: %v\n%s", p, debug.Stack())
-	fmt.Fprint(os.Stderr, text)
-	if a.writer != nil {
-		_ = a.writer.TryWrite(shm.Crash, []byte(text))
+}
+
+func (a *agent) panicked(p any) bool {
+	if p != nil {
+		a.crash(fmt.Sprintf("panic: %v\n%s", p, debug.Stack()))
 	}
-	reset()
+	return p != nil
 }
 
 // reaper waits for all children, as PID 1 has to: its own and those whose parents are gone.

@@ -37,42 +37,23 @@ func (a *agent) runCommand(ctx context.Context) int {
 	cmd := &exec.Cmd{
 		Path:        a.spec.Args[0],
 		Args:        a.spec.Args,
-		Env:         a.spec.Env,
+		Env:         append(a.spec.Env, a.doors.env()...),
 		Dir:         a.spec.Dir,
 		SysProcAttr: &unix.SysProcAttr{Setsid: true},
 	}
-	var outputs sync.WaitGroup
-	pipe := func(typ shm.Type) (*os.File, error) {
-		r, w, err := os.Pipe()
-		if err == nil {
-			outputs.Go(func() {
-				defer a.reportPanic()
-				a.forward(ctx, r, typ)
-			})
+	outputs, err := a.connect(ctx, cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range []any{cmd.Stdout, cmd.Stderr} { // the command's ends, which are its own now
+		if f, ok := f.(*os.File); ok {
+			f.Close()
 		}
-		return w, err
 	}
-	stdout, err := pipe(shm.Stdout)
-	if err != nil {
-		a.complain(err)
-		return codeNotExecutable
-	}
-	stderr, err := pipe(shm.Stderr)
-	if err != nil {
-		a.complain(err)
-		return codeNotExecutable
-	}
-	cmd.Stdout, cmd.Stderr = stdout, stderr
-	err = cmd.Start()
-	stdout.Close()
-	stderr.Close()
 	if err != nil {
 		a.complain(err)
 		outputs.Wait()
-		if errors.Is(err, fs.ErrNotExist) {
-			return codeNotFound
-		}
-		return codeNotExecutable
+		return startCode(err)
 	}
 	done, cancel := context.WithCancel(ctx)
 	var watcher sync.WaitGroup
@@ -84,8 +65,50 @@ func (a *agent) runCommand(ctx context.Context) int {
 	cancel()
 	watcher.Wait()
 
-	a.flush(&outputs)
+	a.flush(outputs)
 	return code
+}
+
+// connect gives the command its outputs: two pipes, or a terminal where one is asked for. What comes
+// out of them is sent by goroutines that the returned group waits for.
+func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (*sync.WaitGroup, error) {
+	outputs := &sync.WaitGroup{}
+	send := func(r *os.File, typ shm.Type) {
+		outputs.Go(func() {
+			defer a.reportPanic()
+			a.forward(ctx, r, typ)
+		})
+	}
+	if a.spec.TTY {
+		terminal, r, err := openTerminal()
+		if err != nil {
+			return outputs, err
+		}
+		send(r, shm.Stdout)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+		cmd.SysProcAttr.Setctty = true // fd 0
+		return outputs, nil
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return outputs, err
+	}
+	cmd.Stdout = w
+	send(r, shm.Stdout)
+	if r, w, err = os.Pipe(); err != nil {
+		return outputs, err
+	}
+	cmd.Stderr = w
+	send(r, shm.Stderr)
+	return outputs, nil
+}
+
+// startCode is how a shell names what kept a program from starting.
+func startCode(err error) int {
+	if errors.Is(err, fs.ErrNotExist) {
+		return codeNotFound
+	}
+	return codeNotExecutable
 }
 
 // flush waits until all output was sent: until the pipes are closed, or empty for long enough.
@@ -119,9 +142,7 @@ func (a *agent) wait(ctx context.Context, pid int) int {
 		case pid:
 			return shellCode(e.status)
 		case a.scheduler:
-			a.scheduler = 0
-			payload := shm.EncodeCode(int32(shellCode(e.status)))
-			a.try(a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:]))
+			a.try(a.schedulerGone(ctx, shellCode(e.status)))
 		}
 	}
 }

@@ -1,11 +1,14 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
 const (
@@ -18,15 +21,17 @@ const (
 	schedulerSettles = 100 * time.Millisecond
 )
 
-// startScheduler starts the scheduler under test and waits until it is up. One that does not come
-// up, or ends at once, is seen by wait.
-func (a *agent) startScheduler() error {
+// startScheduler starts the scheduler under test and waits until it is up. One that can't be started
+// is gone as far as the host is concerned; one that does not come up, or ends at once, is seen by
+// wait.
+func (a *agent) startScheduler(ctx context.Context) error {
 	if len(a.spec.Scheduler) == 0 {
 		return nil
 	}
 	cmd := &exec.Cmd{Path: a.spec.Scheduler[0], Args: a.spec.Scheduler, Env: a.spec.Env, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the scheduler: %w", err)
+		a.complain(fmt.Errorf("starting the scheduler: %w", err))
+		return a.schedulerGone(ctx, startCode(err))
 	}
 	a.scheduler = cmd.Process.Pid
 	if _, err := os.Stat(schedExtState); err != nil {
@@ -40,4 +45,11 @@ func (a *agent) startScheduler() error {
 		}
 	}
 	return nil
+}
+
+// schedulerGone tells the host that the scheduler ended with a code, as a shell gives them.
+func (a *agent) schedulerGone(ctx context.Context, code int) error {
+	a.scheduler = 0
+	payload := shm.EncodeCode(int32(code))
+	return a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:])
 }

@@ -12,6 +12,7 @@ type Spec struct {
 	Args []string `json:"args"` // the command; its program is a path in the guest
 	Env  []string `json:"env"`
 	Dir  string   `json:"dir"` // the command's working directory; made where it is missing
+	TTY  bool     `json:"tty"` // the command gets a controlling terminal
 
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string `json:"scheduler"`

@@ -3,7 +3,12 @@ package run
 import (
 	"regexp"
 	"strings"
+	"time"
 )
+
+// panicTrace is how long a kernel that panics may go on writing why, before the run ends: it may
+// neither reset nor end by itself.
+const panicTrace = time.Second
 
 // panicLine is how Linux begins what it cannot go on from: kernel/panic.c, with or without a time
 // stamp in front.
@@ -25,4 +30,36 @@ func kernelPanic(console []byte) string {
 	}
 	text := strings.ToValidUTF8(string(console[start:]), "\ufffd")
 	return strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
+}
+
+// maxPanicLine is how much of a console's line is looked at, in bytes.
+const maxPanicLine = 256
+
+// panicWatch reads a console as it comes, and closes seen at the first line that begins a panic.
+type panicWatch struct {
+	seen chan struct{}
+	line []byte
+	over bool
+}
+
+func newPanicWatch() *panicWatch { return &panicWatch{seen: make(chan struct{})} }
+
+func (w *panicWatch) Write(p []byte) (int, error) {
+	for _, b := range p {
+		switch {
+		case w.over:
+			return len(p), nil
+		case b != '\n':
+			if len(w.line) < maxPanicLine {
+				w.line = append(w.line, b)
+			}
+		default:
+			if panicLine.Match(w.line) {
+				w.over = true
+				close(w.seen)
+			}
+			w.line = w.line[:0]
+		}
+	}
+	return len(p), nil
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"os"
 	"syscall"
@@ -54,8 +55,8 @@ type Machine interface {
 
 // Config describes a run. The zero value of every field but VM.Kernel has a meaning.
 type Config struct {
-	// VM describes the machine. Its command line gets the ring's parameters in front; its
-	// console is the run's.
+	// VM describes the machine. Its command line gets the ring's parameters in front, and what it
+	// writes to its console the run reads too.
 	VM vm.Config
 	// NewMachine builds the machine; nil: KVM in this process.
 	NewMachine func(vm.Config) (Machine, error)
@@ -132,6 +133,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 	r := &run{
 		cfg:     cfg,
 		console: &tail{limit: maxConsoleBytes},
+		panic:   newPanicWatch(),
 		result: &Result{
 			ID:        cfg.ID,
 			Kernel:    cfg.KernelName,
@@ -151,6 +153,7 @@ type run struct {
 	cfg     Config
 	result  *Result
 	console *tail
+	panic   *panicWatch
 	machine Machine
 	monitor *monitor.Monitor
 	control shm.Control
@@ -221,7 +224,11 @@ func (r *run) build() error {
 	r.result.RingBase = ring.Base
 	cfg := r.cfg.VM
 	cfg.Cmdline = shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " " + cfg.Cmdline
-	cfg.Console = r.console
+	console := []io.Writer{r.console, r.panic}
+	if r.cfg.VM.Console != nil {
+		console = append(console, r.cfg.VM.Console)
+	}
+	cfg.Console = io.MultiWriter(console...)
 	if r.machine, err = r.cfg.NewMachine(cfg); err != nil {
 		return err
 	}
@@ -282,6 +289,7 @@ var (
 	errDeadline  = errors.New("the hard deadline passed")
 	errInterrupt = errors.New("the run was interrupted")
 	errDriver    = errors.New("driving the guest failed")
+	errPanic     = errors.New("the guest's kernel panicked")
 )
 
 // watch waits for whatever ends the run first, stops the machine for it, and returns when the
@@ -292,7 +300,8 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 	soft := newSoftDeadline(r.cfg.Timeout, r.cfg.Grace, r.since())
 	defer soft.Stop()
 	interrupt := ctx.Done()
-	var giveUp, graceOver <-chan time.Time
+	panicked := r.panic.seen
+	var giveUp, graceOver, traceOver <-chan time.Time
 	stop := func(reason error) {
 		r.machine.Stop(reason)
 		if giveUp == nil {
@@ -335,6 +344,11 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 			}
 		case <-graceOver:
 			stop(errInterrupt)
+		case <-panicked:
+			panicked = nil
+			traceOver = time.After(panicTrace)
+		case <-traceOver:
+			stop(errPanic)
 		case <-interrupt:
 			interrupt = nil
 			if r.signal == nil && giveUp == nil {

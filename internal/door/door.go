@@ -1,0 +1,81 @@
+// Package door is how a guest's processes reach its agent: what pkg/ktstr says and pkg/agent hears
+// on a socket. A request is two little-endian u32, the message's type and its length in bytes, and
+// the payload. The answer is a u32, and as many bytes of text that say what went wrong: none where
+// the message is in the ring.
+package door
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// What the agent puts into the command's environment.
+const (
+	SocketEnv = "KTSTR_SOCKET"   // path of the socket
+	FileEnv   = "KTSTR_MESSAGES" // path of the file that takes messages as lines
+)
+
+// maxReply bounds an answer's text, in bytes.
+const maxReply = 4 << 10
+
+// ErrTooLarge is a request of more bytes than its receiver takes.
+var ErrTooLarge = errors.New("message is too large")
+
+// WriteRequest sends a message.
+func WriteRequest(w io.Writer, t shm.Type, payload []byte) error {
+	b := make([]byte, 8, 8+len(payload))
+	binary.LittleEndian.PutUint32(b, uint32(t))
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(payload)))
+	_, err := w.Write(append(b, payload...))
+	return err
+}
+
+// ReadRequest receives a message of at most limit bytes: ErrTooLarge where it has more, io.EOF where
+// there is no other.
+func ReadRequest(r io.Reader, limit uint64) (shm.Type, []byte, error) {
+	var head [8]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	t, n := shm.Type(binary.LittleEndian.Uint32(head[:])), binary.LittleEndian.Uint32(head[4:])
+	if uint64(n) > limit {
+		return t, nil, fmt.Errorf("%w: %v of %d bytes, at most %d", ErrTooLarge, t, n, limit)
+	}
+	payload := make([]byte, n)
+	if _, err := io.ReadFull(r, payload); err != nil {
+		return t, nil, fmt.Errorf("%v of %d bytes: %w", t, n, err)
+	}
+	return t, payload, nil
+}
+
+// WriteReply answers a request; nil says that the message is in the ring.
+func WriteReply(w io.Writer, failure error) error {
+	text := ""
+	if failure != nil {
+		text = failure.Error()
+		text = text[:min(len(text), maxReply)]
+	}
+	_, err := w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(text))), text...))
+	return err
+}
+
+// ReadReply receives an answer: nil, what the agent says, or why there is none.
+func ReadReply(r io.Reader) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return fmt.Errorf("no answer from the agent: %w", err)
+	}
+	n := binary.LittleEndian.Uint32(head[:])
+	if n == 0 {
+		return nil
+	}
+	text := make([]byte, min(n, maxReply))
+	if _, err := io.ReadFull(r, text); err != nil {
+		return fmt.Errorf("no answer from the agent: %w", err)
+	}
+	return errors.New(string(text))
+}

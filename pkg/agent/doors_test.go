@@ -1,0 +1,235 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/ktstr/ktstr-vmm/internal/door"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/ktstr"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// opened are doors to a ring of their own.
+type opened struct {
+	*doors
+	reader *shm.Reader
+
+	mu         sync.Mutex
+	complaints []string
+}
+
+func open(t *testing.T, size uint64) *opened {
+	t.Helper()
+	memory, err := guestmem.New(guestmem.Region{Base: 0, Mem: make([]byte, size)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	region, err := memory.Window(0, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shm.Init(region); err != nil {
+		t.Fatal(err)
+	}
+	w, err := shm.NewWriter(region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &opened{}
+	if o.reader, err = shm.NewReader(region, shm.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	o.doors, err = openDoors(filepath.Join(t.TempDir(), "run"), w.Capacity()-shm.MessageHeaderSize, w.WriteWait, func(err error) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.complaints = append(o.complaints, err.Error())
+	}, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(o.close)
+	for _, e := range o.env() {
+		name, value, _ := strings.Cut(e, "=")
+		t.Setenv(name, value)
+	}
+	return o
+}
+
+// messages are what the ring has, as "TYPE payload".
+func (o *opened) messages(t *testing.T) []string {
+	t.Helper()
+	var got []string
+	d := o.reader.Drain(func(m shm.Message) { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)) })
+	if d.Fault.Kind != shm.NoFault {
+		t.Fatal(d.Fault)
+	}
+	return got
+}
+
+func TestPackageSendsAllNineTypes(t *testing.T) {
+	o := open(t, 64<<10)
+	h, err := ktstr.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	stimulus := ktstr.Stimulus{ElapsedMS: 1, StepIndex: 2, TotalIterations: 3}
+	for _, err := range []error{
+		h.ScenarioStart(), h.Stimulus(stimulus), h.Result(map[string]any{"name": "a", "passed": true}), h.Metrics([]int{1, 2}),
+		h.RawOutput("text"), h.ScenarioEnd(), h.SchedulerExit(-1), h.Crash("boom"), h.Exit(3),
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	raw := stimulus.Encode()
+	want := []string{"SCST ", "STIM " + string(raw[:]), `TEST {"name":"a","passed":true}`, "PMET [1,2]",
+		`RAWO "text"`, "SCEN ", "SCDX \xff\xff\xff\xff", "CRSH boom", "EXIT \x03\x00\x00\x00"}
+	if got := o.messages(t); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
+func TestConnectOutsideOfAGuest(t *testing.T) {
+	t.Setenv(door.SocketEnv, "")
+	if h, err := ktstr.Connect(); !errors.Is(err, ktstr.ErrNotInGuest) {
+		t.Errorf("%v, %v", h, err)
+	}
+}
+
+// What the agent does not take comes back as an error, and the connection goes on where it can.
+func TestSocketRefusals(t *testing.T) {
+	o := open(t, 8<<10)
+	h, err := ktstr.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Metrics(func() {}); err == nil {
+		t.Error("a function became JSON")
+	}
+	raw, err := net.Dial("unix", os.Getenv(door.SocketEnv))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	for _, typ := range []shm.Type{shm.Stdout, 7} {
+		if err := door.WriteRequest(raw, typ, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := door.ReadReply(raw); err == nil || !strings.Contains(err.Error(), typ.String()) {
+			t.Errorf("%v: %v", typ, err)
+		}
+	}
+	if err := h.Crash(strings.Repeat("x", 8<<10)); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("larger than the ring: %v", err)
+	}
+	if err := h.Crash("x"); err == nil {
+		t.Error("a connection whose place is lost goes on")
+	}
+	if got := o.messages(t); len(got) != 0 {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Lines that come before the flush are in the ring when it returns; what is no message is said, and
+// passed over.
+func TestMessageFile(t *testing.T) {
+	o := open(t, 64<<10)
+	text := "TEST {\"passed\":false}\n\nPMET {}\nRAWO [1]\nSTIM {\"step_index\":7}\nEXIT 0\nSTIM {\"steps\":7}\n" +
+		"TEST " + strings.Repeat("x", maxLine) + "\nRAWO no end of line"
+	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+	o.flush()
+	stimulus := shm.StimulusEvent{StepIndex: 7}.Encode()
+	want := []string{`TEST {"passed":false}`, "PMET {}", "RAWO [1]", "STIM " + string(stimulus[:]), "RAWO no end of line"}
+	if got := o.messages(t); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	if len(o.complaints) != 3 || !strings.Contains(o.complaints[0], `"EXIT" is none of`) || !strings.Contains(o.complaints[1], "steps") ||
+		!strings.Contains(o.complaints[2], "more than") {
+		t.Errorf("complaints %q", o.complaints)
+	}
+}
+
+// Doors can be closed while a message waits for room that nobody makes.
+func TestCloseWhileWaiting(t *testing.T) {
+	o := open(t, 8<<10)
+	h, err := ktstr.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.Crash(strings.Repeat("x", 8000)); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error)
+	go func() { waiting <- h.Crash(strings.Repeat("y", 8000)) }()
+	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("TEST " + strings.Repeat("z", 8000) + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	o.close()
+	if err := <-waiting; err == nil {
+		t.Error("a message that had no room was said to be sent")
+	}
+}
+
+// The agent's own panic is the guest's crash, with a trace.
+func TestPanicIsACrash(t *testing.T) {
+	memory, err := guestmem.New(guestmem.Region{Base: 0, Mem: make([]byte, 64<<10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	region, err := memory.Window(0, 64<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shm.Init(region); err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{}
+	if a.writer, err = shm.NewWriter(region); err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		defer func() { a.panicked(recover()) }()
+		var nowhere *agent
+		nowhere.complain(errors.New(nowhere.spec.Dir))
+	}()
+	reader, err := shm.NewReader(region, shm.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Drain(func(m shm.Message) {
+		if m.Type != shm.Crash || !bytes.Contains(m.Payload, []byte("nil pointer")) || !bytes.Contains(m.Payload, []byte("TestPanicIsACrash")) {
+			t.Errorf("%v %s", m.Type, m.Payload)
+		}
+	})
+	if n := reader.Stats().Messages; n != 1 {
+		t.Errorf("%d messages", n)
+	}
+}
