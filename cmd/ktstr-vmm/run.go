@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -26,6 +28,7 @@ func runCommand() *cobra.Command {
 				return fmt.Errorf("--kernel is needed: a bzImage or a vmlinux")
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
+			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			cfg, files, err := g.Config()
 			if err != nil {
 				return err
@@ -48,4 +51,16 @@ func runCommand() *cobra.Command {
 	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, and let its kernel say more")
 	o.register(c)
 	return c
+}
+
+// sameFile reports whether both are one file, pipe or terminal, where a reader sees their order.
+func sameFile(a, b io.Writer) bool {
+	fa, ok := a.(*os.File)
+	fb, okb := b.(*os.File)
+	if !ok || !okb {
+		return false
+	}
+	ia, err := fa.Stat()
+	ib, errb := fb.Stat()
+	return err == nil && errb == nil && os.SameFile(ia, ib)
 }

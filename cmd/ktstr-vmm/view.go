@@ -69,7 +69,9 @@ func (v *commandView) message(_ time.Duration, m shm.Message) {
 	}
 }
 
+// finish shows the summary behind all of the output: both may go to one place.
 func (v *commandView) finish(r *run.Result) error {
+	err := v.stdout.Close(flushLimit)
 	if r.Outcome != run.Exited && r.Outcome != run.Failed {
 		shown := *r
 		if !v.console {
@@ -77,5 +79,5 @@ func (v *commandView) finish(r *run.Result) error {
 		}
 		_ = report.Text(v.stderr, &shown, wantsColour(v.to))
 	}
-	return errors.Join(v.stdout.Close(flushLimit), v.stderr.Close(flushLimit))
+	return errors.Join(err, v.stderr.Close(flushLimit))
 }

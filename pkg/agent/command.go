@@ -69,7 +69,7 @@ func (a *agent) runCommand(ctx context.Context) int {
 	return code
 }
 
-// connect gives the command its outputs: two pipes, or a terminal where one is asked for. What comes
+// connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. What comes
 // out of them is sent by goroutines that the returned group waits for.
 func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (*sync.WaitGroup, error) {
 	outputs := &sync.WaitGroup{}
@@ -93,8 +93,11 @@ func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (*sync.WaitGroup, er
 	if err != nil {
 		return outputs, err
 	}
-	cmd.Stdout = w
+	cmd.Stdout, cmd.Stderr = w, w
 	send(r, shm.Stdout)
+	if a.spec.OneOutput {
+		return outputs, nil
+	}
 	if r, w, err = os.Pipe(); err != nil {
 		return outputs, err
 	}

@@ -14,6 +14,9 @@ type Spec struct {
 	Dir  string   `json:"dir"` // the command's working directory; made where it is missing
 	TTY  bool     `json:"tty"` // the command gets a controlling terminal
 
+	// OneOutput makes the command's stdout and stderr one, so that their order is kept.
+	OneOutput bool `json:"one_output"`
+
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string `json:"scheduler"`
 }

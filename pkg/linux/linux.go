@@ -37,6 +37,7 @@ type Guest struct {
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
 	TTY       bool     // the command gets a controlling terminal
+	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
 	Verbose   bool     // the kernel says all it has to say
 	Initrd    string   // path of an initramfs that lies below what is made here; "": none
 
@@ -135,7 +136,7 @@ func (g Guest) archive() (*initramfs.Archive, error) {
 			return nil, err
 		}
 	}
-	spec := agent.Spec{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY}
+	spec := agent.Spec{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput}
 	if len(g.Scheduler) > 0 {
 		scheduler, err := addCommand(a, g.Scheduler[0])
 		if err != nil {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/ktstr"
 )
 
 var (
@@ -41,7 +43,38 @@ func TestMain(m *testing.M) {
 		}()
 		os.Stdout.Write(bytesOf(1))
 		<-done
+	default:
+		if err := send(*helper); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
+}
+
+// send sends messages by the package for tests.
+func send(what string) error {
+	h, err := ktstr.Connect()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	switch what {
+	case "crash":
+		return h.Crash("the test says so")
+	case "scheduler-exit":
+		return h.SchedulerExit(-7)
+	case "messages":
+		return errors.Join(
+			h.ScenarioStart(),
+			h.Stimulus(ktstr.Stimulus{ElapsedMS: 5, StepIndex: 1, OpCount: 2, TotalIterations: 1 << 40}),
+			h.Result(map[string]any{"name": "a", "passed": true}),
+			h.Metrics(map[string]int{"latency_us": 12}),
+			h.RawOutput([]string{"raw"}),
+			h.ScenarioEnd(),
+			h.Exit(9),
+		)
+	}
+	return fmt.Errorf("no helper %q", what)
 }
 
 // bytesOf are bytes that look like none, the same on both sides.
@@ -61,8 +94,14 @@ type ended struct {
 // vmmRun runs a command in a guest: flags, then "--" and the command.
 func vmmRun(t *testing.T, args ...string) ended {
 	t.Helper()
-	cmd := exec.Command(vmm, append([]string{"run", "--kernel", kernel, "--timeout", "6m"}, args...)...)
-	cmd.Dir = t.TempDir()
+	return vmmRunIn(t, t.TempDir(), args...)
+}
+
+// vmmRunIn does so in a folder.
+func vmmRunIn(t *testing.T, dir string, args ...string) ended {
+	t.Helper()
+	cmd := exec.Command(vmm, append([]string{"run", "--kernel", kernel, "--timeout", "3m"}, args...)...)
+	cmd.Dir = dir
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	start := time.Now()
@@ -126,7 +165,7 @@ func (s *sleeper) Write(p []byte) (int, error) {
 // still comes, all of it.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "6m", "--shm-size", "8K", "--", os.Args[0], "-helper=bulk")
+	cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "3m", "--shm-size", "8K", "--", os.Args[0], "-helper=bulk")
 	var stdout, stderr sleeper
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) || sha256.Sum256(stderr.Bytes()) != sha256.Sum256(bytesOf(2)) {
@@ -137,7 +176,7 @@ func TestSlowReader(t *testing.T) {
 // What a command wrote before the deadline is all there.
 func TestDeadline(t *testing.T) {
 	t.Parallel()
-	e := vmmRun(t, "--timeout", "50s", "--grace", "0s", "--", "busybox", "sh", "-c", "trap '' TERM; echo before; busybox sleep 1000; echo after")
+	e := vmmRun(t, "--timeout", "30s", "--grace", "0s", "--", "busybox", "sh", "-c", "trap '' TERM; echo before; busybox sleep 1000; echo after")
 	if e.code != 124 || string(e.stdout) != "before\n" || !strings.Contains(string(e.stderr), "timeout: the hard deadline passed") {
 		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
 	}
@@ -146,7 +185,7 @@ func TestDeadline(t *testing.T) {
 // Asked to stop at the soft deadline, the command gets a TERM and its last words are read.
 func TestSoftDeadline(t *testing.T) {
 	t.Parallel()
-	e := vmmRun(t, "--timeout", "60s", "--grace", "20s", "--", "busybox", "sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
+	e := vmmRun(t, "--timeout", "40s", "--grace", "20s", "--", "busybox", "sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
 	if e.code != 124 || string(e.stdout) != "bye\n" || !strings.Contains(string(e.stderr), "the guest exited with code 5") {
 		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
 	}
@@ -164,7 +203,8 @@ func TestMemoryAboveFourGiB(t *testing.T) {
 func TestDynamicallyLinkedCommand(t *testing.T) {
 	t.Parallel()
 	vmmRun(t, "--env", "GREETING=hello world", "--", "/usr/bin/env", "-u", "TERM").want(t, 0,
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n")
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
+			"KTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
 }
 
 func TestScriptAndIncludedTree(t *testing.T) {
@@ -203,23 +243,42 @@ func TestGuestEnvironment(t *testing.T) {
 // A kernel panic is a crash, with the panic's text.
 func TestKernelPanic(t *testing.T) {
 	t.Parallel()
-	report := filepath.Join(t.TempDir(), "report.json")
-	e := vmmRun(t, "--report", report, "--report-format", "json", "--", "busybox", "sh", "-c", "echo c > /proc/sysrq-trigger; busybox sleep 100")
-	text, err := os.ReadFile(report)
-	if e.code != 122 || err != nil || !strings.Contains(string(text), "Kernel panic - not syncing: sysrq triggered crash") || !strings.Contains(string(text), `"outcome": "crash"`) {
-		t.Errorf("exit code %d, %v\n%s\n%s", e.code, err, e.stderr, text)
+	for name, flags := range map[string][]string{
+		"resets":        nil,
+		"waits forever": {"--append", "panic=0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, r := reported(t, append(flags, "--", "busybox", "sh", "-c", "echo c > /proc/sysrq-trigger; busybox sleep 1000")...)
+			if e.code != 122 || r.Outcome != "crash" || r.Crash == nil || !strings.Contains(r.Crash.Message, "Kernel panic - not syncing: sysrq triggered crash") ||
+				!strings.Contains(string(e.stderr), "Kernel panic - not syncing") {
+				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
+			}
+		})
 	}
 }
 
 // The scheduler under test ends while the command runs: the run ends, long before the command.
 func TestSchedulerExit(t *testing.T) {
 	t.Parallel()
-	report := filepath.Join(t.TempDir(), "report.json")
-	e := vmmRun(t, "--report", report, "--report-format", "json", "--scheduler", "busybox timeout -s INT 1 busybox sleep 100", "--",
-		"busybox", "sh", "-c", "echo testing; busybox sleep 1000")
-	text, err := os.ReadFile(report)
-	if e.code != 121 || string(e.stdout) != "testing\n" || err != nil || !strings.Contains(string(text), `"outcome": "scheduler_exit"`) || !strings.Contains(string(text), `"code": 143`) && !strings.Contains(string(text), `"code": 130`) {
-		t.Errorf("exit code %d, stdout %q, %v\n%s\n%s", e.code, e.stdout, err, e.stderr, text)
+	script := scheduler(t)
+	for name, tc := range map[string]struct {
+		scheduler string
+		code      int32
+	}{
+		"after a second": {"busybox sh " + script, 42},
+		"not there":      {"/no/such/scheduler", 127},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, r := reported(t, "--include", script, "--scheduler", tc.scheduler, "--", "busybox", "sleep", "60")
+			if e.code != 121 || r.Outcome != "scheduler_exit" || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != tc.code {
+				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
+			}
+			if e.took > 50*time.Second {
+				t.Errorf("the run took %v, as long as the command", e.took)
+			}
+		})
 	}
 }
 
@@ -258,8 +317,14 @@ func TestRefusedKernels(t *testing.T) {
 			t.Errorf("%s: %v, %s", name, err, out)
 		}
 	}
-	out, err := exec.Command(vmm, "run", "--kernel", kernel, "--memory", "24M", "--", "busybox", "true").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "try more --memory") {
-		t.Errorf("little memory: %v, %s", err, out)
+	for flag, tc := range map[string]struct{ value, says string }{
+		"--memory": {"24M", "try more --memory"},
+		"--append": {strings.Repeat("x", 2048), "this kernel takes at most 2047"},
+	} {
+		out, err := exec.Command(vmm, "run", "--kernel", kernel, flag, tc.value, "--", "busybox", "true").CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) {
+			t.Errorf("%s: %v, %s", flag, err, out)
+		}
 	}
 }

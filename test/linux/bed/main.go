@@ -1,15 +1,17 @@
-// Command bed runs the Linux suite on a machine whose own KVM is too slow for Linux guests: inside
-// a Linux that QEMU emulates, virtualization included. It builds that Linux's initramfs from the
-// suite's test binary and what the tests use, boots it, and ends as the suite does.
+// Command bed runs a program that needs KVM on a machine whose own is too slow for Linux guests:
+// inside a Linux that QEMU emulates, virtualization included. It builds that Linux's initramfs from
+// the program and what it uses, boots it, and ends as the program does.
 //
-//	bed HOST-DIR KERNEL VMM SUITE [SUITE-ARG...]
+//	bed [-add HOST[:GUEST]]... [-program PATH]... HOST-DIR KERNEL VMM PROGRAM [ARG...]
 //
-// HOST-DIR has the emulated Linux's kernel and KVM modules, KERNEL is the one under test.
+// HOST-DIR has the emulated Linux's kernel and KVM modules. KERNEL, the one under test, is /kernel
+// there, and VMM is on its PATH.
 package main
 
 import (
 	"bufio"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -24,10 +26,10 @@ import (
 )
 
 const (
-	// quiet is how long the suite may say nothing before it is taken to hang.
+	// quiet is how long the program may say nothing before it is taken to hang.
 	quiet = 8 * time.Minute
-	// marker begins the line in which the emulated Linux says how the suite ended.
-	marker = "bed: suite ended "
+	// marker begins the line in which the emulated Linux says how the program ended.
+	marker = "bed: ended "
 	memory = "3072" // MiB; what guests do not touch is not there
 
 	// cmdline makes the timer tick periodically. QEMU's emulation of SVM clears a bit of the word
@@ -36,27 +38,34 @@ const (
 	cmdline = "console=ttyS0 panic=-1 loglevel=1 mitigations=off nokaslr highres=off nohz=off"
 )
 
-// programs are what the tests run in their guests, beside busybox: a dynamically linked one.
-var programs = []string{"/usr/bin/env"}
+// words is a flag that can be given more than once.
+type words []string
+
+func (w *words) String() string     { return strings.Join(*w, " ") }
+func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 
 const script = `#!/bin/busybox sh
 /bin/busybox mkdir -p /bin /dev /proc /sys /tmp /root
 /bin/busybox --install -s /bin
-export PATH=/bin:/usr/bin HOME=/root TERM=dumb CI=true KTSTR_TEST_KERNEL=/kernel KTSTR_TEST_VMM=/bin/ktstr-vmm
+export PATH=/bin:/usr/bin HOME=/root TERM=dumb CI=true KTSTR_TEST_KERNEL=/kernel KTSTR_TEST_VMM=/bin/ktstr-vmm KTSTR_TEST_EXAMPLE=/bin/example.test KTSTR_TEST_GO=/go
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
 for m in irqbypass kvm kvm-amd; do insmod /$m.ko; done
 cd /root
-/bin/suite.test %s
+/bin/%s
 echo "` + marker + `$?"
 poweroff -f
 `
 
 func main() {
-	if len(os.Args) < 5 {
-		fmt.Fprintln(os.Stderr, "usage: bed HOST-DIR KERNEL VMM SUITE [SUITE-ARG...]")
+	var add, programs words
+	flag.Var(&add, "add", "HOST[:GUEST], a file or a folder")
+	flag.Var(&programs, "program", "a program with its libraries")
+	flag.Parse()
+	if flag.NArg() < 4 {
+		fmt.Fprintln(os.Stderr, "usage: bed [-add HOST[:GUEST]]... [-program PATH]... HOST-DIR KERNEL VMM PROGRAM [ARG...]")
 		os.Exit(2)
 	}
-	code, err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5:])
+	code, err := run(add, programs, flag.Arg(0), flag.Arg(1), flag.Arg(2), flag.Args()[3:])
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bed: %v\n", err)
 		os.Exit(2)
@@ -64,18 +73,22 @@ func main() {
 	os.Exit(code)
 }
 
-func run(host, kernel, vmm, suite string, args []string) (int, error) {
+func run(add, programs []string, host, kernel, vmm string, command []string) (int, error) {
 	a := initramfs.New()
-	for _, f := range [][2]string{
-		{kernel, "/kernel"},
-		{filepath.Join(host, "irqbypass.ko"), "/irqbypass.ko"},
-		{filepath.Join(host, "kvm.ko"), "/kvm.ko"},
-		{filepath.Join(host, "kvm-amd.ko"), "/kvm-amd.ko"},
-		{filepath.Join(filepath.Dir(host), "busybox"), "/bin/busybox"},
-		{vmm, "/bin/ktstr-vmm"},
-		{suite, "/bin/suite.test"},
-	} {
-		if err := a.AddFile(f[0], f[1]); err != nil {
+	for _, f := range append(add,
+		kernel+":/kernel",
+		filepath.Join(host, "irqbypass.ko")+":/irqbypass.ko",
+		filepath.Join(host, "kvm.ko")+":/kvm.ko",
+		filepath.Join(host, "kvm-amd.ko")+":/kvm-amd.ko",
+		filepath.Join(filepath.Dir(host), "busybox")+":/bin/busybox",
+		vmm+":/bin/ktstr-vmm",
+		command[0]+":/bin/"+filepath.Base(command[0]),
+	) {
+		from, to, ok := strings.Cut(f, ":")
+		if !ok {
+			to = from
+		}
+		if err := a.AddTree(from, to); err != nil {
 			return 0, err
 		}
 	}
@@ -84,10 +97,11 @@ func run(host, kernel, vmm, suite string, args []string) (int, error) {
 			return 0, err
 		}
 	}
-	for i, arg := range args { // for the shell
-		args[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+	line := filepath.Base(command[0])
+	for _, arg := range command[1:] {
+		line += " '" + strings.ReplaceAll(arg, "'", `'\''`) + "'" // for the shell
 	}
-	a.AddText("/init", fmt.Sprintf(script, strings.Join(args, " ")), 0o755)
+	a.AddText("/init", fmt.Sprintf(script, line), 0o755)
 
 	image, err := os.CreateTemp("", "bed-*.cpio")
 	if err != nil {
@@ -111,7 +125,7 @@ func emulator(cache string) []string {
 	return []string{program, "-L", filepath.Join(dir, "share", "seabios"), "-L", filepath.Join(dir, "share", "qemu")}
 }
 
-// boot runs the emulated Linux, passes on what the suite prints, and returns the suite's code. It
+// boot runs the emulated Linux, passes on what the program prints, and returns the program's code. It
 // has one processor: guests on two at the same moment corrupt each other and their host, up to
 // QEMU 10.0 at least.
 func boot(emulator []string, kernel, initrd string) (int, error) {
@@ -149,7 +163,7 @@ func boot(emulator []string, kernel, initrd string) (int, error) {
 	}
 	err = qemu.Wait()
 	if code < 0 {
-		return 0, fmt.Errorf("the emulated Linux ended, or said nothing for %v, before the suite did; its console is above: %w", quiet, errors.Join(err, io.ErrUnexpectedEOF))
+		return 0, fmt.Errorf("the emulated Linux ended, or said nothing for %v, before the program did; its console is above: %w", quiet, errors.Join(err, io.ErrUnexpectedEOF))
 	}
 	return code, nil
 }

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
+	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+const (
+	// marker is what the guest's command says.
+	marker = "the command is running"
+	// bootLimit is when a boot is given up.
+	bootLimit = 2 * time.Minute
+	// peersInit is /init for the others: the command alone, with nothing to set up for it.
+	peersInit = "#!/bin/busybox sh\necho " + marker + "\nwhile :; do /bin/busybox sleep 1000; done\n"
+	// peersMemory is what each guest gets, as those that are compared take it.
+	peersMemory = "512M"
+)
+
+// boots compares how long it takes from a process's start to the first output of a command in its
+// Linux guest: ours, gokvm's boot and QEMU's microvm, in turns, with the same kernel, memory and
+// command line.
+func boots(args []string) error {
+	f := flag.NewFlagSet("boot", flag.ExitOnError)
+	kernel := f.String("kernel", "", "a bzImage")
+	vmm := f.String("vmm", "", "ktstr-vmm")
+	gokvm := f.String("gokvm", "", "gokvm, built from its module")
+	qemu := f.String("qemu", "", "QEMU's microvm and where its data is, as words")
+	rounds := f.Int("rounds", 5, "")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	initrd, err := peersInitrd()
+	if err != nil {
+		return err
+	}
+	ours := []string{*vmm, "run", "--kernel", *kernel, "--memory", peersMemory, "--", "busybox", "echo", marker}
+	peers := []struct {
+		name    string
+		command []string
+	}{
+		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline}},
+		{"qemu microvm", append(strings.Fields(*qemu), "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", peersMemory, "-kernel", *kernel, "-initrd", initrd,
+			"-append", linux.Cmdline, "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio")},
+	}
+	took := make([][]time.Duration, len(peers))
+	var own []time.Duration
+	given := make([]error, len(peers))
+	for range *rounds {
+		d, err := untilOutput(ours)
+		if err != nil {
+			return err
+		}
+		own = append(own, d)
+		for i, p := range peers {
+			if given[i] != nil {
+				continue
+			}
+			if d, err = untilOutput(p.command); err != nil {
+				given[i] = err
+				continue
+			}
+			took[i] = append(took[i], d)
+		}
+	}
+	fmt.Printf("%-44s %s\n", "ktstr-vmm run", show(own))
+	median, _ := spread(own)
+	for i, p := range peers {
+		if given[i] != nil {
+			fmt.Printf("%-44s does not get there: %v\n", p.name, given[i])
+			continue
+		}
+		theirs, _ := spread(took[i])
+		ratio := median.Seconds() / theirs.Seconds()
+		fmt.Printf("%-44s %s\n", p.name, show(took[i]))
+		goal("ours to "+p.name, fmt.Sprintf("%.2f", ratio), "≤ 0.9", ratio <= 0.9)
+	}
+	return parts(*kernel, *vmm)
+}
+
+// peersInitrd writes the others' initramfs to a file.
+func peersInitrd() (string, error) {
+	busybox, err := initramfs.LookPath("busybox")
+	if err != nil {
+		return "", err
+	}
+	a := initramfs.New()
+	if err := a.AddFile(busybox, "/bin/busybox"); err != nil {
+		return "", err
+	}
+	a.AddText("/init", peersInit, 0o755)
+	path := filepath.Join(os.TempDir(), "peers.cpio")
+	out, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	_, err = a.WriteTo(out)
+	return path, errors.Join(err, out.Close())
+}
+
+// untilOutput starts a command and returns how long its marker took to come.
+func untilOutput(command []string) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	cmd.Stdout = w
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	start := time.Now()
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return 0, err
+	}
+	lines := bufio.NewReader(r)
+	var said strings.Builder
+	for {
+		line, err := lines.ReadString('\n')
+		said.WriteString(line)
+		if strings.Contains(line, marker) {
+			d := time.Since(start)
+			cancel()
+			_, _ = io.Copy(io.Discard, r)
+			_ = cmd.Wait() // it was killed
+			return d, nil
+		}
+		if err != nil {
+			_ = cmd.Wait()
+			text := said.String() + stderr.String()
+			return 0, fmt.Errorf("%w after %v: …%s", err, time.Since(start).Round(time.Millisecond), text[max(0, len(text)-1000):])
+		}
+	}
+}
+
+// parts says where our time goes, from one run in this process.
+func parts(kernel, vmm string) error {
+	var described, built, agent, output time.Duration
+	start := time.Now()
+	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "echo", marker}}.Config()
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	described = time.Since(start)
+	r := run.Run(context.Background(), run.Config{
+		VM:      cfg,
+		Timeout: bootLimit,
+		OnStart: func() { built = time.Since(start) },
+		OnMessage: func(_ time.Duration, m shm.Message) {
+			switch m.Type {
+			case shm.ScenarioStart:
+				agent = time.Since(start)
+			case shm.Stdout:
+				output = time.Since(start)
+			}
+		},
+	})
+	if r.Outcome != run.Exited || output == 0 {
+		return fmt.Errorf("%v: %s", r.Outcome, r.Reason)
+	}
+	fmt.Printf("\nparts of a run of ours:\n")
+	for _, p := range []struct {
+		name string
+		took time.Duration
+	}{
+		{"initramfs: what is in it", described},
+		{"load: machine, kernel and initramfs in RAM", built - described},
+		{"kernel, up to the agent's first message", agent - built},
+		{"agent, up to the command's first output", output - agent},
+	} {
+		fmt.Printf("  %-44s %v\n", p.name, p.took.Round(10*time.Microsecond))
+	}
+	return nil
+}
