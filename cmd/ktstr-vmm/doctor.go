@@ -3,12 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -80,13 +81,18 @@ func checkSpeed() finding {
 }
 
 func checkMemory() finding {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
 		return finding{"memory", "warn", err.Error()}
 	}
-	free := (uint64(info.Freeram) + uint64(info.Bufferram)) * uint64(info.Unit)
-	detail := fmt.Sprintf("%d MiB free", free>>20)
-	if free < usefulMemory {
+	var kib uint64
+	for line := range strings.Lines(string(text)) {
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			break
+		}
+	}
+	detail := fmt.Sprintf("%d MiB available", kib>>10)
+	if kib<<10 < usefulMemory {
 		return finding{"memory", "warn", detail + ": a Linux guest wants 512 MiB; give --memory what it needs and no more"}
 	}
 	return finding{"memory", "ok", detail}

@@ -2,11 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -34,17 +37,34 @@ func (a *agent) startScheduler(ctx context.Context) error {
 		return a.schedulerGone(ctx, startCode(err))
 	}
 	a.scheduler = cmd.Process.Pid
-	if _, err := os.Stat(schedExtState); err != nil {
+	pidfd, err := unix.PidfdOpen(a.scheduler, 0)
+	if err != nil { // before Linux 5.3, which had no sched_ext either
 		time.Sleep(schedulerSettles)
 		return nil
 	}
-	for end := time.Now().Add(schedulerUp); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	defer unix.Close(pidfd)
+	if _, err := os.Stat(schedExtState); err != nil {
+		goneWithin(pidfd, schedulerSettles)
+		return nil
+	}
+	for end := time.Now().Add(schedulerUp); time.Now().Before(end) && !goneWithin(pidfd, time.Millisecond); {
 		state, err := os.ReadFile(schedExtState)
 		if err == nil && strings.TrimSpace(string(state)) == "enabled" {
-			return nil
+			break
 		}
 	}
 	return nil
+}
+
+// goneWithin waits until a process has ended, at most for d: pidfd_open(2).
+func goneWithin(pidfd int, d time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for end := time.Now().Add(d); ; {
+		n, err := unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds()))
+		if n > 0 || time.Now().After(end) || err != nil && !errors.Is(err, unix.EINTR) {
+			return n > 0
+		}
+	}
 }
 
 // schedulerGone tells the host that the scheduler ended with a code, as a shell gives them.
