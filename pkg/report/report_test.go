@@ -288,3 +288,17 @@ func TestBoundedStream(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A kernel's panic is from the console and not shown twice; neither is a carriage return.
+func TestTextShowsAPanicOnce(t *testing.T) {
+	r := result()
+	panicked := "Kernel panic - not syncing: boom\n\ufffd last line"
+	r.Crash, r.Console = &panicked, []byte("boot\r\nKernel panic - not syncing: boom\r\n\xff last line\r")
+	var out bytes.Buffer
+	if err := report.Text(&out, r, false); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "last line"); n != 1 || strings.Contains(out.String(), `\r`) {
+		t.Errorf("%d times in %s", n, out.String())
+	}
+}

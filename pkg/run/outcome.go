@@ -3,6 +3,8 @@ package run
 import (
 	"fmt"
 	"os"
+	"regexp"
+	"strings"
 	"syscall"
 )
 
@@ -45,7 +47,7 @@ const (
 type Evidence struct {
 	Err           error          // the host could not go on
 	Signal        os.Signal      // SIGINT or SIGTERM came, or nil
-	Crash         bool           // a CRC-good CRSH, or a kernel panic on the console
+	Crash         *string        // what a CRC-good CRSH says, or a kernel's panic on the console
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX
 	TimedOut      string         // which deadline passed, or ""
 	Faults        uint64         // breaches of the ring's protocol
@@ -62,8 +64,8 @@ func Decide(e Evidence) (Outcome, int, string) {
 		return Failed, CodeFailed, e.Err.Error()
 	case e.Signal != nil:
 		return Interrupted, signalCode(e.Signal), fmt.Sprintf("the run was interrupted by %v%s", e.Signal, e.guestSaid())
-	case e.Crash:
-		return Crashed, CodeCrashed, "the guest crashed" + e.guestSaid()
+	case e.Crash != nil:
+		return Crashed, CodeCrashed, "the guest crashed" + crashLine(*e.Crash) + e.guestSaid()
 	case e.SchedulerExit != nil:
 		return SchedulerGone, CodeSchedulerGone, fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
 	case e.TimedOut != "":
@@ -76,6 +78,23 @@ func Decide(e Evidence) (Outcome, int, string) {
 		return NoVerdict, CodeNoVerdict, fmt.Sprintf("no EXIT was seen: %v", e.GuestEnd)
 	}
 	return NoVerdict, CodeNoVerdict, "the machine ended and no EXIT was seen"
+}
+
+// timeStamp is what a kernel puts in front of its lines.
+var timeStamp = regexp.MustCompile(`^\[ *\d+\.\d+\](\[[^\]]*\])? `)
+
+// crashLine adds the first line of a crash's text, up to a length.
+func crashLine(text string) string {
+	const most = 160 // runes
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	line = timeStamp.ReplaceAllString(strings.TrimSpace(line), "")
+	if line == "" {
+		return ""
+	}
+	if runes := []rune(line); len(runes) > most {
+		line = string(runes[:most]) + "…"
+	}
+	return ": " + line
 }
 
 // guestSaid adds the guest's exit code to a reason that takes precedence over it.

@@ -17,6 +17,7 @@ func code(c int32) *int32 { return &c }
 
 func TestDecide(t *testing.T) {
 	gone := &run.SchedulerExit{Code: code(7)}
+	crash := "[    1.234567][    T1] Kernel panic - not syncing: boom\nCall Trace:"
 	for _, tc := range []struct {
 		name     string
 		evidence run.Evidence
@@ -38,8 +39,9 @@ func TestDecide(t *testing.T) {
 		{"deadline, then exit", run.Evidence{TimedOut: "the soft deadline passed", GuestExit: code(0)}, run.TimedOut, 124, "the guest exited with code 0"},
 		{"scheduler", run.Evidence{SchedulerExit: gone, TimedOut: "x"}, run.SchedulerGone, 121, "with code 7"},
 		{"scheduler without a code", run.Evidence{SchedulerExit: &run.SchedulerExit{}, GuestExit: code(0)}, run.SchedulerGone, 121, "without a code"},
-		{"crash", run.Evidence{Crash: true, SchedulerExit: gone}, run.Crashed, 122, "crash"},
-		{"SIGINT", run.Evidence{Signal: os.Interrupt, Crash: true}, run.Interrupted, 130, "interrupt"},
+		{"crash", run.Evidence{Crash: &crash, SchedulerExit: gone}, run.Crashed, 122, "the guest crashed: Kernel panic - not syncing: boom"},
+		{"crash without a word", run.Evidence{Crash: new(string)}, run.Crashed, 122, "the guest crashed"},
+		{"SIGINT", run.Evidence{Signal: os.Interrupt, Crash: &crash}, run.Interrupted, 130, "interrupt"},
 		{"SIGTERM", run.Evidence{Signal: syscall.SIGTERM, GuestExit: code(0)}, run.Interrupted, 143, "terminated"},
 		{"host error", run.Evidence{Err: errors.New("no memory"), Signal: os.Interrupt, GuestExit: code(0)}, run.Failed, 125, "no memory"},
 	} {
@@ -72,7 +74,8 @@ func TestDecideOrder(t *testing.T) {
 			e.SchedulerExit, want = &run.SchedulerExit{}, run.SchedulerGone
 		}
 		if maybe("crash") {
-			e.Crash, want = true, run.Crashed
+			crash := rapid.String().Draw(t, "text")
+			e.Crash, want = &crash, run.Crashed
 		}
 		if maybe("signal") {
 			e.Signal, want = syscall.SIGTERM, run.Interrupted

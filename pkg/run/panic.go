@@ -29,7 +29,7 @@ func kernelPanic(console []byte) string {
 		start = oops[0]
 	}
 	text := strings.ToValidUTF8(string(console[start:]), "\ufffd")
-	return strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
+	return strings.TrimRight(strings.ReplaceAll(text, "\r\n", "\n"), "\r\n")
 }
 
 // maxPanicLine is how much of a console's line is looked at, in bytes.

@@ -412,7 +412,7 @@ func (r *run) finish(err error) {
 	res.Outcome, res.ExitCode, res.Reason = Decide(Evidence{
 		Err:           err,
 		Signal:        r.signal,
-		Crash:         res.Crash != nil,
+		Crash:         res.Crash,
 		SchedulerExit: res.SchedulerExit,
 		TimedOut:      r.timedOut,
 		Faults:        res.Ring.FaultCount(),
