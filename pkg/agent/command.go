@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -41,18 +42,16 @@ func (a *agent) runCommand(ctx context.Context) int {
 		Dir:         a.spec.Dir,
 		SysProcAttr: &unix.SysProcAttr{Setsid: true},
 	}
-	outputs, err := a.connect(ctx, cmd)
+	ends, outputs, err := a.connect(ctx, cmd)
 	if err == nil {
 		err = cmd.Start()
 	}
-	for _, f := range []any{cmd.Stdout, cmd.Stderr} { // the command's ends, which are its own now
-		if f, ok := f.(*os.File); ok {
-			f.Close()
-		}
+	for _, f := range ends {
+		f.Close()
 	}
 	if err != nil {
-		a.complain(err)
 		outputs.Wait()
+		a.try(a.writer.WriteWait(ctx, shm.Stderr, fmt.Appendf(nil, "ktstr-vmm: %v\n", err)))
 		return startCode(err)
 	}
 	done, cancel := context.WithCancel(ctx)
@@ -69,41 +68,43 @@ func (a *agent) runCommand(ctx context.Context) int {
 	return code
 }
 
-// connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. What comes
-// out of them is sent by goroutines that the returned group waits for.
-func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (*sync.WaitGroup, error) {
-	outputs := &sync.WaitGroup{}
-	send := func(r *os.File, typ shm.Type) {
+// connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. It
+// returns the command's ends of them, and a group of goroutines that send what comes out of the
+// others.
+func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (ends []*os.File, outputs *sync.WaitGroup, err error) {
+	outputs = &sync.WaitGroup{}
+	output := func(open func() (r, w *os.File, err error), typ shm.Type) (*os.File, error) {
+		r, w, err := open()
+		if err != nil {
+			return nil, err
+		}
+		ends = append(ends, w)
 		outputs.Go(func() {
 			defer a.reportPanic()
 			a.forward(ctx, r, typ)
 		})
+		return w, nil
 	}
+	open := os.Pipe
 	if a.spec.TTY {
-		terminal, r, err := openTerminal()
-		if err != nil {
-			return outputs, err
-		}
-		send(r, shm.Stdout)
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
-		cmd.SysProcAttr.Setctty = true // fd 0
-		return outputs, nil
+		open = openTerminal
 	}
-	r, w, err := os.Pipe()
+	w, err := output(open, shm.Stdout)
 	if err != nil {
-		return outputs, err
+		return ends, outputs, err
 	}
 	cmd.Stdout, cmd.Stderr = w, w
-	send(r, shm.Stdout)
-	if a.spec.OneOutput {
-		return outputs, nil
+	switch {
+	case a.spec.TTY:
+		cmd.Stdin = w
+		cmd.SysProcAttr.Setctty = true // fd 0
+	case !a.spec.OneOutput:
+		if w, err = output(open, shm.Stderr); err != nil {
+			return ends, outputs, err
+		}
+		cmd.Stderr = w
 	}
-	if r, w, err = os.Pipe(); err != nil {
-		return outputs, err
-	}
-	cmd.Stderr = w
-	send(r, shm.Stderr)
-	return outputs, nil
+	return ends, outputs, nil
 }
 
 // startCode is how a shell names what kept a program from starting.

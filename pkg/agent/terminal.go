@@ -10,9 +10,9 @@ import (
 // The size of a terminal that nobody looks at.
 const terminalRows, terminalColumns = 24, 80
 
-// openTerminal returns a pseudoterminal's two sides: the command's, and the one where its output
-// comes out: ioctl_tty(2).
-func openTerminal() (terminal, master *os.File, err error) {
+// openTerminal returns a pseudoterminal's two sides, as os.Pipe does a pipe's: where the command's
+// output comes out, and the command's own. ioctl_tty(2).
+func openTerminal() (master, terminal *os.File, err error) {
 	if master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
 		return nil, nil, err
 	}
@@ -31,5 +31,5 @@ func openTerminal() (terminal, master *os.File, err error) {
 		master.Close()
 		return nil, nil, fmt.Errorf("making a terminal: %w", err)
 	}
-	return terminal, master, nil
+	return master, terminal, nil
 }

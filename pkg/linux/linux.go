@@ -83,7 +83,6 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	}
 	cfg.Initrd = archive
 	cfg.Cmdline = g.cmdline()
-	cfg.DropLateTicks = true
 	return cfg, open, nil
 }
 

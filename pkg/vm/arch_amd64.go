@@ -23,7 +23,6 @@ func Capabilities() []Capability {
 		{"KVM_CAP_USER_MEMORY", kvm.CapUserMemory},
 		{"KVM_CAP_IRQCHIP", kvm.CapIRQChip},
 		{"KVM_CAP_PIT2", kvm.CapPIT2},
-		{"KVM_CAP_REINJECT_CONTROL", kvm.CapReinjectControl},
 		{"KVM_CAP_SET_TSS_ADDR", kvm.CapSetTSSAddr},
 		{"KVM_CAP_SET_IDENTITY_MAP_ADDR", kvm.CapSetIdentityMapAddr},
 		{"KVM_CAP_EXT_CPUID", kvm.CapEXTCPUID},
@@ -92,12 +91,6 @@ func (x *x86) setupVM(m *Machine) error {
 	pit := [16]uint32{1}
 	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
 		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", ErrSetup, err)
-	}
-	if m.cfg.DropLateTicks {
-		reinject := [32]byte{0} // struct kvm_reinject_control: KVM_REINJECT_CONTROL, linux/kvm.h
-		if err := ioctlPtr(m.vmFD, kvm.IIO(reqReinjectControl), &reinject); err != nil {
-			return fmt.Errorf("%w: KVM_REINJECT_CONTROL: %w", ErrSetup, err)
-		}
 	}
 	x.com1 = serial{out: m.cfg.Console, irq: func(level uint32) error {
 		line := [2]uint32{com1IRQ, level} // struct kvm_irq_level

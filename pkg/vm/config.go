@@ -31,11 +31,7 @@ type Config struct {
 	CPUs     int       // vCPUs, at most 254 (8-bit APIC IDs); 0: 1
 	Initrd   Initrd    // the kernel's initial RAM file system; nil: none
 	Console  io.Writer // what the guest writes to COM1; nil: nothing. It must not block: a vCPU waits for it
-	// DropLateTicks is for guests that keep their time by a clock and not by counting the timer's
-	// ticks, as Linux does by kvmclock: ticks that came while the guest was too slow are gone. A
-	// slow host's guest would handle nothing but old ones. KVM takes some 10 ms to arrange it.
-	DropLateTicks bool
-	Device        string // the KVM device; "": /dev/kvm
+	Device   string    // the KVM device; "": /dev/kvm
 }
 
 func (c Config) withDefaults() (Config, error) {

@@ -18,7 +18,6 @@ const (
 	reqSetUserMemory     = 0x46
 	reqSetTSSAddr        = 0x47
 	reqSetIdentityMap    = 0x48
-	reqReinjectControl   = 0x71
 	reqCreatePIT2        = 0x77
 	reqRun               = 0x80
 	reqGetRegs           = 0x81

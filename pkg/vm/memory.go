@@ -21,7 +21,7 @@ type memory struct {
 func mapMemory(p Plan) (*memory, error) {
 	m := &memory{}
 	for _, s := range p.RAM {
-		mem, err := unix.Mmap(-1, 0, int(s.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		mem, err := mapRAM(s.Size)
 		if err != nil {
 			m.unmap()
 			return nil, fmt.Errorf("%w: mapping %d bytes of guest RAM: %w; try less --memory", ErrSetup, s.Size, err)
@@ -35,6 +35,27 @@ func mapMemory(p Plan) (*memory, error) {
 	}
 	m.add(p.Reserved, mem)
 	return m, nil
+}
+
+// hugePage is x86-64's and arm64's first size above 4 KiB pages.
+const hugePage = 2 << 20
+
+// mapRAM maps size bytes of anonymous memory at a multiple of hugePage: KVM gives a guest a huge
+// page only where the host's address and the guest's are as far into one.
+func mapRAM(size uint64) ([]byte, error) {
+	whole := uintptr(size) + hugePage
+	p, err := unix.MmapPtr(-1, 0, nil, whole, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	before := -uintptr(p) % hugePage
+	mem := unsafe.Slice((*byte)(unsafe.Add(p, before)), size)
+	// What lies around it goes back; these fail for no part of a mapping.
+	if before > 0 {
+		_ = unix.MunmapPtr(p, before)
+	}
+	_ = unix.MunmapPtr(unsafe.Add(p, before+uintptr(size)), hugePage-before)
+	return mem, nil
 }
 
 // sparseEnd is how far boot data and small kernels reach: a page here and there, for which
@@ -63,7 +84,11 @@ func mapSealed(name string, size uint64) ([]byte, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return nil, err
 	}
-	return unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), size), nil
 }
 
 // regions returns the first n spans as guest memory.
@@ -93,7 +118,7 @@ func (m *memory) install(vmFD int) error {
 
 func (m *memory) unmap() {
 	for _, mem := range m.maps {
-		_ = unix.Munmap(mem) // fails only for a mapping that is not one
+		_ = unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))) // fails only for what is no mapping
 	}
 	m.spans, m.maps = nil, nil
 }

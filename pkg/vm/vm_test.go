@@ -160,16 +160,6 @@ func TestStopRace(t *testing.T) {
 	}
 }
 
-func TestDropLateTicks(t *testing.T) {
-	m := newMachine(t, vm.Config{Kernel: reset, DropLateTicks: true})
-	if err := m.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := end(t, m); !errors.Is(err, vm.ErrReset) {
-		t.Error(err)
-	}
-}
-
 func TestLifecycle(t *testing.T) {
 	m := newMachine(t, vm.Config{Kernel: spin})
 	if err := m.Start(); err != nil {

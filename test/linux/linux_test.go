@@ -122,18 +122,23 @@ func (e ended) want(t *testing.T, code int, stdout string) {
 
 func TestExitCodes(t *testing.T) {
 	for name, tc := range map[string]struct {
-		args []string
-		code int
+		args   []string
+		code   int
+		stderr string
 	}{
-		"success":        {[]string{"busybox", "true"}, 0},
-		"failure":        {[]string{"busybox", "sh", "-c", "exit 3"}, 3},
-		"not executable": {[]string{"/kernel"}, 126},
-		"not found":      {[]string{"/no/such/program"}, 127},
-		"killed":         {[]string{"busybox", "sh", "-c", "kill -TERM $$"}, 143},
+		"success":        {[]string{"busybox", "true"}, 0, ""},
+		"failure":        {[]string{"busybox", "sh", "-c", "exit 3"}, 3, ""},
+		"not executable": {[]string{kernel}, 126, "ktstr-vmm: fork/exec " + kernel + ": permission denied\n"},
+		"not found":      {[]string{"/no/such/program"}, 127, "ktstr-vmm: fork/exec /no/such/program: no such file or directory\n"},
+		"killed":         {[]string{"busybox", "sh", "-c", "kill -TERM $$"}, 143, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			vmmRun(t, append([]string{"--"}, tc.args...)...).want(t, tc.code, "")
+			e := vmmRun(t, append([]string{"--"}, tc.args...)...)
+			e.want(t, tc.code, "")
+			if string(e.stderr) != tc.stderr {
+				t.Errorf("stderr %q, want %q", e.stderr, tc.stderr)
+			}
 		})
 	}
 }
