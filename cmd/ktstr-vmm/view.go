@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -78,6 +79,9 @@ func (v *commandView) finish(r *run.Result) error {
 			shown.Console = nil
 		}
 		_ = report.Text(v.stderr, &shown, wantsColour(v.to))
+		if r.Outcome == run.TimedOut && r.Ring.ByType[shm.ScenarioStart.String()] == 0 {
+			fmt.Fprintln(v.stderr, "\nThe command had not started. \"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux; --verbose shows how far the kernel came.")
+		}
 	}
 	return errors.Join(err, v.stderr.Close(flushLimit))
 }

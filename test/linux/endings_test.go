@@ -1,0 +1,163 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// What a command wrote before the deadline is all there.
+func TestDeadline(t *testing.T) {
+	t.Parallel()
+	e := vmmRun(t, "--timeout", "30s", "--grace", "0s", "--", "busybox", "sh", "-c", "trap '' TERM; echo before; busybox sleep 1000; echo after")
+	if e.code != 124 || string(e.stdout) != "before\n" || !strings.Contains(string(e.stderr), "timeout: the hard deadline passed") {
+		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
+	}
+}
+
+// Asked to stop at the soft deadline, the command gets a TERM and its last words are read.
+func TestSoftDeadline(t *testing.T) {
+	t.Parallel()
+	e := vmmRun(t, "--timeout", "40s", "--grace", "20s", "--", "busybox", "sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
+	if e.code != 124 || string(e.stdout) != "bye\n" || !strings.Contains(string(e.stderr), "the guest exited with code 5") {
+		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
+	}
+}
+
+// A kernel panic is a crash, with the panic's text.
+func TestKernelPanic(t *testing.T) {
+	t.Parallel()
+	for name, flags := range map[string][]string{
+		"resets":        nil,
+		"waits forever": {"--append", "panic=0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, r := reported(t, append(flags, "--", "busybox", "sh", "-c", "echo c > /proc/sysrq-trigger; busybox sleep 1000")...)
+			if e.code != 122 || r.Outcome != "crash" || r.Crash == nil || !strings.Contains(r.Crash.Message, "Kernel panic - not syncing: sysrq triggered crash") ||
+				!strings.Contains(string(e.stderr), "Kernel panic - not syncing") {
+				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
+			}
+		})
+	}
+}
+
+// scheduler is a script that stands for a scheduler that dies after a second.
+func scheduler(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "scheduler")
+	if err := os.WriteFile(path, []byte("busybox sleep 1; exit 42\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The scheduler under test ends while the command runs: the run ends, long before the command.
+func TestSchedulerExit(t *testing.T) {
+	t.Parallel()
+	script := scheduler(t)
+	for name, tc := range map[string]struct {
+		scheduler string
+		code      int32
+	}{
+		"after a second": {"busybox sh " + script, 42},
+		"not there":      {"/no/such/scheduler", 127},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, r := reported(t, "--include", script, "--scheduler", tc.scheduler, "--", "busybox", "sleep", "60")
+			if e.code != 121 || r.Outcome != "scheduler_exit" || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != tc.code {
+				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
+			}
+			if e.took > 50*time.Second {
+				t.Errorf("the run took %v, as long as the command", e.took)
+			}
+		})
+	}
+}
+
+// A guest that resets without a word.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	e := vmmRun(t, "--", "busybox", "reboot", "-f")
+	if e.code != 120 || !strings.Contains(string(e.stderr), "no_verdict") {
+		t.Errorf("exit code %d, %s", e.code, e.stderr)
+	}
+}
+
+// Whatever eats the guest up, the run ends with a name.
+func TestHogs(t *testing.T) {
+	t.Parallel()
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
+		e, r := reported(t, "--memory", "256M", "--", "busybox", "sh", "-c", "busybox tail /dev/zero; echo $?")
+		if e.code != 0 || string(e.stdout) != "137\n" || r.Outcome != "exited" || !strings.Contains(r.ConsoleTail, "Out of memory") {
+			t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
+		}
+	})
+	t.Run("forks", func(t *testing.T) {
+		t.Parallel()
+		e, r := reported(t, "--memory", "256M", "--timeout", "40s", "--", "busybox", "sh", "-c", "bomb() { bomb | bomb & }; bomb; while :; do busybox sleep 1; done")
+		if e.took > 2*time.Minute || !(e.code == 124 && r.Outcome == "timeout" || e.code == 122 && r.Outcome == "crash") {
+			t.Errorf("after %v exit code %d, stdout %q, %s\n%+v", e.took, e.code, e.stdout, e.stderr, r)
+		}
+	})
+}
+
+// The host's control bytes: a dump is on the console, a stall is a file in the guest.
+func TestControlBytes(t *testing.T) {
+	t.Parallel()
+	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	var mu sync.Mutex
+	var stdout []byte
+	started := make(chan struct{})
+	r := run.Run(context.Background(), run.Config{
+		VM:      cfg,
+		Timeout: 3 * time.Minute,
+		OnMessage: func(_ time.Duration, m shm.Message) {
+			mu.Lock()
+			defer mu.Unlock()
+			switch m.Type {
+			case shm.ScenarioStart:
+				close(started)
+			case shm.Stdout:
+				stdout = append(stdout, m.Payload...)
+			}
+		},
+		Drive: func(ctx context.Context, c shm.Control) error {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-started:
+			}
+			c.RequestDump()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(2 * time.Second):
+			}
+			c.RequestStall()
+			return nil
+		},
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if r.ExitCode != 0 || string(stdout) != "stalled\n" || !bytes.Contains(r.Console, []byte("sysrq: ")) {
+		t.Errorf("%v, exit code %d, stdout %q, console %s", r.Outcome, r.ExitCode, stdout, r.Console)
+	}
+}

@@ -1,0 +1,209 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
+	"github.com/ktstr/ktstr-vmm/pkg/linux"
+)
+
+func TestMemoryAboveFourGiB(t *testing.T) {
+	t.Parallel()
+	e := vmmRun(t, "--memory", "5G", "--", "busybox", "grep", "MemTotal", "/proc/meminfo")
+	var kib int
+	if _, err := fmt.Sscanf(string(e.stdout), "MemTotal: %d kB", &kib); err != nil || e.code != 0 || kib < 4800<<10 {
+		t.Errorf("exit code %d, %q, %s", e.code, e.stdout, e.stderr)
+	}
+}
+
+// Linux brings up all processors, as cores of one package.
+func TestProcessors(t *testing.T) {
+	t.Parallel()
+	vmmRun(t, "--cpus", "2", "--", "busybox", "sh", "-c", `
+		busybox nproc
+		cd /sys/devices/system/cpu; busybox cat online cpu0/topology/core_id cpu1/topology/core_id cpu0/topology/package_cpus_list
+		busybox taskset 2 busybox echo on the second`).want(t, 0, "2\n0-1\n0\n1\n0-1\non the second\n")
+}
+
+func TestRefusedKernels(t *testing.T) {
+	good, err := os.ReadFile(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arm := make([]byte, 4096)
+	copy(arm[0x38:], "ARMd")
+	for name, tc := range map[string]struct {
+		content []byte
+		says    string
+	}{
+		"script": {[]byte("#!/bin/sh\n"), "neither a bzImage nor an ELF file"},
+		"cut":    {good[:len(good)/2], "cut short"},
+		"header": {good[:0x210], "cut short"},
+		"arm64":  {arm, "arm64"},
+	} {
+		path := filepath.Join(t.TempDir(), "kernel")
+		if err := os.WriteFile(path, tc.content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(vmm, "run", "--kernel", path, "--", "busybox", "true").CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%s: %v, %s", name, err, out)
+		}
+	}
+	for flag, tc := range map[string]struct{ value, says string }{
+		"--memory": {"24M", "try more --memory"},
+		"--append": {strings.Repeat("x", 2048), "this kernel takes at most 2047"},
+	} {
+		out, err := exec.Command(vmm, "run", "--kernel", kernel, flag, tc.value, "--", "busybox", "true").CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) {
+			t.Errorf("%s: %v, %s", flag, err, out)
+		}
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	const only = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 pci=off iomem=relaxed all=mine"
+	for flag, tc := range map[string]struct{ value, want string }{
+		"--append":       {"more=yes", linux.Cmdline + " more=yes\n"},
+		"--cmdline-only": {only, only + "\n"},
+	} {
+		t.Run(flag, func(t *testing.T) {
+			t.Parallel()
+			e := vmmRun(t, flag, tc.value, "--", "busybox", "cat", "/proc/cmdline")
+			ring, rest, _ := strings.Cut(string(e.stdout), " console=")
+			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") || !strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
+				t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
+			}
+		})
+	}
+}
+
+// A base initramfs lies below the one that is made.
+func TestBaseInitrd(t *testing.T) {
+	t.Parallel()
+	base := initramfs.New()
+	base.AddText("/base/file", "from the base\n", 0o600)
+	base.AddText("/init", "not this one", 0o755)
+	path := filepath.Join(t.TempDir(), "base.cpio")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := base.WriteTo(f); err != nil {
+		t.Fatal(err)
+	}
+	vmmRun(t, "--initrd", path, "--", "busybox", "cat", "/base/file").want(t, 0, "from the base\n")
+}
+
+// The console goes to a file and to stderr, and the kernel says more; the output is what it was.
+func TestConsole(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "console")
+	e := vmmRun(t, "--verbose", "--console", path, "--", "busybox", "echo", "output")
+	e.want(t, 0, "output\n")
+	text, err := os.ReadFile(path)
+	if err != nil || !bytes.Contains(text, []byte("Linux version")) || !bytes.Contains(e.stderr, []byte("Linux version")) {
+		t.Errorf("%v, console %s, stderr %s", err, text, e.stderr)
+	}
+}
+
+// Twenty at once, each with its own ring and output, and little memory beside the guest's.
+func TestTwentyAtOnce(t *testing.T) {
+	const (
+		runs   = 20
+		memory = 160 << 20
+		ring   = 64 << 10
+		most   = 24 << 10 // KiB
+	)
+	var wg sync.WaitGroup
+	for i := range runs {
+		wg.Go(func() {
+			var stdout, stderr bytes.Buffer
+			cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
+				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			if err := cmd.Start(); err != nil {
+				t.Error(err)
+				return
+			}
+			largest := make(chan int)
+			stop := make(chan struct{})
+			go func() {
+				kib := 0
+				for {
+					kib = max(kib, besideGuest(cmd.Process.Pid, memory-ring))
+					select {
+					case <-stop:
+						largest <- kib
+						return
+					case <-time.After(5 * time.Second):
+					}
+				}
+			}()
+			_ = cmd.Wait()
+			close(stop)
+			if kib := <-largest; kib == 0 || kib > most {
+				t.Errorf("run %d: %d KiB beside the guest's memory, at most %d", i, kib, most)
+			}
+			var want bytes.Buffer
+			for n := range 2000 {
+				fmt.Fprintf(&want, "guest %d line %d\n", i, n)
+			}
+			if code := cmd.ProcessState.ExitCode(); code != i || !bytes.Equal(stdout.Bytes(), want.Bytes()) {
+				t.Errorf("run %d: exit code %d, %d bytes of stdout, want %d: %.1000s", i, code, stdout.Len(), want.Len(), stderr.Bytes())
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// besideGuest is a process's resident memory without its guest's, in KiB: the ring's memfd and the
+// anonymous mapping of ram bytes, which huge pages being offered for all but its beginning may show
+// as two. 0 where the process is gone.
+func besideGuest(pid int, ram uint64) int {
+	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return 0
+	}
+	const small = 16 << 20
+	type mapping struct {
+		start, end uint64
+		memfd      bool
+		kib        int
+	}
+	var all []mapping
+	for line := range strings.Lines(string(smaps)) {
+		var m mapping
+		if n, _ := fmt.Sscanf(line, "%x-%x", &m.start, &m.end); n == 2 {
+			m.memfd = strings.Contains(line, "memfd:")
+			all = append(all, m)
+		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.kib); n == 1 {
+			all[len(all)-1].kib = m.kib
+		}
+	}
+	sum := 0
+	for i, m := range all {
+		size := m.end - m.start
+		upper := size == ram-small && i > 0 && all[i-1].end == m.start
+		lower := size == small && i+1 < len(all) && all[i+1].start == m.end && all[i+1].end-m.end == ram-small
+		if !m.memfd && size != ram && !upper && !lower {
+			sum += m.kib
+		}
+	}
+	return sum
+}

@@ -1,0 +1,125 @@
+//go:build linuxbed
+
+// Package linux is the suite of Linux guests. It runs where KVM runs Linux at a usable speed, which
+// "make linux-test" sees to; the kernel under test and the program are named by the environment.
+package linux
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+var (
+	kernel = os.Getenv("KTSTR_TEST_KERNEL")
+	vmm    = os.Getenv("KTSTR_TEST_VMM")
+	helper = flag.String("helper", "", "what this binary does inside a guest")
+)
+
+// bulk is how much a helper writes to stdout, and again to stderr.
+const bulk = 10 << 20
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	switch *helper {
+	case "":
+		os.Exit(m.Run())
+	case "bulk":
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			os.Stderr.Write(bytesOf(2))
+		}()
+		os.Stdout.Write(bytesOf(1))
+		<-done
+	default:
+		if err := send(*helper); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// bytesOf are bytes that look like none, the same on both sides.
+func bytesOf(seed uint64) []byte {
+	b := make([]byte, bulk)
+	r := rand.NewChaCha8([32]byte{byte(seed)})
+	r.Read(b)
+	return b
+}
+
+type ended struct {
+	stdout, stderr []byte
+	code           int
+	took           time.Duration
+}
+
+// vmmRun runs a command in a guest: flags, then "--" and the command.
+func vmmRun(t *testing.T, args ...string) ended {
+	t.Helper()
+	return vmmRunIn(t, t.TempDir(), args...)
+}
+
+// vmmRunIn does so in a folder.
+func vmmRunIn(t *testing.T, dir string, args ...string) ended {
+	t.Helper()
+	cmd := exec.Command(vmm, append([]string{"run", "--kernel", kernel, "--timeout", "3m"}, args...)...)
+	cmd.Dir = dir
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	start := time.Now()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return ended{stdout.Bytes(), stderr.Bytes(), cmd.ProcessState.ExitCode(), time.Since(start)}
+}
+
+func (e ended) want(t *testing.T, code int, stdout string) {
+	t.Helper()
+	if e.code != code || string(e.stdout) != stdout {
+		t.Errorf("exit code %d, stdout %.200q, stderr %.2000s; want %d, %q", e.code, e.stdout, e.stderr, code, stdout)
+	}
+}
+
+// report is what the tests look at of a JSON report.
+type report struct {
+	Outcome       string
+	GuestExitCode *int32 `json:"guest_exit_code"`
+	Ring          struct {
+		ByType map[string]int `json:"by_type"`
+		Drops  int
+	}
+	SchedulerExit *struct{ Code *int32 } `json:"scheduler_exit"`
+	Crash         *struct{ Message string }
+	Stimuli       []shm.StimulusEvent
+	Results       []any
+	ConsoleTail   string `json:"console_tail"`
+}
+
+// reported runs a command in a guest and reads the run's report.
+func reported(t *testing.T, args ...string) (ended, report) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "report.json")
+	e := vmmRun(t, append([]string{"--report", path, "--report-format", "json"}, args...)...)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; exit code %d, %s", err, e.code, e.stderr)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return e, r
+}
