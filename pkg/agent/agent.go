@@ -83,7 +83,7 @@ func (a *agent) run() error {
 	}
 	a.reaper = startReaper()
 	ctx := context.Background()
-	if a.doors, err = openDoors(doorsDir, a.writer.Capacity()-shm.MessageHeaderSize, a.writer.WriteWait, a.complain, a.reportPanic); err != nil {
+	if a.doors, err = openDoors(doorsDir, a.writer.Capacity()-shm.MessageHeaderSize, a.writer.WriteWait, a.warn, a.reportPanic); err != nil {
 		return err
 	}
 	if err := a.startScheduler(ctx); err != nil {
@@ -103,6 +103,12 @@ func (a *agent) run() error {
 
 // complain says on the console what went wrong but keeps nobody from going on.
 func (a *agent) complain(err error) { fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %v\n", err) }
+
+// warn tells the command's user, too.
+func (a *agent) warn(err error) {
+	a.complain(err)
+	a.try(a.writer.WriteWait(context.Background(), shm.Stderr, fmt.Appendf(nil, "ktstr-vmm: %v\n", err)))
+}
 
 // reportPanic is deferred by each of the agent's goroutines: its own panic is the guest's crash.
 func (a *agent) reportPanic() {

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -51,7 +50,7 @@ func (a *agent) runCommand(ctx context.Context) int {
 	}
 	if err != nil {
 		outputs.Wait()
-		a.try(a.writer.WriteWait(ctx, shm.Stderr, fmt.Appendf(nil, "ktstr-vmm: %v\n", err)))
+		a.warn(err)
 		return startCode(err)
 	}
 	done, cancel := context.WithCancel(ctx)

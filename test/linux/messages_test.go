@@ -77,9 +77,9 @@ func TestMessages(t *testing.T) {
 		e, r := reported(t, "--", "busybox", "sh", "-c", `
 			echo 'TEST {"name":"b","passed":false}' > $KTSTR_MESSAGES
 			echo 'STIM {"step_index":3}' > $KTSTR_MESSAGES
-			busybox printf 'PMET {}\nRAWO []\n' > $KTSTR_MESSAGES
+			busybox printf 'PMET {}\nRAWO []\nTSET {}\n' > $KTSTR_MESSAGES
 			exit 4`)
-		if e.code != 4 || len(r.Stimuli) != 1 || r.Stimuli[0].StepIndex != 3 || fmt.Sprint(r.Results) != "[map[name:b passed:false]]" ||
+		if e.code != 4 || !strings.Contains(string(e.stderr), `"TSET" is none of TEST, PMET, RAWO, STIM`) || len(r.Stimuli) != 1 || r.Stimuli[0].StepIndex != 3 || fmt.Sprint(r.Results) != "[map[name:b passed:false]]" ||
 			r.Ring.ByType["PMET"] != 1 || r.Ring.ByType["RAWO"] != 1 {
 			t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 		}
