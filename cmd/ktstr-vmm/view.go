@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -83,5 +84,13 @@ func (v *commandView) finish(r *run.Result) error {
 			fmt.Fprintln(v.stderr, "\nThe command had not started. \"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux; --verbose shows how far the kernel came.")
 		}
 	}
+	if r.Outcome == run.Exited && r.ExitCode == killed && bytes.Contains(r.Console, []byte(outOfMemory)) {
+		fmt.Fprintln(v.stderr, "\nThe guest's kernel ran out of memory and killed the command; try more --memory.")
+	}
 	return errors.Join(err, v.stderr.Close(flushLimit))
 }
+
+const (
+	killed      = 137                             // 128 + SIGKILL
+	outOfMemory = "Out of memory: Killed process" // Linux, mm/oom_kill.c
+)

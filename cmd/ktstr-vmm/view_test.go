@@ -12,18 +12,19 @@ import (
 
 // A command's output is passed on as it is, and an ending that is not its own is explained behind it.
 func TestCommandView(t *testing.T) {
-	const hint = "The command had not started."
 	for name, tc := range map[string]struct {
-		result          run.Result
-		console         bool
-		summary, hinted bool
-		shown           bool // the console's end
+		result         run.Result
+		console        bool
+		summary, shown bool   // the report, with the console's end
+		hint           string // part of what is said beside it
 	}{
-		"its own ending":  {run.Result{Outcome: run.Exited, ExitCode: 3, Console: []byte("console")}, true, false, false, false},
-		"a reset":         {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, true, true, false, true},
-		"shown as it was": {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, false, true, false, false},
-		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, true, false},
-		"too slow":        {run.Result{Outcome: run.TimedOut, Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, false},
+		"its own ending":  {run.Result{Outcome: run.Exited, ExitCode: 3, Console: []byte("console")}, true, false, false, ""},
+		"a reset":         {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, true, true, true, ""},
+		"shown as it was": {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, false, true, false, ""},
+		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, false, "The command had not started."},
+		"too slow":        {run.Result{Outcome: run.TimedOut, Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, ""},
+		"out of memory":   {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("[ 1.0] Out of memory: Killed process 7 (a)")}, true, false, false, "try more --memory"},
+		"killed":          {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
 	} {
 		var stdout, stderr bytes.Buffer
 		v := newCommandView(&stdout, &stderr, tc.console)
@@ -34,7 +35,8 @@ func TestCommandView(t *testing.T) {
 			t.Fatal(err)
 		}
 		text, ok := strings.CutPrefix(stderr.String(), "err")
-		if stdout.String() != "out\x00" || !ok || (text != "") != tc.summary || strings.Contains(text, hint) != tc.hinted || strings.Contains(text, "console") != tc.shown {
+		if stdout.String() != "out\x00" || !ok || strings.Contains(text, "exit code") != tc.summary || strings.Contains(text, "end of the console") != tc.shown ||
+			(tc.hint == "" && !tc.summary && text != "") || !strings.Contains(text, tc.hint) || tc.hint == "" && strings.Contains(text, "The command had not") {
 			t.Errorf("%s: stdout %q, stderr %q", name, stdout.String(), stderr.String())
 		}
 	}

@@ -36,6 +36,12 @@ func TestProcessors(t *testing.T) {
 		busybox taskset 2 busybox echo on the second`).want(t, 0, "2\n0-1\n0\n1\n0-1\non the second\n")
 }
 
+// The ELF file that a bzImage unpacks boots by itself.
+func TestELFKernel(t *testing.T) {
+	t.Parallel()
+	vmmRun(t, "--kernel", os.Getenv("KTSTR_TEST_VMLINUX"), "--", "busybox", "uname", "-s").want(t, 0, "Linux\n")
+}
+
 func TestRefusedKernels(t *testing.T) {
 	good, err := os.ReadFile(kernel)
 	if err != nil {

@@ -47,7 +47,7 @@ func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 const script = `#!/bin/busybox sh
 /bin/busybox mkdir -p /bin /dev /proc /sys /tmp /root
 /bin/busybox --install -s /bin
-export PATH=/bin:/usr/bin HOME=/root TERM=dumb CI=true KTSTR_TEST_KERNEL=/kernel KTSTR_TEST_VMM=/bin/ktstr-vmm KTSTR_TEST_EXAMPLE=/bin/example.test KTSTR_TEST_GO=/go
+export PATH=/bin:/usr/bin HOME=/root TERM=dumb CI=true KTSTR_TEST_KERNEL=/kernel KTSTR_TEST_VMLINUX=/vmlinux KTSTR_TEST_VMM=/bin/ktstr-vmm KTSTR_TEST_EXAMPLE=/bin/example.test KTSTR_TEST_GO=/go
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
 for m in irqbypass kvm kvm-amd; do insmod /$m.ko; done
 cd /root
