@@ -10,9 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -130,7 +130,7 @@ func processorTime(pid int) (time.Duration, error) {
 // anonymous mapping that is RAM above its first 16 MiB. What the guest touched of those is counted
 // as ours, for nothing tells it apart.
 func memory(name string, pid int) error {
-	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	all, err := smaps.Read(pid)
 	if err != nil {
 		return err
 	}
@@ -139,14 +139,9 @@ func memory(name string, pid int) error {
 		ram  = vm.DefaultMemory - vm.DefaultReserved - 16<<20
 	)
 	ours := 0
-	guests := false
-	for line := range strings.Lines(string(smaps)) {
-		var start, end uint64
-		var kib int
-		if n, _ := fmt.Sscanf(line, "%x-%x", &start, &end); n == 2 {
-			guests = strings.Contains(line, "memfd:") || end-start == ram
-		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &kib); n == 1 && !guests {
-			ours += kib
+	for _, m := range all {
+		if !m.Memfd && m.Size() != ram {
+			ours += m.RSS
 		}
 	}
 	goal(name, fmt.Sprintf("%.1f MiB", float64(ours)/1024), "≤ 24 MiB", ours <= most)

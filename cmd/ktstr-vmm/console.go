@@ -52,13 +52,14 @@ func (o *options) openConsole(stderr io.Writer) (*console, error) {
 
 // writer is where the guest's console is written to; nil where nobody asked for it.
 func (c *console) writer() io.Writer {
-	switch len(c.sinks) {
-	case 0:
+	if len(c.sinks) == 0 {
 		return nil
-	case 1:
-		return c.sinks[0]
 	}
-	return io.MultiWriter(c.sinks[0], c.sinks[1])
+	var writers []io.Writer
+	for _, s := range c.sinks {
+		writers = append(writers, s)
+	}
+	return io.MultiWriter(writers...)
 }
 
 func (c *console) close() error {

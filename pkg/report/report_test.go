@@ -293,7 +293,7 @@ func TestBoundedStream(t *testing.T) {
 func TestTextShowsAPanicOnce(t *testing.T) {
 	r := result()
 	panicked := "Kernel panic - not syncing: boom\n\ufffd last line"
-	r.Crash, r.Console = &panicked, []byte("boot\r\nKernel panic - not syncing: boom\r\n\xff last line\r")
+	r.Crash, r.Panicked, r.Console = &panicked, true, []byte("boot\r\nKernel panic - not syncing: boom\r\n\xff last line\r")
 	var out bytes.Buffer
 	if err := report.Text(&out, r, false); err != nil {
 		t.Fatal(err)

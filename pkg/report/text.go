@@ -59,8 +59,7 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
 	}
 	console := strings.TrimRight(strings.ReplaceAll(string(r.Console), "\r\n", "\n"), "\r\n")
-	shown := r.Crash != nil && strings.HasSuffix(strings.ToValidUTF8(console, "\ufffd"), *r.Crash) // a kernel's panic is from there
-	if !good && !shown && console != "" {
+	if !good && !r.Panicked && console != "" {
 		lines := strings.Split(console, "\n")
 		fmt.Fprintf(&b, "\nend of the console:\n%s\n", indent(printableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
 	}

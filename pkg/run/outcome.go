@@ -80,14 +80,13 @@ func Decide(e Evidence) (Outcome, int, string) {
 	return NoVerdict, CodeNoVerdict, "the machine ended and no EXIT was seen"
 }
 
-// timeStamp is what a kernel puts in front of its lines.
-var timeStamp = regexp.MustCompile(`^\[ *\d+\.\d+\](\[[^\]]*\])? `)
+var leadingTimeStamp = regexp.MustCompile(`^` + timeStamp)
 
 // crashLine adds the first line of a crash's text, up to a length.
 func crashLine(text string) string {
 	const most = 160 // runes
 	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
-	line = timeStamp.ReplaceAllString(strings.TrimSpace(line), "")
+	line = leadingTimeStamp.ReplaceAllString(strings.TrimSpace(line), "")
 	if line == "" {
 		return ""
 	}

@@ -10,12 +10,15 @@ import (
 // neither reset nor end by itself.
 const panicTrace = time.Second
 
+// timeStamp is what Linux may put in front of a line, with CONFIG_PRINTK_CALLER the caller too.
+const timeStamp = `\[ *\d+\.\d+\](\[[^\]]*\])? `
+
 // panicLine is how Linux begins what it cannot go on from: kernel/panic.c, with or without a time
 // stamp in front.
-var panicLine = regexp.MustCompile(`(?m)^(\[ *\d+\.\d+\](\[[^\]]*\])? )?Kernel panic - not syncing`)
+var panicLine = regexp.MustCompile(`(?m)^(` + timeStamp + `)?Kernel panic - not syncing`)
 
 // oopsLine is what may come before it and says why: arch/x86/mm/fault.c, kernel/bug.c.
-var oopsLine = regexp.MustCompile(`(?m)^(\[ *\d+\.\d+\](\[[^\]]*\])? )?(BUG: |Oops: |kernel BUG at |general protection fault|Unable to handle kernel)`)
+var oopsLine = regexp.MustCompile(`(?m)^(` + timeStamp + `)?(BUG: |Oops: |kernel BUG at |general protection fault|Unable to handle kernel)`)
 
 // kernelPanic returns what a console says of a kernel's panic, from the oops that led to it where
 // there was one; "" where there was no panic.

@@ -32,6 +32,7 @@ type Result struct {
 	Faults        []Fault        // the first ones
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
 	Crash         *string        // the first CRC-good CRSH, or a kernel's panic on the console, or nil
+	Panicked      bool           // Crash is the end of Console
 	Stimuli       []shm.StimulusEvent
 	TestResults   [][]byte // TEST payloads as they came
 	Console       []byte   // the last 64 KiB

@@ -407,7 +407,7 @@ func (r *run) finish(err error) {
 	}
 	res.Console, res.Omitted.ConsoleBytes = r.console.bytes()
 	if text := kernelPanic(res.Console); text != "" && res.Crash == nil {
-		res.Crash = &text
+		res.Crash, res.Panicked = &text, true
 	}
 	res.Outcome, res.ExitCode, res.Reason = Decide(Evidence{
 		Err:           err,

@@ -66,6 +66,9 @@ type x86 struct {
 	layout *e820.Layout
 	entry  guestmem.Addr
 	com1   serial
+
+	hostCPUID []kvm.CPUIDEntry2 // what KVM supports
+	deadline  bool              // and whether that includes the APIC timer's TSC deadline mode
 }
 
 func newArch(cfg Config) (Plan, arch, error) {
@@ -91,6 +94,9 @@ func (x *x86) setupVM(m *Machine) error {
 	pit := [16]uint32{1}
 	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
 		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", ErrSetup, err)
+	}
+	if err := x.readCPUID(m); err != nil {
+		return err
 	}
 	x.com1 = serial{out: m.cfg.Console, irq: func(level uint32) error {
 		line := [2]uint32{com1IRQ, level} // struct kvm_irq_level

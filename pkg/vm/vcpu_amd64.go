@@ -28,7 +28,7 @@ func (x *x86) setupVCPU(m *Machine, v *vcpu) error {
 		name string
 		do   func() error
 	}{
-		{"CPUID", func() error { return setCPUID(m, v) }},
+		{"CPUID", func() error { return x.setCPUID(m, v) }},
 		{"MSRs", func() error { return setMSRs(v) }},
 		{"registers", func() error { return x.setRegisters(v) }},
 	} {
@@ -45,26 +45,34 @@ type cpuidTable struct {
 	entries  [256]kvm.CPUIDEntry2
 }
 
-// setCPUID shows the guest the host's processor as KVM supports it, with this machine's topology:
-// KVM API, 4.46 KVM_GET_SUPPORTED_CPUID and 4.60 KVM_SET_CPUID2.
-func setCPUID(m *Machine, v *vcpu) error {
-	const head = 8
+// cpuidHead is the size of cpuidTable without its entries, as its requests count it.
+const cpuidHead = 8
+
+// readCPUID asks once what every vCPU's CPUID is made from: KVM API, 4.46 KVM_GET_SUPPORTED_CPUID.
+func (x *x86) readCPUID(m *Machine) error {
 	t := &cpuidTable{count: 256}
-	if err := ioctlPtr(m.kvmFD, kvm.IIOWR(reqGetSupportedCPUID, head), t); err != nil {
-		return err
+	if err := ioctlPtr(m.kvmFD, kvm.IIOWR(reqGetSupportedCPUID, cpuidHead), t); err != nil {
+		return fmt.Errorf("%w: KVM_GET_SUPPORTED_CPUID: %w", ErrSetup, err)
 	}
 	deadline, err := ioctl(m.kvmFD, kvm.IIO(0x03), uintptr(kvm.CapTSCDeadlineTimer)) // KVM_CHECK_EXTENSION
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: KVM_CHECK_EXTENSION KVM_CAP_TSC_DEADLINE_TIMER: %w", ErrSetup, err)
 	}
+	// A host has some 50 entries, so there is room for all of ours.
+	x.hostCPUID, x.deadline = t.entries[:min(int(t.count), 200)], deadline > 0
+	return nil
+}
+
+// setCPUID shows the guest the host's processor as KVM supports it, with this machine's topology:
+// KVM API, 4.60 KVM_SET_CPUID2.
+func (x *x86) setCPUID(m *Machine, v *vcpu) error {
 	khz, err := ioctl(v.fd, kvm.IIO(reqGetTSCKHz), 0) // KVM API, 4.56
 	if err != nil {
 		khz = 0 // a host whose TSC is not stable: the guest measures
 	}
-	// A host has some 50 entries, so there is room for all of ours.
-	entries := cpuidFor(t.entries[:min(int(t.count), 200)], v.id, m.cfg.CPUs, deadline > 0, uint32(khz))
-	t.count = uint32(copy(t.entries[:], entries))
-	return ioctlPtr(v.fd, kvm.IIOW(reqSetCPUID2, head), t)
+	t := &cpuidTable{}
+	t.count = uint32(copy(t.entries[:], cpuidFor(x.hostCPUID, v.id, m.cfg.CPUs, x.deadline, uint32(khz))))
+	return ioctlPtr(v.fd, kvm.IIOW(reqSetCPUID2, cpuidHead), t)
 }
 
 func setMSRs(v *vcpu) error {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 )
@@ -182,33 +183,17 @@ func TestTwentyAtOnce(t *testing.T) {
 // anonymous mapping of ram bytes, which huge pages being offered for all but its beginning may show
 // as two. 0 where the process is gone.
 func besideGuest(pid int, ram uint64) int {
-	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	all, err := smaps.Read(pid)
 	if err != nil {
 		return 0
 	}
 	const small = 16 << 20
-	type mapping struct {
-		start, end uint64
-		memfd      bool
-		kib        int
-	}
-	var all []mapping
-	for line := range strings.Lines(string(smaps)) {
-		var m mapping
-		if n, _ := fmt.Sscanf(line, "%x-%x", &m.start, &m.end); n == 2 {
-			m.memfd = strings.Contains(line, "memfd:")
-			all = append(all, m)
-		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.kib); n == 1 {
-			all[len(all)-1].kib = m.kib
-		}
-	}
 	sum := 0
 	for i, m := range all {
-		size := m.end - m.start
-		upper := size == ram-small && i > 0 && all[i-1].end == m.start
-		lower := size == small && i+1 < len(all) && all[i+1].start == m.end && all[i+1].end-m.end == ram-small
-		if !m.memfd && size != ram && !upper && !lower {
-			sum += m.kib
+		upper := m.Size() == ram-small && i > 0 && all[i-1].End == m.Start
+		lower := m.Size() == small && i+1 < len(all) && all[i+1].Start == m.End && all[i+1].Size() == ram-small
+		if !m.Memfd && m.Size() != ram && !upper && !lower {
+			sum += m.RSS
 		}
 	}
 	return sum

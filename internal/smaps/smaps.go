@@ -1,0 +1,38 @@
+// Package smaps reads what a process has in memory, for benchmarks and tests: proc(5),
+// /proc/PID/smaps.
+package smaps
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Mapping is one of a process's mappings.
+type Mapping struct {
+	Start, End uint64 // addresses
+	Memfd      bool   // it is of a memfd
+	RSS        int    // KiB
+}
+
+// Size is the mapping's length in bytes.
+func (m Mapping) Size() uint64 { return m.End - m.Start }
+
+// Read returns a process's mappings, sorted by address.
+func Read(pid int) ([]Mapping, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return nil, err
+	}
+	var all []Mapping
+	for line := range strings.Lines(string(text)) {
+		var m Mapping
+		if n, _ := fmt.Sscanf(line, "%x-%x", &m.Start, &m.End); n == 2 {
+			m.Memfd = strings.Contains(line, "memfd:")
+			all = append(all, m)
+		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.RSS); n == 1 && len(all) > 0 {
+			all[len(all)-1].RSS = m.RSS
+		}
+	}
+	return all, nil
+}
