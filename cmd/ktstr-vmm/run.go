@@ -34,7 +34,7 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			defer files.Close()
-			o.passOutput = true
+			o.linux = true
 			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
 		},
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/agent"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
@@ -61,7 +62,7 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 		return cfg, nil, fmt.Errorf("--kernel: %w", err)
 	}
 	open = append(open, kernel)
-	cfg.Kernel, err = vm.OpenKernel(kernel)
+	cfg.Kernel, err = x86.Open(kernel)
 	if err != nil {
 		return cfg, nil, fmt.Errorf("--kernel %s: %w", g.Kernel, err)
 	}

@@ -1,12 +1,8 @@
-package vm
+package x86
 
-import (
-	"testing"
+import "testing"
 
-	"github.com/bobuhiro11/gokvm/kvm"
-)
-
-func find(t *testing.T, entries []kvm.CPUIDEntry2, function, index uint32) kvm.CPUIDEntry2 {
+func find(t *testing.T, entries []CPUIDEntry, function, index uint32) CPUIDEntry {
 	t.Helper()
 	for _, e := range entries {
 		if e.Function == function && e.Index == index {
@@ -14,12 +10,12 @@ func find(t *testing.T, entries []kvm.CPUIDEntry2, function, index uint32) kvm.C
 		}
 	}
 	t.Fatalf("no leaf 0x%x index %d", function, index)
-	return kvm.CPUIDEntry2{}
+	return CPUIDEntry{}
 }
 
 // The guest sees its own processors, whatever the host has.
 func TestCPUIDTopology(t *testing.T) {
-	host := []kvm.CPUIDEntry2{
+	host := []CPUIDEntry{
 		{Function: 0, Eax: 0x1f},
 		{Function: 1, Ebx: 0x10408, Edx: hyperThread | 1},
 		{Function: 4, Eax: 0xfc00c121},
@@ -37,7 +33,7 @@ func TestCPUIDTopology(t *testing.T) {
 		{2, 3, 0x02040408, 0x0c000121, 3, 0x2002, 2},
 		{31, 32, 0x1f200408, 0x7c000121, 32, 0x501f, 5},
 	} {
-		got := cpuidFor(host, tc.id, tc.n, true, 2_000_000)
+		got := CPUID(host, tc.id, tc.n, true, 2_000_000)
 		if e := find(t, got, 1, 0); e.Ebx != tc.features || e.Ecx != hypervisor|tscDeadline || e.Edx&hyperThread != 0 != (tc.n > 1) {
 			t.Errorf("vCPU %d of %d: leaf 1 is %#x", tc.id, tc.n, e)
 		}

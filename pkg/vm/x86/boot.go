@@ -1,4 +1,4 @@
-package vm
+package x86
 
 import (
 	"encoding/binary"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // Where the boot data lies: conventional memory, which the kernel leaves alone until it has
@@ -57,22 +58,22 @@ const (
 var le = binary.LittleEndian
 
 // loadInitrd writes the initrd to the top of what a kernel can reach below the MMIO hole.
-func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Initrd) (Span, error) {
+func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k vm.Kernel, initrd vm.Initrd) (vm.Span, error) {
 	if initrd == nil {
-		return Span{}, nil
+		return vm.Span{}, nil
 	}
 	most := uint64(initrdMax)
-	if len(k.Setup) >= offInitrdMax+4-offSetup {
-		most = uint64(le.Uint32(k.Setup[offInitrdMax-offSetup:]))
+	if len(k.Header) >= offInitrdMax+4-offSetup {
+		most = uint64(le.Uint32(k.Header[offInitrdMax-offSetup:]))
 	}
 	size, end := initrd.Size(), min(layout.Low.End(), most+1)
 	if free := end - min(end, uint64(k.End)+e820.PageSize); size > free {
-		return Span{}, fmt.Errorf("%w: the initrd takes %d bytes, %d are free above the kernel; try more --memory", ErrKernel, size, free)
+		return vm.Span{}, fmt.Errorf("%w: the initrd: %w: it takes %d bytes, %d are free above the kernel", vm.ErrKernel, vm.ErrRoom, size, free)
 	}
-	at := Span{guestmem.Addr((end - size) &^ (e820.PageSize - 1)), size}
+	at := vm.Span{Base: guestmem.Addr((end - size) &^ (e820.PageSize - 1)), Size: size}
 	w := ram.Writer(at.Base, size)
 	if n, err := initrd.WriteTo(w); err != nil || uint64(n) != size {
-		return Span{}, fmt.Errorf("%w: the initrd gave %d of %d bytes: %w", ErrKernel, n, size, errors.Join(err, io.ErrUnexpectedEOF))
+		return vm.Span{}, fmt.Errorf("%w: the initrd gave %d of %d bytes: %w", vm.ErrKernel, n, size, errors.Join(err, io.ErrUnexpectedEOF))
 	}
 	return at, nil
 }
@@ -80,11 +81,11 @@ func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Init
 // loadBootData writes what the 64-bit boot protocol expects beside the kernel: the zero page
 // with the memory map, the command line, a GDT, and page tables that map the first GiB to
 // itself.
-func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Span, cmdline string) error {
+func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k vm.Kernel, initrd vm.Span, cmdline string) error {
 	zero := make([]byte, e820.BootParamsSize)
 	most := uint32(cmdlineMax)
-	if k.Setup != nil {
-		copy(zero[offSetup:], k.Setup)
+	if k.Header != nil {
+		copy(zero[offSetup:], k.Header)
 		most = min(most, le.Uint32(zero[offCmdlineLen:]))
 	} else {
 		le.PutUint16(zero[offBootFlag:], bootFlag)
@@ -92,10 +93,10 @@ func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Sp
 		le.PutUint16(zero[offVersion:], bootProtocol)
 	}
 	if uint64(len(cmdline)) > uint64(most) {
-		return fmt.Errorf("%w: %d bytes, this kernel takes at most %d", ErrCmdline, len(cmdline), most)
+		return fmt.Errorf("%w: %d bytes, this kernel takes at most %d", vm.ErrCmdline, len(cmdline), most)
 	}
 	if strings.ContainsAny(cmdline, "\x00\n") {
-		return fmt.Errorf("%w: %q has a NUL or a newline in it", ErrCmdline, cmdline)
+		return fmt.Errorf("%w: %q has a NUL or a newline in it", vm.ErrCmdline, cmdline)
 	}
 	le.PutUint64(zero[offRSDP:], rsdpAddr)
 	zero[offLoaderType] = loaderOther
@@ -119,7 +120,7 @@ func loadBootData(ram *guestmem.Memory, layout *e820.Layout, k Kernel, initrd Sp
 		{cmdlineAddr, append([]byte(cmdline), 0)},
 	} {
 		if err := ram.Write(part.data, part.addr); err != nil {
-			return fmt.Errorf("%w: boot data: %w", ErrSetup, err)
+			return fmt.Errorf("%w: boot data: %w", vm.ErrSetup, err)
 		}
 	}
 	return nil

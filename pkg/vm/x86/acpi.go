@@ -1,14 +1,15 @@
-package vm
+package x86
 
 import (
 	"fmt"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// The ACPI tables tell a kernel of its processors, its I/O APIC and its serial port, and that there
-// is nothing else to look for: no power management, no PIC, no RTC. They lie where a BIOS has them,
-// outside of every E820 entry. Sections are the ACPI specification's, 6.4.
+// The ACPI tables tell a kernel of its processors, its I/O APIC and its serial port, how to power off, and
+// that there is nothing else to look for: no other power management, no PIC, no alarm clock. They lie where
+// a BIOS has them, outside of every E820 entry. Sections are the ACPI specification's, 6.4.
 const (
 	rsdpAddr = 0xe0000
 	acpiEnd  = 0xf0000
@@ -71,10 +72,10 @@ func loadACPI(ram *guestmem.Memory, cpus int) error {
 	rsdp[32] = checksum(rsdp)
 
 	if len(image) > acpiEnd-rsdpAddr {
-		return fmt.Errorf("%w: ACPI tables of %d bytes, there is room for %d", ErrSetup, len(image), acpiEnd-rsdpAddr)
+		return fmt.Errorf("%w: ACPI tables of %d bytes, there is room for %d", vm.ErrSetup, len(image), acpiEnd-rsdpAddr)
 	}
 	if err := ram.Write(image, rsdpAddr); err != nil {
-		return fmt.Errorf("%w: ACPI tables: %w", ErrSetup, err)
+		return fmt.Errorf("%w: ACPI tables: %w", vm.ErrSetup, err)
 	}
 	return nil
 }
@@ -82,10 +83,12 @@ func loadACPI(ram *guestmem.Memory, cpus int) error {
 // fadtBody is the fixed table: 5.2.9.
 func fadtBody(dsdt uint64) []byte {
 	const (
-		offDSDT     = 40
-		offBootArch = 109
-		offFlags    = 112
-		offXDSDT    = 140
+		offDSDT         = 40
+		offBootArch     = 109
+		offFlags        = 112
+		offXDSDT        = 140
+		offSleepControl = 244
+		offSleepStatus  = 256
 
 		noVGA, noMSI, noRTC = 1 << 2, 1 << 3, 1 << 5
 		hardwareReduced     = 1 << 20
@@ -95,7 +98,14 @@ func fadtBody(dsdt uint64) []byte {
 	le.PutUint16(t[offBootArch:], noVGA|noMSI|noRTC)
 	le.PutUint32(t[offFlags:], hardwareReduced)
 	le.PutUint64(t[offXDSDT:], dsdt)
+	copy(t[offSleepControl:], genericAddress(SleepControl))
+	copy(t[offSleepStatus:], genericAddress(sleepStatus))
 	return t[sdtHeaderSize:]
+}
+
+// genericAddress is a port of one byte: 5.2.3.2.
+func genericAddress(port uint64) []byte {
+	return le.AppendUint64([]byte{1, 8, 0, 1}, port) // in I/O space, 8 bits from bit 0 on, by bytes
 }
 
 // madtBody lists the interrupt controllers: 5.2.12.
@@ -111,7 +121,7 @@ func madtBody(cpus int) []byte {
 	return le.AppendUint32(t, 0) // its first interrupt
 }
 
-// dsdtBody is AML that describes COM1: 20.2.
+// dsdtBody is AML that describes COM1, and names the sleep type of soft-off: 20.2.
 func dsdtBody() []byte {
 	resources := []byte{0x47, 1, 0, 0, 0, 0, 1, com1Size} // I/O ports, 16 bits decoded: 6.4.2.5
 	le.PutUint16(resources[2:], com1Base)
@@ -123,7 +133,8 @@ func dsdtBody() []byte {
 	crs := amlPackage([]byte{0x11}, append([]byte{0x0a, byte(len(resources))}, resources...)) // Buffer
 	device := []byte("COM1\x08_HID\x0c\x41\xd0\x05\x01\x08_UID\x00\x08_CRS")                  // PNP0501, a 16550
 	device = amlPackage([]byte{0x5b, 0x82}, append(device, crs...))
-	return amlPackage([]byte{0x10}, append([]byte("\\_SB_"), device...)) // Scope
+	scope := amlPackage([]byte{0x10}, append([]byte("\\_SB_"), device...))
+	return append(scope, "\x08_S5_\x12\x07\x04\x0a\x05\x00\x00\x00"...) // Package of 4 elements: 7.4.2.6
 }
 
 // amlPackage puts an opcode and a package length of one or two bytes before a body: 20.2.4.

@@ -1,4 +1,4 @@
-package vm
+package kvm
 
 import (
 	"errors"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // vcpu is one virtual processor and the thread that runs it.
@@ -21,10 +23,10 @@ type vcpu struct {
 	state *kvm.RunData // page's beginning
 }
 
-func newVCPU(m *Machine, id int) (*vcpu, error) {
+func newVCPU(m *instance, id int) (*vcpu, error) {
 	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), uintptr(id)) // KVM_CREATE_VCPU
 	if err != nil {
-		return nil, fmt.Errorf("%w: vCPU %d: %w", ErrSetup, id, err)
+		return nil, fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err)
 	}
 	v := &vcpu{id: id, fd: fd}
 	size, err := ioctl(m.kvmFD, kvm.IIO(0x04), 0) // KVM_GET_VCPU_MMAP_SIZE
@@ -35,7 +37,7 @@ func newVCPU(m *Machine, id int) (*vcpu, error) {
 		v.page, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: vCPU %d: %w", ErrSetup, id, err), v.release())
+		return nil, errors.Join(fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err), v.release())
 	}
 	v.state = (*kvm.RunData)(unsafe.Pointer(&v.page[0]))
 	return v, nil
@@ -66,7 +68,7 @@ func (v *vcpu) kick() {
 }
 
 // run runs the guest until the machine stops.
-func (v *vcpu) run(m *Machine) {
+func (v *vcpu) run(m *instance) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	v.tid.Store(int32(unix.Gettid()))
@@ -74,7 +76,7 @@ func (v *vcpu) run(m *Machine) {
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
 		select {
-		case <-m.stopped:
+		case <-m.killed:
 			return
 		default:
 		}
@@ -84,7 +86,7 @@ func (v *vcpu) run(m *Machine) {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			m.countExit(exitIntr)
 		default:
-			m.Stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", ErrRun, v.id, err, m.arch.registers(v)))
+			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, m.processor.registers(v)))
 		}
 	}
 }
@@ -96,7 +98,7 @@ const (
 )
 
 // exit handles one exit: KVM API, section 5, exit_reason.
-func (v *vcpu) exit(m *Machine) {
+func (v *vcpu) exit(m *instance) {
 	reason := v.state.ExitReason
 	m.countExit(reason)
 	if m.first.Load() == 0 {
@@ -107,16 +109,16 @@ func (v *vcpu) exit(m *Machine) {
 		v.mmio()
 	case uint32(kvm.EXITINTR), exitIRQWindow:
 	case uint32(kvm.EXITSHUTDOWN):
-		m.Stop(fmt.Errorf("%w on vCPU %d", ErrTripleFault, v.id))
+		m.stop(fmt.Errorf("%w on vCPU %d", vm.ErrTripleFault, v.id))
 	case exitSystemEvent:
-		m.Stop(fmt.Errorf("%w: system event %d", ErrReset, uint32(v.state.Data[0])))
+		m.stop(fmt.Errorf("%w: system event %d", vm.ErrReset, uint32(v.state.Data[0])))
 	case uint32(kvm.EXITFAILENTRY):
-		m.Stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", ErrRun, v.id, v.state.Data[0], m.arch.registers(v)))
+		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0], m.processor.registers(v)))
 	case uint32(kvm.EXITINTERNALERROR):
-		m.Stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", ErrRun, uint32(v.state.Data[0]), v.id, m.arch.registers(v)))
+		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id, m.processor.registers(v)))
 	default:
-		if !m.arch.exit(m, v) {
-			m.Stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", ErrRun, reason, v.id, m.arch.registers(v)))
+		if !m.processor.exit(m, v) {
+			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, m.processor.registers(v)))
 		}
 	}
 }

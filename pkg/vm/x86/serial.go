@@ -1,4 +1,4 @@
-package vm
+package x86
 
 import (
 	"io"

@@ -1,10 +1,8 @@
-package vm
+package x86
 
 import (
 	"math/bits"
 	"slices"
-
-	"github.com/bobuhiro11/gokvm/kvm"
 )
 
 // Leaves of CPUID: SDM volume 2, CPUID, and AMD's manual 24594 volume 3, appendix E.
@@ -17,9 +15,9 @@ const (
 	leafTiming       = 0x40000010 // the TSC's frequency in kHz, a convention of several hypervisors
 	leafAMDSizes     = 0x80000008
 	leafAMDTopology  = 0x8000001e
-	significantIndex = 1 // flag of an entry: KVM API, 4.46
+	significantIndex = 1 // of CPUIDEntry.Flags
 
-	// Features that KVM leaves to us to show, ECX of leaf 1. The APIC's timer can fire at a value of
+	// Features that a hypervisor leaves to its machine to show, ECX of leaf 1. The APIC's timer can fire at a value of
 	// the TSC, so that no guest has to measure the APIC's frequency; and the leaves from 0x40000000 on
 	// mean something.
 	tscDeadline = 1 << 24
@@ -27,9 +25,16 @@ const (
 	hyperThread = 1 << 28 // EDX of leaf 1: its count of APIC IDs is valid
 )
 
-// cpuidFor is what vCPU id of n sees of the host's entries: one package of n cores, with one thread
-// each.
-func cpuidFor(host []kvm.CPUIDEntry2, id, n int, deadline bool, tscKHz uint32) []kvm.CPUIDEntry2 {
+// CPUIDEntry is what a processor says of itself in one leaf of CPUID.
+type CPUIDEntry struct {
+	Function, Index, Flags uint32 // flag 1: the index counts
+	Eax, Ebx, Ecx, Edx     uint32
+}
+
+// CPUID is what processor id of n sees where its back end can show it the host's entries: one package of n
+// cores, with one thread each. The deadline mode of the APIC's timer is shown where the back end has it,
+// the TSC's frequency where that is not 0.
+func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEntry {
 	shift := uint32(bits.Len(uint(n - 1))) // the bits of the APIC ID that name a core
 	entries := slices.Clone(host)
 	for i := range entries {
@@ -57,11 +62,11 @@ func cpuidFor(host []kvm.CPUIDEntry2, id, n int, deadline bool, tscKHz uint32) [
 			e.Eax, e.Ebx, e.Ecx = uint32(id), uint32(id), 0
 		}
 	}
-	// KVM has the first level of the topology alone.
-	entries = slices.DeleteFunc(entries, func(e kvm.CPUIDEntry2) bool {
+	// The host has the first level of the topology alone.
+	entries = slices.DeleteFunc(entries, func(e CPUIDEntry) bool {
 		return e.Function == leafTopology || e.Function == leafTopologyV2
 	})
-	for level, e := range []kvm.CPUIDEntry2{
+	for level, e := range []CPUIDEntry{
 		{Ebx: 1, Ecx: 1 << 8},                       // the threads of a core
 		{Eax: shift, Ebx: uint32(n), Ecx: 1 | 2<<8}, // the cores of the package
 		{Ecx: 2}, // no more
@@ -70,7 +75,7 @@ func cpuidFor(host []kvm.CPUIDEntry2, id, n int, deadline bool, tscKHz uint32) [
 		entries = append(entries, e)
 	}
 	if tscKHz > 0 {
-		entries = append(entries, kvm.CPUIDEntry2{Function: leafTiming, Eax: tscKHz})
+		entries = append(entries, CPUIDEntry{Function: leafTiming, Eax: tscKHz})
 	}
 	return entries
 }

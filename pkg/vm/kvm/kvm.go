@@ -1,4 +1,4 @@
-package vm
+package kvm
 
 import (
 	"errors"
@@ -7,7 +7,25 @@ import (
 
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
+
+// DefaultDevice is the KVM device.
+const DefaultDevice = "/dev/kvm"
+
+// What keeps KVM from being used, for errors.Is, beside vm.ErrUnavailable; the cause is wrapped beside them.
+var (
+	ErrNoKVM      = errors.New("no KVM on this host")
+	ErrPermission = errors.New("no permission to use KVM")
+	ErrBusy       = errors.New("KVM is busy")
+	ErrCapability = errors.New("KVM lacks a capability")
+)
+
+// unavailable is an error that says what keeps KVM from being used, and what to do about it.
+func unavailable(why error, format string, args ...any) error {
+	return fmt.Errorf("%w: %w: %w", vm.ErrUnavailable, why, fmt.Errorf(format, args...))
+}
 
 // apiVersion is the only one there is: KVM API, 4.1 KVM_GET_API_VERSION.
 const apiVersion = 12
@@ -67,9 +85,9 @@ func openKVM(path string) (int, error) {
 	if err != nil || v != apiVersion {
 		unix.Close(fd)
 		if err != nil {
-			return -1, fmt.Errorf("%w: %s is no KVM device: %w", ErrNoKVM, path, err)
+			return -1, unavailable(ErrNoKVM, "%s is no KVM device: %w", path, err)
 		}
-		return -1, fmt.Errorf("%w: %s speaks KVM API version %d, it must be %d", ErrNoKVM, path, v, apiVersion)
+		return -1, unavailable(ErrNoKVM, "%s speaks KVM API version %d, it must be %d", path, v, apiVersion)
 	}
 	return fd, nil
 }
@@ -79,13 +97,14 @@ func openKVM(path string) (int, error) {
 func deviceError(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTDIR):
-		return fmt.Errorf("%w: %s: %w; load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, in a virtual machine, nesting on its host", ErrNoKVM, path, err)
+		return unavailable(ErrNoKVM, "%s: %w; load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, "+
+			"in a virtual machine, nesting on its host", path, err)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: %s: %w; join the group that owns the device (usually kvm), or pass the device into the container", ErrPermission, path, err)
+		return unavailable(ErrPermission, "%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: %s: %w; another hypervisor holds the processor's virtualization: stop it", ErrBusy, path, err)
+		return unavailable(ErrBusy, "%s: %w; another hypervisor holds the processor's virtualization: stop it", path, err)
 	}
-	return fmt.Errorf("%w: %s: %w", ErrSetup, path, err)
+	return fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err)
 }
 
 // Capability is a KVM capability that a machine needs: KVM API, section 4.4.
@@ -100,25 +119,24 @@ func checkCapabilities(fd int, need []Capability) error {
 	for _, c := range need {
 		n, err := ioctl(fd, kvm.IIO(0x03), uintptr(c.id))
 		if err != nil {
-			return fmt.Errorf("%w: KVM_CHECK_EXTENSION %s: %w", ErrSetup, c.Name, err)
+			return fmt.Errorf("%w: KVM_CHECK_EXTENSION %s: %w", vm.ErrSetup, c.Name, err)
 		}
 		if n == 0 {
 			missing = append(missing, c.Name)
 		}
 	}
 	if missing != nil {
-		return fmt.Errorf("%w: %v; a newer host kernel has them", ErrCapability, missing)
+		return unavailable(ErrCapability, "%v; a newer host kernel has them", missing)
 	}
 	return nil
 }
 
-// CheckDevice reports what keeps machines from being built on the KVM device at path ("":
-// /dev/kvm): nil, or one of New's errors.
-func CheckDevice(path string) error {
-	if path == "" {
-		path = DefaultDevice
+// Check reports what keeps machines of a board from being built with KVM: nil, or one of New's errors.
+func (b Backend) Check(board vm.Board) error {
+	if _, err := newProcessor(vm.Spec{Board: board}, nil); err != nil {
+		return err
 	}
-	fd, err := openKVM(path)
+	fd, err := openKVM(b.device())
 	if err != nil {
 		return err
 	}
@@ -126,9 +144,9 @@ func CheckDevice(path string) error {
 	if err := checkCapabilities(fd, Capabilities()); err != nil {
 		return err
 	}
-	vm, err := ioctl(fd, kvm.IIO(0x01), 0)
+	machine, err := ioctl(fd, kvm.IIO(0x01), 0)
 	if err != nil {
-		return deviceError(path, err)
+		return deviceError(b.device(), err)
 	}
-	return unix.Close(vm)
+	return unix.Close(machine)
 }

@@ -1,4 +1,4 @@
-package vm
+package kvm
 
 import "iter"
 
@@ -23,15 +23,15 @@ const (
 )
 
 // countExit counts one exit by its reason.
-func (m *Machine) countExit(reason uint32) {
+func (m *instance) countExit(reason uint32) {
 	if reason >= exitOther || exitNames[reason] == "" {
 		reason = exitOther
 	}
 	m.exits[reason].Add(1)
 }
 
-// Exits returns how often the guest left KVM, by reason; a fixed set of names, in order.
-func (m *Machine) Exits() iter.Seq2[string, uint64] {
+// Exits implements vm.Instance.
+func (m *instance) Exits() iter.Seq2[string, uint64] {
 	return func(yield func(string, uint64) bool) {
 		for i, name := range exitNames {
 			if name != "" && !yield(name, m.exits[i].Load()) {
