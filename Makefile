@@ -48,5 +48,7 @@ bench-boot:
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
+# What is built from source and committed.
 guest:
 	$(MAKE) -C guest/src
+	$(MAKE) -C pkg/vm/qemu/firmware

@@ -56,10 +56,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 		}
 	}
 
-	backend, note, err := accel.Choose(accel.Mode(o.accel), accel.Guest{Board: cfg.VM.Kernel.Board(), KernelMode: o.linux})
-	if err != nil {
-		return err
-	}
+	backend, note := accel.Choose(accel.Mode(o.accel), accel.Guest{Board: cfg.VM.Kernel.Board(), KernelMode: o.linux})
 	if note != "" {
 		log.Info(note)
 	}

@@ -24,7 +24,7 @@ func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 		missing error
 	}{
 		{kvm.Backend{}, (kvm.Backend{}).Check(x86.Board{})},
-		{qemu.Backend{}, emulatorMissing()},
+		{qemu.Backend{}, EmulatorMissing()},
 	} {
 		if b.missing != nil {
 			why = b.missing
@@ -58,7 +58,7 @@ func KVM(t testing.TB) {
 // Emulator is for tests of the emulator alone. There is none in the bed, which needs one itself.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
-	if err := emulatorMissing(); err != nil {
+	if err := EmulatorMissing(); err != nil {
 		if (kvm.Backend{}).Check(x86.Board{}) == nil {
 			t.Skipf("this test needs QEMU: %v", err)
 		}
@@ -67,7 +67,8 @@ func Emulator(t testing.TB) qemu.Backend {
 	return qemu.Backend{}
 }
 
-func emulatorMissing() error {
+// EmulatorMissing says why this host has no emulator; nil where it has one.
+func EmulatorMissing() error {
 	_, err := (qemu.Backend{}).Find(x86.Board{})
 	return err
 }

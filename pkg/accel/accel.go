@@ -43,27 +43,34 @@ type Guest struct {
 var ErrSlow = errors.New("KVM emulates the guest's kernel mode here")
 
 // Choose returns the back end for a guest, and where Auto could not take KVM a sentence that says so and why.
-// It fails where Auto finds none; one that was asked for by name is returned as it is.
-func Choose(mode Mode, g Guest) (b vm.Backend, note string, err error) {
+// There is always one: where Auto finds none, or there is no such mode, it is one that fails and says why.
+func Choose(mode Mode, g Guest) (b vm.Backend, note string) {
 	switch mode {
 	case KVM:
-		return kvm.Backend{}, "", nil
+		return kvm.Backend{}, ""
 	case Emulator:
-		return qemu.Backend{}, "", nil
+		return qemu.Backend{}, ""
 	case Auto, "":
 	default:
-		return nil, "", fmt.Errorf("%w: accelerator %q", vm.ErrConfig, mode)
+		return nothing{fmt.Errorf("%w: accelerator %q", vm.ErrConfig, mode)}, ""
 	}
 	whyNot := CheckKVM(g)
 	if whyNot == nil {
-		return kvm.Backend{}, "", nil
+		return kvm.Backend{}, ""
 	}
 	emulator := qemu.Backend{}
 	if _, err := emulator.Find(g.Board); err != nil {
-		return nil, "", fmt.Errorf("nothing here can run the guest. KVM: %w. The emulator: %w", whyNot, err)
+		return nothing{fmt.Errorf("nothing here can run the guest. KVM: %w. The emulator: %w", whyNot, err)}, ""
 	}
-	return emulator, fmt.Sprintf("QEMU's emulator runs the guest, more slowly than hardware and with other timing, for KVM can't be used: %v", whyNot), nil
+	return emulator, fmt.Sprintf("QEMU's emulator runs the guest, more slowly than hardware and with other timing, for KVM can't be used: %v", whyNot)
 }
+
+// nothing is the back end where there is none.
+type nothing struct{ why error }
+
+func (nothing) Name() string { return "none" }
+
+func (n nothing) New(vm.Spec, func(error)) (vm.Instance, error) { return nil, n.why }
 
 // CheckKVM reports what keeps KVM from being used for a guest: nil, one of its back end's errors, or ErrSlow.
 func CheckKVM(g Guest) error {

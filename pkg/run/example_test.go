@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/guest"
@@ -17,10 +16,7 @@ import (
 )
 
 func Example() {
-	backend, _, err := accel.Choose(accel.Auto, accel.Guest{Board: x86.Board{}})
-	if err != nil {
-		log.Fatal(err)
-	}
+	backend, _ := accel.Choose(accel.Auto, accel.Guest{Board: x86.Board{}})
 	result := run.Run(context.Background(), run.Config{
 		VM: vm.Config{
 			Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},

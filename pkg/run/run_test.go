@@ -72,6 +72,27 @@ func TestOK(t *testing.T) {
 	})
 }
 
+// The guest's clock is the host's, within a twentieth.
+func TestGuestClock(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		var first, last time.Duration
+		cfg := scenario(b, "ok demo.steps=3 demo.step_ms=1000")
+		cfg.OnMessage = func(at time.Duration, m shm.Message) {
+			if m.Type == shm.Stimulus {
+				if first == 0 {
+					first = at
+				}
+				last = at
+			}
+		}
+		r := does(t, cfg, run.Exited, 0)
+		guest := time.Duration(r.Stimuli[2].ElapsedMS-r.Stimuli[0].ElapsedMS) * time.Millisecond
+		if host := last - first; guest < 2*time.Second || (host-guest).Abs() > guest/20 {
+			t.Errorf("%v for the guest, %v for the host", guest, host)
+		}
+	})
+}
+
 func TestFail(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := does(t, scenario(b, "fail"), run.Exited, 3)

@@ -109,6 +109,15 @@ var (
 	ErrRoom = errors.New("it does not fit the memory")
 )
 
+// Unavailable makes an error one of a back end that can't be used on this host: it is ErrUnavailable too, and
+// says what it said.
+func Unavailable(err error) error { return unavailable{err} }
+
+type unavailable struct{ error }
+
+func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
+func (u unavailable) Unwrap() error        { return u.error }
+
 // Why a machine ended by itself, for errors.Is on what Wait returns.
 var (
 	ErrReset       = errors.New("the guest reset the machine")

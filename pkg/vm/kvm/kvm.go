@@ -24,7 +24,7 @@ var (
 
 // unavailable is an error that says what keeps KVM from being used, and what to do about it.
 func unavailable(why error, format string, args ...any) error {
-	return fmt.Errorf("%w: %w: %w", vm.ErrUnavailable, why, fmt.Errorf(format, args...))
+	return vm.Unavailable(fmt.Errorf("%w: %w", why, fmt.Errorf(format, args...)))
 }
 
 // apiVersion is the only one there is: KVM API, 4.1 KVM_GET_API_VERSION.

@@ -72,7 +72,7 @@ func (b Backend) find(p platform) (string, error) {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("%w: %w: %w; %s", vm.ErrUnavailable, ErrNotInstalled, err, howToInstall(p))
+		return "", vm.Unavailable(fmt.Errorf("%w: %w; %s", ErrNotInstalled, err, howToInstall(p)))
 	}
 	return path, nil
 }
@@ -107,18 +107,18 @@ func checkVersion(path string, p platform) (string, error) {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%w: %s --version: %w", vm.ErrUnavailable, path, err)
+		return "", vm.Unavailable(fmt.Errorf("%s --version: %w", path, err))
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
 	_, version, _ := strings.Cut(line, "version ")
 	version, _, _ = strings.Cut(version, " ")
 	var major, minor int
 	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 {
-		return "", fmt.Errorf("%w: %s --version says %.80q", vm.ErrUnavailable, path, line)
+		return "", vm.Unavailable(fmt.Errorf("%s --version says %.80q", path, line))
 	}
 	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
-		return version, fmt.Errorf("%w: %w: %s is %s, the oldest that works is %d.%d; %s",
-			vm.ErrUnavailable, ErrTooOld, path, version, oldestMajor, oldestMinor, howToInstall(p))
+		return version, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %d.%d; %s",
+			ErrTooOld, path, version, oldestMajor, oldestMinor, howToInstall(p)))
 	}
 	return version, nil
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// x86Firmware is the end of the ROM, built from firmware/x86_64.S by "make firmware".
+// x86Firmware is the end of the ROM, built from firmware/x86_64.S by "make guest".
 //
 //go:embed firmware/x86_64.bin
 var x86Firmware []byte
