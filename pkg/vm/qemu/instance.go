@@ -183,7 +183,8 @@ func (m *instance) whyEnded(tripleFault bool) error {
 		if _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
 			return err
 		}
-		return failed(fmt.Sprintf("refused to start with exit status %d", status.ExitStatus()))
+		return fmt.Errorf("%w; %d.%d or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
+			status.ExitStatus())), oldestMajor, oldestMinor, howToInstall(m.platform))
 	}
 	return failed(fmt.Sprintf("ended with exit status %d", status.ExitStatus()))
 }
