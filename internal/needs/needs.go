@@ -14,6 +14,9 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
+// backend is the attribute that says on which back end a test runs, for the tests' summary.
+const backend = "backend"
+
 // EachBackend runs a test on each back end that this host has, as a subtest with the back end's name.
 func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Helper()
@@ -31,7 +34,10 @@ func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 			continue
 		}
 		ran = true
-		t.Run(b.backend.Name(), func(t *testing.T) { test(t, b.backend) })
+		t.Run(b.backend.Name(), func(t *testing.T) {
+			t.Attr(backend, b.backend.Name())
+			test(t, b.backend)
+		})
 	}
 	if !ran {
 		Missing(t, "KVM or QEMU", why)
@@ -50,6 +56,7 @@ func Backend(t testing.TB) vm.Backend {
 // KVM is for tests of KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
+	t.Attr(backend, (kvm.Backend{}).Name())
 	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
 		t.Skipf("this test needs a usable /dev/kvm: %v", err)
 	}
@@ -58,6 +65,7 @@ func KVM(t testing.TB) {
 // Emulator is for tests of the emulator alone. There is none in the bed, which needs one itself.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
+	t.Attr(backend, (qemu.Backend{}).Name())
 	if err := EmulatorMissing(); err != nil {
 		if (kvm.Backend{}).Check(x86.Board{}) == nil {
 			t.Skipf("this test needs QEMU: %v", err)
