@@ -72,7 +72,7 @@ func open(t *testing.T, size uint64) *opened {
 func (o *opened) messages(t *testing.T) []string {
 	t.Helper()
 	var got []string
-	d := o.reader.Drain(func(m shm.Message) { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)) })
+	d := o.reader.Drain(func(m shm.Message) bool { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)); return true })
 	if d.Fault.Kind != shm.NoFault {
 		t.Fatal(d.Fault)
 	}
@@ -224,10 +224,11 @@ func TestPanicIsACrash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader.Drain(func(m shm.Message) {
+	reader.Drain(func(m shm.Message) bool {
 		if m.Type != shm.Crash || !bytes.Contains(m.Payload, []byte("nil pointer")) || !bytes.Contains(m.Payload, []byte("TestPanicIsACrash")) {
 			t.Errorf("%v %s", m.Type, m.Payload)
 		}
+		return true
 	})
 	if n := reader.Stats().Messages; n != 1 {
 		t.Errorf("%d messages", n)

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -36,12 +37,14 @@ type Monitor struct {
 	mux     *Mux
 	poll    time.Duration
 	onFault func(string, error)
-	handle  func(shm.Message) // m.message, made once
+	handle  func(shm.Message) bool // m.message, made once
 
 	counters  *counters
 	types     map[shm.Type]int // index into byType
 	perType   []uint64         // the loop's own counts, published once a drain
 	rejected  uint64
+	omitted   uint64 // bytes
+	late      bool   // messages that a handler has no room for are omitted
 	duration  prometheus.Histogram
 	lateness  prometheus.Histogram
 	descs     descs
@@ -106,26 +109,32 @@ func (m *Monitor) Stop() {
 // Verdict gets the first reason to stop that a handler had.
 func (m *Monitor) Verdict() <-chan error { return m.verdict }
 
-// Sync makes a started monitor drain now, and returns when it has: what the guest had written
-// before the call has been handled then. It returns at once where the loop has ended.
-func (m *Monitor) Sync() {
+// Sync makes a monitor that was started, and not stopped, drain now. The channel is closed when it has: what
+// the guest had written before the call has been handled then, up to a message that a handler has no room
+// for. A call must not come before the one before it is answered.
+func (m *Monitor) Sync() <-chan struct{} {
 	done := make(chan struct{})
-	select {
-	case m.sync <- done:
-		m.ticker.poke()
-	case <-m.loopEnded:
-		return
-	}
-	select {
-	case <-done:
-	case <-m.loopEnded:
-	}
+	m.sync <- done
+	m.ticker.poke()
+	return done
 }
 
-// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest
-// writes no more.
-func (m *Monitor) Finish() {
-	for m.drain().More {
+// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest writes no
+// more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
+func (m *Monitor) Finish(ctx context.Context) {
+	for {
+		d := m.drain()
+		switch {
+		case d.More:
+			continue
+		case !d.Held:
+			return
+		}
+		select {
+		case <-ctx.Done():
+			m.late = true
+		case <-time.After(m.poll):
+		}
 	}
 }
 
@@ -226,6 +235,7 @@ func (m *Monitor) drain() shm.Drained {
 	c.drops.Store(s.Drops)
 	c.crcErrors.Store(s.CRCErrors)
 	c.lost.Store(s.Lost)
+	c.omitted.Store(m.omitted)
 	c.used.Store(d.Unread)
 	for i, n := range m.perType {
 		c.byType[i].Store(n)
@@ -247,14 +257,20 @@ func (m *Monitor) fault(f shm.Fault) {
 // faultKinds is shm.FaultKinds, made once for drain.
 var faultKinds = shm.FaultKinds()
 
-// message counts one message and gives it to its handlers.
-func (m *Monitor) message(msg shm.Message) {
+// message gives one message to its handlers and counts it, and reports whether it was taken.
+func (m *Monitor) message(msg shm.Message) bool {
+	v := m.mux.dispatch(msg, m.late)
+	if v.notNow {
+		if !m.late {
+			return false
+		}
+		m.omitted += uint64(len(msg.Payload))
+	}
 	i, known := m.types[msg.Type]
 	if !known {
 		i = len(m.types)
 	}
 	m.perType[i]++
-	v := m.mux.dispatch(msg)
 	if v.reject != nil {
 		m.rejected++
 		m.onFault(BadPayload, v.reject)
@@ -265,4 +281,5 @@ func (m *Monitor) message(msg shm.Message) {
 		default: // there is a verdict already
 		}
 	}
+	return true
 }

@@ -97,10 +97,10 @@ func TestHandlersGetTheirMessages(t *testing.T) {
 	b.start()
 	b.write(shm.TestResult, "a")
 	b.write(shm.Crash, "b")
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.write(shm.Exit, "c")
 	b.mem[40+16+1+16+1+16] ^= 1 // damaged: for those who take all only
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	want := []string{`all TEST "a"`, `first TEST "a"`, `second TEST "a"`, `all CRSH "b"`, `all EXIT "b"`}
 	if !slices.Equal(log, want) {
@@ -131,7 +131,7 @@ func TestVerdict(t *testing.T) {
 	b.write(shm.Exit, "")
 	b.monitor.Stop()
 	b.write(shm.Exit, "")
-	b.monitor.Finish()
+	b.monitor.Finish(t.Context())
 	if seen != 3 {
 		t.Errorf("%d of 3 messages handled", seen)
 	}
@@ -142,7 +142,7 @@ func TestRejectIsAFault(t *testing.T) {
 	b.mux.HandleFunc(shm.Exit, func(shm.Message) monitor.Verdict { return monitor.Reject(errors.New("five bytes")) })
 	b.start()
 	b.write(shm.Exit, "12345")
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	if s := b.monitor.Stats(); s.Faults[monitor.BadPayload] != 1 || s.FaultCount() != 1 {
 		t.Errorf("%+v", s)
@@ -155,9 +155,9 @@ func TestRejectIsAFault(t *testing.T) {
 func TestFaultsAreCounted(t *testing.T) {
 	b := newBench(t, 4096, time.Millisecond)
 	b.start()
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	atomicStore(t, b, 16, 1<<40) // write_ptr
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	s := b.monitor.Stats()
 	if s.Faults["write_ptr_ahead"] != 1 || s.Lost != 4056 || len(b.faults) != 1 {
@@ -203,7 +203,7 @@ func TestBusyWriter(t *testing.T) {
 			}
 		}
 		b.monitor.Stop()
-		b.monitor.Finish()
+		b.monitor.Finish(t.Context())
 		if next.Load() != count {
 			t.Errorf("ring of %d: %d of %d arrived", size, next.Load(), count)
 		}
@@ -214,13 +214,13 @@ func TestSyncAfterStopReturns(t *testing.T) {
 	b := newBench(t, 4096, time.Hour)
 	b.start()
 	b.write(shm.Exit, "")
-	b.monitor.Sync() // does not wait for the hour
+	<-b.monitor.Sync() // does not wait for the hour
 	if n := b.monitor.Stats().Messages; n != 1 {
 		t.Errorf("%d messages", n)
 	}
 	b.monitor.Stop()
 	for range 3 {
-		b.monitor.Sync()
+		<-b.monitor.Sync()
 	}
 	b.monitor.Stop()
 }
@@ -231,7 +231,7 @@ func TestMetrics(t *testing.T) {
 	b.write(shm.Exit, "abcd")
 	b.write(0x42, "")
 	atomicStore(t, b, 32, 5) // drops
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	r := prometheus.NewPedanticRegistry()
 	if err := r.Register(b.monitor); err != nil {

@@ -43,7 +43,7 @@ func FuzzReader(f *testing.F) {
 		for _, w := range []uint64{binary.LittleEndian.Uint64(mem[16:]), writePtr, pos, pos + writePtr%uint64(len(mem))} {
 			binary.LittleEndian.PutUint64(mem[16:], w)
 			total := 0
-			d := r.Drain(func(m shm.Message) { total += shm.MessageHeaderSize + len(m.Payload) })
+			d := r.Drain(func(m shm.Message) bool { total += shm.MessageHeaderSize + len(m.Payload); return true })
 			if uint64(total) != d.Bytes || total > len(mem)-shm.HeaderSize {
 				t.Fatalf("%d bytes of messages, %+v", total, d)
 			}

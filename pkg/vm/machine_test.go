@@ -343,10 +343,11 @@ func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
 		t.Fatal(err)
 	}
 	got := int32(-1)
-	r.Drain(func(msg shm.Message) {
+	r.Drain(func(msg shm.Message) bool {
 		if msg.Type == shm.Exit {
 			got, _ = shm.DecodeCode(msg.Payload)
 		}
+		return true
 	})
 	return got
 }
