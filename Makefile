@@ -48,5 +48,7 @@ bench-boot:
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
+# What runs in guests, from its sources, into package guest.
 guest:
 	$(MAKE) -C guest/src
+	go run ./guest/pack guest
