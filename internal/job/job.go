@@ -10,8 +10,8 @@
 //	dir "/src"
 //	tty "true"
 //
-// Items of the same name make a list, in their order. A simple format, for the agent is small: a
-// guest's kernel unpacks it at every boot.
+// Items of the same name make a list, in their order. The format is simple so that the agent is
+// small: a guest's kernel unpacks it at every boot.
 package job
 
 import (

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listen makes a socket at a path. By system calls: package net would be a fifth of the agent.
+// listen makes a socket at a path. By system calls: package net would make the agent larger by
+// a fifth.
 func listen(path string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
