@@ -9,8 +9,8 @@ import (
 )
 
 // parseStimulus reads a JSON object with the fields of an event, all of them unsigned numbers; one
-// that is missing or null is 0. It takes what encoding/json takes, but for escapes in a field's name:
-// that package would make the agent larger by a sixth.
+// that is missing or null is 0. Escapes in a field's name apart, it takes the objects that
+// encoding/json takes, and that package would make the agent larger by a sixth.
 func parseStimulus(text string) (s shm.StimulusEvent, err error) {
 	const blank = " \t\r\n"
 	inside, isObject := strings.CutPrefix(strings.Trim(text, blank), "{")
