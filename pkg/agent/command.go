@@ -34,7 +34,12 @@ func (a *agent) runCommand(ctx context.Context) int {
 	if err := os.MkdirAll(a.job.Dir, 0o755); err != nil {
 		a.complain(err)
 	}
-	p := program{args: a.job.Args, env: slices.Concat(a.job.Env, a.doors.env()), dir: a.job.Dir, sys: unix.SysProcAttr{Setsid: true}}
+	p := program{
+		args: a.job.Args,
+		env:  slices.Concat(a.job.Env, a.doors.env()),
+		dir:  a.job.Dir,
+		sys:  unix.SysProcAttr{Setsid: true},
+	}
 	ends, outputs, err := a.connect(ctx, &p)
 	pid := 0
 	if err == nil {
