@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +16,9 @@ const consoleLimit = 4 << 20
 
 // console is where the guest's console goes beside the report.
 type console struct {
-	sinks []*consoleSink
-	file  *os.File
+	sinks      []*consoleSink
+	file       *os.File
+	fileStream *report.Stream
 }
 
 type consoleSink struct {
@@ -35,17 +37,18 @@ func (s *consoleSink) Write(p []byte) (int, error) {
 }
 
 // openConsole opens what the flags ask for.
-func (o *options) openConsole(stderr io.Writer) (*console, error) {
+func (o *options) openConsole(stderr *report.Stream) (*console, error) {
 	c := &console{}
 	if o.console != "" {
 		var err error
 		if c.file, err = os.Create(o.console); err != nil {
 			return nil, fmt.Errorf("--console %q: %w", o.console, err)
 		}
-		c.sinks = append(c.sinks, &consoleSink{Stream: report.NewStream(c.file)})
+		c.fileStream = report.NewStream(c.file)
+		c.sinks = append(c.sinks, &consoleSink{Stream: c.fileStream})
 	}
 	if o.verbose {
-		c.sinks = append(c.sinks, &consoleSink{Stream: report.NewStream(stderr)})
+		c.sinks = append(c.sinks, &consoleSink{Stream: stderr})
 	}
 	return c, nil
 }
@@ -62,16 +65,18 @@ func (c *console) writer() io.Writer {
 	return io.MultiWriter(writers...)
 }
 
-func (c *console) close() error {
+func (c *console) close(ctx context.Context) error {
 	var errs []error
 	for _, s := range c.sinks {
-		errs = append(errs, s.Close(flushLimit))
+		errs = append(errs, s.Flush(ctx))
 		if s.omitted > 0 {
 			errs = append(errs, fmt.Errorf("%d bytes were left out for a slow reader", s.omitted))
 		}
 	}
 	if c.file != nil {
-		errs = append(errs, c.file.Close())
+		if err := c.fileStream.Close(ctx); err == nil { // else it is still being written
+			errs = append(errs, c.file.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

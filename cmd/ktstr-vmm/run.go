@@ -11,6 +11,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 func runCommand() *cobra.Command {
@@ -32,13 +33,11 @@ func runCommand() *cobra.Command {
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
-			cfg, files, err := g.Config()
-			if err != nil {
-				return byFlag(err)
-			}
-			defer files.Close()
 			o.linux = true
-			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
+			return o.run(c, run.Config{KernelName: filepath.Base(g.Kernel)}, func() (vm.Config, io.Closer, error) {
+				cfg, files, err := g.Config()
+				return cfg, files, byFlag(err)
+			})
 		},
 	}
 	f := c.Flags()

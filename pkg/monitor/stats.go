@@ -38,8 +38,8 @@ func (s Stats) FaultCount() (n uint64) {
 // reads them.
 type counters struct {
 	messages, bytes, drops, crcErrors, lost, omitted, used atomic.Uint64
-	byType                                        []atomic.Uint64 // as shm.Types, then unknown
-	faults                                        []atomic.Uint64 // as shm.FaultKinds, then BadPayload
+	byType                                                 []atomic.Uint64 // as shm.Types, then unknown
+	faults                                                 []atomic.Uint64 // as shm.FaultKinds, then BadPayload
 }
 
 func newCounters() *counters {

@@ -76,6 +76,7 @@ type jsonOmitted struct {
 	Results      uint64 `json:"results"`
 	CrashBytes   uint64 `json:"crash_bytes"`
 	ConsoleBytes uint64 `json:"console_bytes"`
+	OutputBytes  uint64 `json:"output_bytes"`
 }
 
 // JSON writes the result as one JSON object.
@@ -131,7 +132,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		j.Results = append(j.Results, testResult(payload))
 	}
 	if r.Omitted != (run.Omitted{}) {
-		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes}
+		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes, r.Omitted.OutputBytes}
 	}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

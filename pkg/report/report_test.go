@@ -2,6 +2,7 @@ package report_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -65,7 +66,7 @@ func TestJSON(t *testing.T) {
 			"worker_count": 6.0, "total_iterations": 7.0}},
 		"results":      []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
 		"console_tail": "boot\r\n" + clean + "\r\n",
-		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0},
+		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0, "output_bytes": 0.0},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -181,7 +182,7 @@ func TestLiveCountsFloods(t *testing.T) {
 	l.Message(time.Second, shm.Message{Type: shm.Exit, CRCOK: true, Payload: code[:]})
 	l.Message(time.Second, shm.Message{Type: shm.RawOutput})
 	l.Close()
-	if err := s.Close(10 * time.Second); err != nil {
+	if err := s.Close(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	text := out.String()
@@ -210,9 +211,17 @@ func TestLiveShowsWhatItHeld(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	l.Close()
-	if err := s.Close(10 * time.Second); err != nil {
+	if err := s.Close(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// within is a context that ends after a time.
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func TestStreamDoesNotWaitForItsReader(t *testing.T) {
@@ -221,23 +230,35 @@ func TestStreamDoesNotWaitForItsReader(t *testing.T) {
 	for i := range 1000 {
 		fmt.Fprintf(s, "line %d\n", i)
 	}
-	if err := s.Close(20 * time.Millisecond); !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("a reader that does not read: %v", err)
+	for range 2 {
+		if err := s.Close(within(t, 20*time.Millisecond)); !errors.Is(err, io.ErrShortWrite) {
+			t.Errorf("a reader that does not read: %v", err)
+		}
+	}
+	if s.Lost() < 1000 {
+		t.Errorf("%d bytes lost", s.Lost())
 	}
 	r.CloseWithError(errors.New("gone")) // lets the stream's goroutine end
-	if err := s.Close(10 * time.Second); err == nil || err.Error() != "gone" {
+
+	r, w = io.Pipe()
+	s = report.NewStream(w)
+	r.CloseWithError(errors.New("gone"))
+	fmt.Fprint(s, "text")
+	if err := s.Flush(within(t, 10*time.Second)); err == nil || err.Error() != "gone" {
 		t.Errorf("a reader that went away: %v", err)
 	}
 	if _, err := fmt.Fprint(s, "more"); err == nil {
 		t.Error("a stream whose reader went away takes more")
 	}
+	if !s.TryWrite([]byte("and more"), 1) || s.Lost() != uint64(len("textmoreand more")) {
+		t.Errorf("%d bytes lost", s.Lost())
+	}
 }
 
-// A bounded stream makes its writer wait for a slow reader, loses nothing, and gives up on one
-// that takes nothing.
-func TestBoundedStream(t *testing.T) {
+// A stream with a limit has no room for a while when its reader is slow, and loses nothing.
+func TestTryWrite(t *testing.T) {
 	r, w := io.Pipe()
-	s := report.NewBoundedStream(w, 1000, 10*time.Second)
+	s := report.NewStream(w)
 	var want bytes.Buffer
 	got := make(chan []byte)
 	go func() {
@@ -253,38 +274,31 @@ func TestBoundedStream(t *testing.T) {
 			time.Sleep(100 * time.Microsecond)
 		}
 	}()
+	refused := 0
 	for i := range 500 {
 		line := fmt.Sprintf("line %d %s\n", i, strings.Repeat("x", i%90))
 		want.WriteString(line)
-		if _, err := io.WriteString(s, line); err != nil {
-			t.Fatal(err)
+		for !s.TryWrite([]byte(line), 1000) {
+			refused++
+			time.Sleep(100 * time.Microsecond)
 		}
-		if n := s.Pending(); n > 1000+100 {
+		if n := s.Pending(); n > 1000 {
 			t.Fatalf("%d bytes wait", n)
 		}
 	}
-	if err := s.Close(10 * time.Second); err != nil {
-		t.Fatal(err)
+	for !s.TryWrite(make([]byte, 2000), 1000) { // alone
+		time.Sleep(100 * time.Microsecond)
+	}
+	want.Write(make([]byte, 2000))
+	if err := s.Close(within(t, 30*time.Second)); err != nil || s.Lost() != 0 {
+		t.Fatal(err, s.Lost())
 	}
 	w.Close()
 	if all := <-got; !bytes.Equal(all, want.Bytes()) {
 		t.Errorf("%d bytes arrived of %d", len(all), want.Len())
 	}
-
-	r, w = io.Pipe()
-	s = report.NewBoundedStream(w, 1000, 20*time.Millisecond)
-	var err error
-	for range 100 {
-		if _, err = s.Write(make([]byte, 100)); err != nil {
-			break
-		}
-	}
-	if !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("a reader that takes nothing: %v", err)
-	}
-	r.CloseWithError(errors.New("gone"))
-	if err := s.Close(10 * time.Second); !errors.Is(err, io.ErrShortWrite) {
-		t.Error(err)
+	if refused == 0 {
+		t.Error("there was always room")
 	}
 }
 
