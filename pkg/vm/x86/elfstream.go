@@ -22,7 +22,7 @@ const headerRoom = 4096
 func loadELFStream(r io.Reader, ram *guestmem.Memory) (entry, end guestmem.Addr, err error) {
 	head := make([]byte, headerRoom)
 	n, err := io.ReadFull(r, head)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF { // those by themselves mean a small file
 		return 0, 0, fmt.Errorf("%w: %w", vm.ErrKernel, err)
 	}
 	f, err := elfHeaders(head[:n])

@@ -1,17 +1,11 @@
 package x86
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"github.com/mikelolasagasti/xz"
-	"github.com/pierrec/lz4/v4"
 
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -25,41 +19,24 @@ const (
 	offPayloadOffset = 0x248 // u32, from the start of the protected-mode kernel
 	offPayloadLength = 0x24c // u32
 
-	magicLen   = 6
-	sizeField  = 4         // the payload ends with its unpacked size; for gzip that is in the format already
-	maxHistory = 128 << 20 // how far back the kernel's build lets zstd (-22 --ultra) and xz look
-	readAhead  = 256 << 10
+	magicLen  = 6
+	sizeField = 4 // the payload ends with its unpacked size; for gzip that is in the format already
+
+	// largest is more than the kernels of distributions, which unpack to some 60 MiB.
+	largest = 256 << 20
 )
 
 type packing struct {
 	name, magic string
-	open        func(packed io.Reader) (io.ReadCloser, error)
+	open        func(packed *io.SectionReader, size uint32) (io.ReadCloser, error)
 }
 
 // packings are the ways to pack a kernel that distributions use. bzip2, LZMA and LZO are left to the guest.
 var packings = []packing{
-	{"gzip", "\x1f\x8b", func(packed io.Reader) (io.ReadCloser, error) { return gzip.NewReader(packed) }},
+	{"gzip", "\x1f\x8b", openGzip},
 	{"xz", "\xfd7zXZ\x00", openXz},
-	{"lz4", "\x02\x21\x4c\x18", openLz4}, // the legacy frame format
+	{"lz4", lz4Magic, openLz4},
 	{"zstd", "\x28\xb5\x2f\xfd", openZstd},
-}
-
-func openXz(packed io.Reader) (io.ReadCloser, error) {
-	r, err := xz.NewReader(packed, maxHistory)
-	return io.NopCloser(r), err
-}
-
-func openLz4(packed io.Reader) (io.ReadCloser, error) {
-	return io.NopCloser(lz4.NewReader(packed)), nil
-}
-
-func openZstd(packed io.Reader) (io.ReadCloser, error) {
-	// Two at work: one block is unpacked while the one before it is copied.
-	d, err := zstd.NewReader(packed, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxWindow(maxHistory))
-	if err != nil {
-		return nil, err
-	}
-	return d.IOReadCloser(), nil
 }
 
 // payload returns a reader of the ELF file that the bzImage in file unpacks, as it is unpacked. head
@@ -67,7 +44,7 @@ func openZstd(packed io.Reader) (io.ReadCloser, error) {
 // packed in a way not known here, and with vm.ErrKernel for a broken one.
 //
 // The reader ends after the bytes that the image says, which are no more than its init_size: that much
-// memory the kernel needs when it unpacks itself. Close ends what goroutines it has.
+// memory the kernel needs when it unpacks itself, packed and unpacked. Nothing may be read after Close.
 func payload(file io.ReaderAt, head []byte) (io.ReadCloser, error) {
 	if len(head) < setupEnd {
 		return nil, fmt.Errorf("%w: a bzImage of %d bytes; it is cut short", vm.ErrKernel, len(head))
@@ -86,19 +63,19 @@ func payload(file io.ReaderAt, head []byte) (io.ReadCloser, error) {
 	if err := errors.Join(readAt(file, magic[:], start), readAt(file, field[:], start+length-sizeField)); err != nil {
 		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w", vm.ErrKernel, length, start, err)
 	}
-	size, room := le.Uint32(field[:]), le.Uint32(head[offInitSize:])
+	size, room := le.Uint32(field[:]), min(le.Uint32(head[offInitSize:]), largest)
 	i := slices.IndexFunc(packings, func(p packing) bool { return strings.HasPrefix(string(magic[:]), p.magic) })
 	switch {
 	case i < 0:
 		return nil, fmt.Errorf("%w: it begins with % x; known are %s", ErrPayload, magic, packingNames())
-	case size > room:
-		return nil, fmt.Errorf("%w: it unpacks to 0x%x bytes, and the kernel makes room for 0x%x", ErrPayload, size, room)
+	case size > room || length > int64(room):
+		return nil, fmt.Errorf("%w: 0x%x bytes that unpack to 0x%x, the limit is 0x%x", ErrPayload, length, size, room)
 	}
 	p := packings[i]
 	if p.name != "gzip" {
 		length -= sizeField
 	}
-	r, err := p.open(bufio.NewReaderSize(io.NewSectionReader(file, start, length), readAhead))
+	r, err := p.open(io.NewSectionReader(file, start, length), size)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s payload: %w", vm.ErrKernel, p.name, err)
 	}
