@@ -13,6 +13,7 @@ import (
 // KVM is for tests that run guests.
 func KVM(t testing.TB) {
 	t.Helper()
+	t.Attr("backend", "kvm") // for test/tiers
 	if err := vm.CheckDevice(""); err != nil {
 		Missing(t, "a usable /dev/kvm", err)
 	}

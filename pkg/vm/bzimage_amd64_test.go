@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -129,6 +130,7 @@ func TestOpenKernelRefuses(t *testing.T) {
 
 // The kernel's own limit for its command line counts, and an initrd has to fit.
 func TestBootDataRefuses(t *testing.T) {
+	needs.KVM(t)
 	loader := vm.BzImage{File: bytes.NewReader(bzImage(reset))}
 	for name, tc := range map[string]struct {
 		cfg  vm.Config
