@@ -22,9 +22,12 @@ import (
 )
 
 const (
-	// quiet is how long the programs may say nothing before they are taken to hang.
-	quiet = 8 * time.Minute
-	// marker begins what the emulated Linux says when a program begins ("+") and ends (its code).
+	// heartbeat is how often the emulated Linux says that it lives, and quiet how long it may say
+	// nothing: programs may be slow, but a Linux that has lost its timer never ends.
+	heartbeat = 20 * time.Second
+	quiet     = 3 * time.Minute
+	// marker begins what the emulated Linux says when a program begins ("+"), when it ends (its
+	// code), and in between ("alive").
 	marker = "\x01bed: "
 	memory = "3072" // MiB; what guests do not touch is not there
 
@@ -132,6 +135,7 @@ mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; m
 ifconfig lo up
 for m in ` + strings.Join(modules, " ") + `; do insmod /$m.ko; done
 `)
+	fmt.Fprintf(&s, "while sleep %.0f; do echo '%salive'; done &\n", heartbeat.Seconds(), marker)
 	for _, c := range commands {
 		dir := c.Dir
 		if dir == "" {
@@ -199,7 +203,7 @@ func read(lines *bufio.Reader, commands []*Command, console io.Writer, alive fun
 		if mark = strings.TrimSpace(mark); mark == "+" && running+1 < len(commands) {
 			running++
 			to = commands[running].Output
-		} else if marked {
+		} else if marked && mark != "alive" {
 			code, err := strconv.Atoi(mark)
 			if err != nil || running < 0 {
 				return fmt.Errorf("the emulated Linux said %q where a program ends: %w", mark, err)
