@@ -47,5 +47,8 @@ bench-boot:
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
+# What runs in guests, from its sources, into the packages that carry it.
 guest:
 	$(MAKE) -C guest/src
+	$(MAKE) -C pkg/vm/qemu/firmware
+	go run ./guest/pack guest

@@ -90,14 +90,14 @@ func boots(args []string) error {
 		fmt.Printf("%-44s %s\n", p.name, show(took[i]))
 		goal("ours to "+p.name, fmt.Sprintf("%.2f", ratio), "≤ 0.9", ratio <= 0.9)
 	}
-	return errors.Join(parts(*kernel, *vmm), schedulerEnd(*kernel, *vmm))
+	return errors.Join(parts(*kernel), schedulerEnd(*kernel))
 }
 
 // schedulerEnd measures from a scheduler's last words, on the console, to the end of the run.
-func schedulerEnd(kernel, vmm string) error {
+func schedulerEnd(kernel string) error {
 	const lastWords = "the scheduler is gone"
 	cfg, files, err := linux.Guest{
-		Kernel: kernel, Agent: vmm, Command: []string{"busybox", "sleep", "60"},
+		Kernel: kernel, Command: []string{"busybox", "sleep", "60"},
 		Scheduler: []string{"busybox", "sh", "-c", "busybox sleep 1; echo " + lastWords},
 	}.Config()
 	if err != nil {
@@ -191,10 +191,10 @@ func untilOutput(command []string) (time.Duration, error) {
 }
 
 // parts says where our time goes, from one run in this process.
-func parts(kernel, vmm string) error {
+func parts(kernel string) error {
 	var described, built, agent, output time.Duration
 	start := time.Now()
-	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "echo", marker}}.Config()
+	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "echo", marker}}.Config()
 	if err != nil {
 		return err
 	}

@@ -13,11 +13,13 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 func scenario(words string) run.Config {
 	return run.Config{
-		VM:      vm.Config{Kernel: vm.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: "demo.scenario=" + words},
+		VM:      vm.Config{Backend: kvm.Backend{}, Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: "demo.scenario=" + words},
 		Timeout: 5 * time.Minute,
 		Grace:   -1,
 	}
@@ -79,11 +81,11 @@ func schedulerExit() (time.Duration, error) {
 // stopLatency measures from Stop until the vCPU has ended.
 func stopLatency(words string) (took time.Duration, err error) {
 	cfg := scenario(words).VM
-	plan, err := vm.NewPlan(0, 0)
+	layout, err := x86.Board{}.Layout(0, 0)
 	if err != nil {
 		return 0, err
 	}
-	ring := plan.Reserved
+	ring := layout.Reserved
 	cfg.Cmdline = shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " " + cfg.Cmdline
 	m, err := vm.New(cfg)
 	if err != nil {

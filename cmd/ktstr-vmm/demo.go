@@ -14,6 +14,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // The embedded guest's scenarios and their parameters: guest/src/demo.c.
@@ -39,7 +40,7 @@ func demoCommand() *cobra.Command {
 				return err
 			}
 			return o.run(c, run.Config{
-				VM:         vm.Config{Kernel: vm.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline},
+				VM:         vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline},
 				KernelName: "demo:" + name,
 				Drive:      drivers[name],
 			})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -17,6 +18,7 @@ import (
 type options struct {
 	memory, shmSize size
 	cpus            int
+	accel           string
 
 	timeout, grace, poll time.Duration
 
@@ -28,9 +30,9 @@ type options struct {
 	console string // file for the console
 	verbose bool
 
-	// passOutput is for guests that run a command: its output is ours, and nothing else is
-	// shown unless something went wrong.
-	passOutput bool
+	// linux is for guests that run a command under Linux: the command's output is ours, and nothing
+	// else is shown unless something went wrong.
+	linux bool
 }
 
 var (
@@ -52,6 +54,7 @@ func (o *options) register(c *cobra.Command) {
 	f.Var(&o.memory, "memory", "the guest's RAM, the ring included")
 	f.IntVar(&o.cpus, "cpus", 1, "the guest's processors")
 	f.Var(&o.shmSize, "shm-size", "the ring's region at the top of the RAM, 8K to 1G")
+	f.StringVar(&o.accel, "accel", string(accel.Auto), strings.Join(accel.Modes(), ", ")+": who runs the guest; auto is KVM where it can be used for it")
 	f.DurationVar(&o.timeout, "timeout", run.DefaultTimeout, "the hard deadline: the machine is stopped")
 	f.DurationVar(&o.grace, "grace", run.DefaultGrace, "how long before that the guest is asked to stop; at most half of --timeout, 0 for never")
 	f.DurationVar(&o.poll, "poll", monitor.DefaultPoll, "how often the ring is read")
@@ -63,11 +66,16 @@ func (o *options) register(c *cobra.Command) {
 	f.StringVar(&o.logFormat, "log-format", "console", strings.Join(logFormats, ", "))
 }
 
-// check judges the flags' values; an error names the flag.
-func (o *options) check() error {
-	if _, err := vm.NewPlan(uint64(o.memory), uint64(o.shmSize)); err != nil {
+// checkMemory judges the sizes for a board.
+func (o *options) checkMemory(b vm.Board) error {
+	if _, err := b.Layout(uint64(o.memory), uint64(o.shmSize)); err != nil {
 		return fmt.Errorf("--memory %v, --shm-size %v: %w", &o.memory, &o.shmSize, err)
 	}
+	return nil
+}
+
+// check judges the flags' values; an error names the flag.
+func (o *options) check() error {
 	if o.memory == 0 || o.shmSize == 0 {
 		return fmt.Errorf("--memory %v, --shm-size %v: neither can be 0", &o.memory, &o.shmSize)
 	}
@@ -91,6 +99,7 @@ func (o *options) check() error {
 		flag, value string
 		words       []string
 	}{
+		{"--accel", o.accel, accel.Modes()},
 		{"--report-format", o.reportFormat, reportFormats},
 		{"--log-level", o.logLevel, logLevels},
 		{"--log-format", o.logFormat, logFormats},

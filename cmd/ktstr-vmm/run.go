@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -25,16 +25,19 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			if g.Kernel == "" {
-				return fmt.Errorf("--kernel is needed: a bzImage or a vmlinux")
+				return errors.New("--kernel is needed: a bzImage or a vmlinux")
+			}
+			if len(args) == 0 {
+				return errors.New("run takes a command behind --")
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			cfg, files, err := g.Config()
 			if err != nil {
-				return err
+				return byFlag(err)
 			}
 			defer files.Close()
-			o.passOutput = true
+			o.linux = true
 			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
 		},
 	}
@@ -51,6 +54,24 @@ func runCommand() *cobra.Command {
 	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, and let its kernel say more")
 	o.register(c)
 	return c
+}
+
+// guestFlags are the flags that set a guest's fields.
+var guestFlags = map[string]string{
+	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
+}
+
+// byFlag puts the flag in the place of the field that an error names. The command has none.
+func byFlag(err error) error {
+	var field *linux.FieldError
+	if !errors.As(err, &field) {
+		return err
+	}
+	flag, ok := guestFlags[field.Field]
+	if !ok {
+		return field.Err
+	}
+	return &linux.FieldError{Field: flag, Value: field.Value, Err: field.Err}
 }
 
 // sameFile reports whether both are one file, pipe or terminal, where a reader sees their order.

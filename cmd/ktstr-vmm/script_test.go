@@ -12,24 +12,35 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"ktstr-vmm": main})
 }
 
-// TestScripts runs the command as a user does. Beside testscript's own commands there is
-// "exits CODE PROGRAM ARG…".
+// TestScripts runs the command as a user does, where no machine is needed. Beside testscript's own commands
+// there is "exits CODE PROGRAM ARG…".
 func TestScripts(t *testing.T) {
-	needs.KVM(t)
 	vectors, err := filepath.Abs(filepath.Join("..", "..", "pkg", "shm", "testdata", "vectors"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	scripts(t, "plain", "VECTORS", vectors)
+}
+
+// TestMachineScripts does so with machines, on each back end.
+func TestMachineScripts(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) { scripts(t, "machine", "ACCEL", b.Name()) })
+}
+
+// scripts runs a folder of scripts, with a variable for them.
+func scripts(t *testing.T, dir, name, value string) {
+	t.Helper()
 	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "script"),
+		Dir: filepath.Join("testdata", "script", dir),
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("VECTORS", vectors)
+			env.Setenv(name, value)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},

@@ -14,12 +14,18 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 )
 
 // run runs a guest as the flags say and shows it; its error carries the exit code.
 func (o *options) run(c *cobra.Command, cfg run.Config) error {
+	if err := o.checkMemory(cfg.VM.Kernel.Board()); err != nil {
+		return err
+	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -50,6 +56,12 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 		}
 	}
 
+	backend, note := accel.Choose(accel.Mode(o.accel), accel.Guest{Board: cfg.VM.Kernel.Board(), KernelMode: o.linux})
+	if note != "" {
+		log.Info(note)
+	}
+	cfg.VM.Backend = backend
+
 	console, err := o.openConsole(c.ErrOrStderr())
 	if err != nil {
 		return err
@@ -75,7 +87,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	}
 	exit := &exitError{code: result.ExitCode}
 	if result.Outcome == run.Failed {
-		exit.err = errors.New(result.Reason)
+		exit.err = errors.New(result.Reason + advice(result.Err))
 	}
 	if err := o.writeReport(c, file, result); err != nil {
 		exit = &exitError{code: run.CodeFailed, err: fmt.Errorf("--report %q: %w", o.report, err)}
@@ -93,11 +105,24 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	return exit
 }
 
+// advice says which flag may help where the host could not run the guest.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, vm.ErrRoom) && errors.Is(err, vm.ErrSetup):
+		return "; try less --memory"
+	case errors.Is(err, vm.ErrRoom):
+		return "; try more --memory"
+	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy):
+		return "; or let the emulator run the guest: --accel emulator"
+	}
+	return ""
+}
+
 // view is what the user gets to see. Where the report is what stdout is for, live messages make
 // way.
 func (o *options) view(c *cobra.Command) view {
 	switch {
-	case o.passOutput:
+	case o.linux:
 		return newCommandView(c.OutOrStdout(), c.ErrOrStderr(), !o.verbose)
 	case o.report == "-" && o.reportFormat != "text":
 		return newLiveView(c.ErrOrStderr(), false)
@@ -122,7 +147,7 @@ func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result)
 			return err
 		}
 		return file.commit()
-	case o.report == "-" && (o.passOutput || o.reportFormat != "text"):
+	case o.report == "-" && (o.linux || o.reportFormat != "text"):
 		out := report.NewStream(c.OutOrStdout())
 		return errors.Join(write(out), out.Close(flushLimit))
 	}

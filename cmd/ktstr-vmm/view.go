@@ -10,6 +10,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
 const (
@@ -80,14 +81,25 @@ func (v *commandView) finish(r *run.Result) error {
 			shown.Console = nil
 		}
 		_ = report.Text(v.stderr, &shown, wantsColour(v.to))
-		if r.Outcome == run.TimedOut && r.Ring.ByType[shm.ScenarioStart.String()] == 0 {
-			fmt.Fprintln(v.stderr, "\nThe command had not started. \"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux; --verbose shows how far the kernel came.")
+		if r.Outcome == run.TimedOut {
+			fmt.Fprint(v.stderr, timeoutHints(r))
 		}
 	}
 	if r.Outcome == run.Exited && r.ExitCode == killed && bytes.Contains(r.Console, []byte(outOfMemory)) {
 		fmt.Fprintln(v.stderr, "\nThe guest's kernel ran out of memory and killed the command; try more --memory.")
 	}
 	return errors.Join(err, v.stderr.Close(flushLimit))
+}
+
+// timeoutHints says what else can be behind a timeout than the command.
+func timeoutHints(r *run.Result) (hints string) {
+	if r.Ring.ByType[shm.ScenarioStart.String()] == 0 {
+		hints = "\nThe command had not started. \"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux; --verbose shows how far the kernel came.\n"
+	}
+	if r.Accelerator == (qemu.Backend{}).Name() {
+		hints += "\nThe guest ran on the emulator, where its kernel and the command take several times as long as on KVM: try more --timeout.\n"
+	}
+	return hints
 }
 
 const (

@@ -16,6 +16,9 @@ void cpu_triple_fault(void) __attribute__((noreturn));
 /* Makes size bytes of guest-physical memory at base readable and writable there. */
 void cpu_map(uint64_t base, uint64_t size);
 
+/* Says what the clock's frequency is, where the machine itself does not; 0: it does. */
+void cpu_clock_khz(uint64_t khz);
+
 /* Milliseconds since some moment before. */
 uint64_t cpu_milliseconds(void);
 

@@ -1,6 +1,7 @@
 /* The embedded guest: one scenario a boot, named on the kernel command line.
  *
  *   KTSTR_SHM_BASE=0x… KTSTR_SHM_SIZE=0x…   the ring
+ *   tsc_early_khz=N                         the clock's frequency, where the machine does not have it
  *   demo.scenario=…                         one of the table below
  *   demo.count=N demo.size=S                messages and their bytes, of flood and overrun
  *   demo.steps=N demo.step_ms=T             stimuli of ok, and the pause before each
@@ -275,6 +276,7 @@ static int covers(void *ring_span, uint64_t start, uint64_t size)
 void guest_main(const void *boot_data)
 {
 	boot = cpu_boot(boot_data);
+	cpu_clock_khz(number("tsc_early_khz", 0));
 	struct span where = {number("KTSTR_SHM_BASE", 0), number("KTSTR_SHM_SIZE", 0)};
 	cpu_map(where.start, where.size);
 	if (!ring_open(&ring, (void *)where.start, where.size)) {

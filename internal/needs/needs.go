@@ -1,5 +1,6 @@
-// Package needs says what a test cannot do without. Where it is missing the test is skipped, and
-// in CI it fails: there, everything is installed.
+// Package needs says what a test cannot do without, and asks in one place what this host has. Where something
+// is missing the test is skipped, and in CI it fails: there, everything is installed. KVM alone may be missing
+// there too: the tests that need it run in the bed then, which the tests' summary sees to.
 package needs
 
 import (
@@ -8,15 +9,76 @@ import (
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// KVM is for tests that run guests.
+// backend is the attribute that says on which back end a test runs, for the tests' summary.
+const backend = "backend"
+
+// EachBackend runs a test on each back end that this host has, as a subtest with the back end's name.
+func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
+	t.Helper()
+	var why error
+	ran := false
+	for _, b := range []struct {
+		backend vm.Backend
+		missing error
+	}{
+		{kvm.Backend{}, (kvm.Backend{}).Check(x86.Board{})},
+		{qemu.Backend{}, EmulatorMissing()},
+	} {
+		if b.missing != nil {
+			why = b.missing
+			continue
+		}
+		ran = true
+		t.Run(b.backend.Name(), func(t *testing.T) {
+			t.Attr(backend, b.backend.Name())
+			test(t, b.backend)
+		})
+	}
+	if !ran {
+		Missing(t, "KVM or QEMU", why)
+	}
+}
+
+// Backend returns a back end for a test that can do with any.
+func Backend(t testing.TB) vm.Backend {
+	t.Helper()
+	if (kvm.Backend{}).Check(x86.Board{}) == nil {
+		return kvm.Backend{}
+	}
+	return Emulator(t)
+}
+
+// KVM is for tests of KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
-	t.Attr("backend", "kvm") // for test/tiers
-	if err := vm.CheckDevice(""); err != nil {
-		Missing(t, "a usable /dev/kvm", err)
+	t.Attr(backend, (kvm.Backend{}).Name())
+	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
+		t.Skipf("this test needs a usable /dev/kvm: %v", err)
 	}
+}
+
+// Emulator is for tests of the emulator alone. There is none in the bed, which needs one itself.
+func Emulator(t testing.TB) qemu.Backend {
+	t.Helper()
+	t.Attr(backend, (qemu.Backend{}).Name())
+	if err := EmulatorMissing(); err != nil {
+		if (kvm.Backend{}).Check(x86.Board{}) == nil {
+			t.Skipf("this test needs QEMU: %v", err)
+		}
+		Missing(t, "QEMU", err)
+	}
+	return qemu.Backend{}
+}
+
+// EmulatorMissing says why this host has no emulator; nil where it has one.
+func EmulatorMissing() error {
+	_, err := (qemu.Backend{}).Find(x86.Board{})
+	return err
 }
 
 // Tool is for tests that run a program; it returns the program's path.

@@ -1,8 +1,12 @@
+// Package agent is the guest's side of a run with a Linux kernel: the program that is PID 1. It
+// maps the ring, sets up what programs expect, runs the command and reports through the ring.
+//
+// A guest's kernel unpacks it at every boot, so it is small: it does without packages such as net and
+// encoding/json where a few lines will do.
 package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,14 +16,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// IsInit reports whether this process is a guest's first one and should call Main.
-func IsInit() bool { return os.Getpid() == 1 && len(os.Args) > 0 && os.Args[0] == "/init" }
-
-// Main is PID 1. It never returns: at the end the machine is reset.
+// Main is PID 1. It never returns: at the end the machine is reset. Any other process is ended at
+// once, for it may be on a host.
 func Main() {
+	if os.Getpid() != 1 || len(os.Args) == 0 || os.Args[0] != "/init" {
+		fmt.Fprintln(os.Stderr, "ktstr-vmm agent: this is /init of a guest and resets its machine; it does nothing elsewhere")
+		os.Exit(1)
+	}
 	defer reset()
 	a := &agent{}
 	defer a.reportPanic()
@@ -45,7 +52,7 @@ func reset() {
 
 // agent is the state of PID 1.
 type agent struct {
-	spec    Spec
+	job     job.Job
 	writer  *shm.Writer
 	control shm.Control
 	reaper  *reaper
@@ -74,12 +81,12 @@ func (a *agent) run() error {
 	if err := a.openRing(); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(SpecPath)
+	text, err := os.ReadFile(job.Path)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(text, &a.spec); err != nil {
-		return fmt.Errorf("%s: %w", SpecPath, err)
+	if a.job, err = job.Parse(string(text)); err != nil {
+		return fmt.Errorf("%s: %w", job.Path, err)
 	}
 	a.reaper = startReaper()
 	ctx := context.Background()

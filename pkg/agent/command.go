@@ -5,8 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,19 +31,19 @@ const (
 
 // runCommand runs the command to its end and returns its exit code, as a shell does.
 func (a *agent) runCommand(ctx context.Context) int {
-	if err := os.MkdirAll(a.spec.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(a.job.Dir, 0o755); err != nil {
 		a.complain(err)
 	}
-	cmd := &exec.Cmd{
-		Path:        a.spec.Args[0],
-		Args:        a.spec.Args,
-		Env:         append(a.spec.Env, a.doors.env()...),
-		Dir:         a.spec.Dir,
-		SysProcAttr: &unix.SysProcAttr{Setsid: true},
+	p := program{
+		args: a.job.Args,
+		env:  slices.Concat(a.job.Env, a.doors.env()),
+		dir:  a.job.Dir,
+		sys:  unix.SysProcAttr{Setsid: true},
 	}
-	ends, outputs, err := a.connect(ctx, cmd)
+	ends, outputs, err := a.connect(ctx, &p)
+	pid := 0
 	if err == nil {
-		err = cmd.Start()
+		pid, err = p.start()
 	}
 	for _, f := range ends {
 		f.Close()
@@ -57,9 +57,9 @@ func (a *agent) runCommand(ctx context.Context) int {
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		defer a.reportPanic()
-		a.answerControl(done, cmd.Process.Pid)
+		a.answerControl(done, pid)
 	})
-	code := a.wait(ctx, cmd.Process.Pid)
+	code := a.wait(ctx, pid)
 	cancel()
 	watcher.Wait()
 
@@ -70,7 +70,7 @@ func (a *agent) runCommand(ctx context.Context) int {
 // connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. It
 // returns the command's ends of them, and a group of goroutines that send what comes out of the
 // others.
-func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (ends []*os.File, outputs *sync.WaitGroup, err error) {
+func (a *agent) connect(ctx context.Context, p *program) (ends []*os.File, outputs *sync.WaitGroup, err error) {
 	outputs = &sync.WaitGroup{}
 	output := func(open func() (r, w *os.File, err error), typ shm.Type) (*os.File, error) {
 		r, w, err := open()
@@ -85,23 +85,23 @@ func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (ends []*os.File, ou
 		return w, nil
 	}
 	open := os.Pipe
-	if a.spec.TTY {
+	if a.job.TTY {
 		open = openTerminal
 	}
 	w, err := output(open, shm.Stdout)
 	if err != nil {
 		return ends, outputs, err
 	}
-	cmd.Stdout, cmd.Stderr = w, w
+	p.stdout, p.stderr = w, w
 	switch {
-	case a.spec.TTY:
-		cmd.Stdin = w
-		cmd.SysProcAttr.Setctty = true // fd 0
-	case !a.spec.OneOutput:
+	case a.job.TTY:
+		p.stdin = w
+		p.sys.Setctty = true // fd 0
+	case !a.job.OneOutput:
 		if w, err = output(open, shm.Stderr); err != nil {
 			return ends, outputs, err
 		}
-		cmd.Stderr = w
+		p.stderr = w
 	}
 	return ends, outputs, nil
 }

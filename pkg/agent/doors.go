@@ -4,11 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -35,13 +33,13 @@ type doors struct {
 
 	ctx      context.Context
 	cancel   context.CancelFunc
-	listener net.Listener
+	listener *os.File
 	file     *os.File
 	flushed  chan struct{} // closed when the line endOfFile was read
 	running  sync.WaitGroup
 
 	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	conns map[*os.File]struct{}
 }
 
 // openDoors opens both in a directory of their own.
@@ -49,7 +47,7 @@ func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	d := &doors{limit: limit, send: send, complain: complain, guard: guard, flushed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
+	d := &doors{limit: limit, send: send, complain: complain, guard: guard, flushed: make(chan struct{}), conns: map[*os.File]struct{}{}}
 	pipe := filepath.Join(dir, "messages")
 	if err := unix.Mkfifo(pipe, 0o666); err != nil {
 		return nil, fmt.Errorf("%s: %w", pipe, err)
@@ -60,7 +58,7 @@ func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []
 	if d.file, err = os.OpenFile(pipe, os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
-	if d.listener, err = net.Listen("unix", filepath.Join(dir, "socket")); err != nil {
+	if d.listener, err = listen(filepath.Join(dir, "socket")); err != nil {
 		return nil, errors.Join(err, d.file.Close())
 	}
 	for _, name := range []string{"messages", "socket"} { // whatever the umask and the user
@@ -76,7 +74,7 @@ func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []
 
 // env tells the command where they are.
 func (d *doors) env() []string {
-	return []string{door.SocketEnv + "=" + d.listener.Addr().String(), door.FileEnv + "=" + d.file.Name()}
+	return []string{door.SocketEnv + "=" + d.listener.Name(), door.FileEnv + "=" + d.file.Name()}
 }
 
 // flush returns when what was written to the pipe before is in the ring. What came by the socket
@@ -105,7 +103,7 @@ func (d *doors) close() {
 func (d *doors) accept() {
 	defer d.guard()
 	for {
-		c, err := d.listener.Accept()
+		c, err := accept(d.listener)
 		if err != nil {
 			return
 		}
@@ -128,7 +126,7 @@ func (d *doors) accept() {
 
 // serve answers one connection's requests. One that is too large ends it: what follows can't be
 // told apart any more.
-func (d *doors) serve(c net.Conn) {
+func (d *doors) serve(c *os.File) {
 	for {
 		t, payload, err := door.ReadRequest(c, d.limit)
 		switch {
@@ -193,10 +191,8 @@ func (d *doors) line(line []byte) error {
 	case shm.RawOutput.String():
 		return d.send(d.ctx, shm.RawOutput, payload)
 	case shm.Stimulus.String():
-		var s shm.StimulusEvent
-		dec := json.NewDecoder(bytes.NewReader(payload))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&s); err != nil {
+		s, err := parseStimulus(string(payload))
+		if err != nil {
 			return fmt.Errorf("STIM takes a JSON object as the report has it: %w", err)
 		}
 		p := s.Encode()

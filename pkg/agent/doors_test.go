@@ -218,7 +218,7 @@ func TestPanicIsACrash(t *testing.T) {
 	func() {
 		defer func() { a.panicked(recover()) }()
 		var nowhere *agent
-		nowhere.complain(errors.New(nowhere.spec.Dir))
+		nowhere.complain(errors.New(nowhere.job.Dir))
 	}()
 	reader, err := shm.NewReader(region, shm.Limits{})
 	if err != nil {

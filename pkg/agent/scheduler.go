@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"time"
 
@@ -28,15 +27,16 @@ const (
 // is gone as far as the host is concerned; one that does not come up, or ends at once, is seen by
 // wait.
 func (a *agent) startScheduler(ctx context.Context) error {
-	if len(a.spec.Scheduler) == 0 {
+	if len(a.job.Scheduler) == 0 {
 		return nil
 	}
-	cmd := &exec.Cmd{Path: a.spec.Scheduler[0], Args: a.spec.Scheduler, Env: a.spec.Env, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
-	if err := cmd.Start(); err != nil {
+	p := program{args: a.job.Scheduler, env: a.job.Env, dir: "/", stdout: os.Stdout, stderr: os.Stderr}
+	pid, err := p.start()
+	if err != nil {
 		a.complain(fmt.Errorf("starting the scheduler: %w", err))
 		return a.schedulerGone(ctx, startCode(err))
 	}
-	a.scheduler = cmd.Process.Pid
+	a.scheduler = pid
 	pidfd, err := unix.PidfdOpen(a.scheduler, 0)
 	if err != nil { // before Linux 5.3, which had no sched_ext either
 		time.Sleep(schedulerSettles)

@@ -1,10 +1,9 @@
-// Package initramfs builds a guest's initial RAM file system on the fly: the agent as /init, a
-// command with all that it needs to start, and what the user adds. Nothing is copied before it is
-// written, straight to where the guest will find it.
+// Package initramfs builds a guest's initial RAM file system on the fly: files of the host, a
+// program with all that it needs to start, and content that is in memory. Nothing is copied before
+// it is written, straight to where the guest will find it.
 package initramfs
 
 import (
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +56,12 @@ func inside(path string) string { return strings.TrimPrefix(filepath.Clean("/"+p
 
 // AddText adds a file with the given content.
 func (a *Archive) AddText(path, text string, mode os.FileMode) {
-	a.put(cpio.StaticFile(inside(path), text, uint64(mode.Perm())))
+	a.AddBytes(path, []byte(text), mode)
+}
+
+// AddBytes is AddText for any content, which must not be changed before it is written.
+func (a *Archive) AddBytes(path string, content []byte, mode os.FileMode) {
+	a.put(cpio.StaticRecord(content, cpio.Info{Name: inside(path), Mode: cpio.S_IFREG | uint64(mode.Perm())}))
 }
 
 // AddFile adds the file at a host's path as a plain file at a guest's path, with its mode.
@@ -111,35 +115,13 @@ func (a *Archive) AddTree(host, guest string) error {
 
 // AddProgram adds a program at its own path, with its interpreter and its libraries: an ELF file's
 // loader says which, a script's first line does.
-func (a *Archive) AddProgram(path string) error { return a.addProgram(path, path, 0) }
+func (a *Archive) AddProgram(path string) error { return a.addProgram(path, 0) }
 
-// AddInit adds an ELF program as /init, with its libraries, and without what only debuggers read:
-// what lies behind its last segment.
-func (a *Archive) AddInit(path string) error {
-	if err := a.addProgram(path, "init", 0); err != nil {
-		return err
-	}
-	f, err := elf.Open(path)
-	if err != nil {
-		return fmt.Errorf("%s %w: %w", path, ErrFile, err)
-	}
-	defer f.Close()
-	end := uint64(0)
-	for _, p := range f.Progs {
-		end = max(end, p.Off+p.Filesz)
-	}
-	r := a.records["init"]
-	r.FileSize = min(r.FileSize, end)
-	r.ReaderAt = &lazyFile{path: path, size: int64(r.FileSize)}
-	a.records["init"] = r
-	return nil
-}
-
-func (a *Archive) addProgram(path, guest string, depth int) error {
+func (a *Archive) addProgram(path string, depth int) error {
 	if depth > 4 { // as the kernel's own limit for scripts
 		return fmt.Errorf("%s %w: too many interpreters", path, ErrFile)
 	}
-	if err := a.AddFile(path, guest); err != nil {
+	if err := a.AddFile(path, path); err != nil {
 		return err
 	}
 	interpreter, argument, err := shebang(path)
@@ -149,12 +131,12 @@ func (a *Archive) addProgram(path, guest string, depth int) error {
 	if interpreter != "" {
 		if filepath.Base(interpreter) == "env" && argument != "" {
 			if program, err := LookPath(argument); err == nil {
-				if err := a.addProgram(program, program, depth+1); err != nil {
+				if err := a.addProgram(program, depth+1); err != nil {
 					return err
 				}
 			}
 		}
-		return a.addProgram(interpreter, interpreter, depth+1)
+		return a.addProgram(interpreter, depth+1)
 	}
 	libraries, err := ldd.FList(path)
 	if err != nil {

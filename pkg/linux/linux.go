@@ -10,11 +10,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
-	"github.com/ktstr/ktstr-vmm/pkg/agent"
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
@@ -31,7 +34,6 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 type Guest struct {
 	Kernel  string   // path of a bzImage or a vmlinux
 	Command []string // a program, as a shell finds it on this host, and its arguments
-	Agent   string   // path of the program that is /init, and calls agent.Main then; "": this one
 
 	Include   []string // SRC or SRC:DST: what the guest gets beside the command
 	Env       []string // NAME=VALUE, in the command's environment
@@ -45,7 +47,24 @@ type Guest struct {
 	CmdlineOnly string // what replaces it, and Append; "": nothing
 }
 
-// Config returns the machine's configuration, and what is to be closed when the machine is built.
+// FieldError says which field of a Guest is of no use, and why.
+type FieldError struct {
+	Field string // its name in Guest
+	Value string // what a message shows of its value; "" where Err names it
+	Err   error
+}
+
+func (e *FieldError) Error() string {
+	if e.Value == "" {
+		return fmt.Sprintf("%s: %v", e.Field, e.Err)
+	}
+	return fmt.Sprintf("%s %s: %v", e.Field, e.Value, e.Err)
+}
+
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// Config returns the machine's configuration, and what is to be closed when the machine is built. A
+// field that is of no use is a *FieldError.
 func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	var open closers
 	defer func() {
@@ -54,30 +73,30 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 		}
 	}()
 	if len(g.Command) == 0 {
-		return cfg, nil, errors.New("run takes a command behind --")
+		return cfg, nil, &FieldError{Field: "Command", Err: errors.New("there is none")}
 	}
 	kernel, err := os.Open(g.Kernel)
 	if err != nil {
-		return cfg, nil, fmt.Errorf("--kernel: %w", err)
+		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
 	open = append(open, kernel)
-	cfg.Kernel, err = vm.OpenKernel(kernel)
+	cfg.Kernel, err = x86.Open(kernel)
 	if err != nil {
-		return cfg, nil, fmt.Errorf("--kernel %s: %w", g.Kernel, err)
+		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
 	}
-	archive, err := g.archive()
+	archive, err := g.archive(cfg.Kernel.Board().Arch())
 	if err != nil {
 		return cfg, nil, err
 	}
 	if g.Initrd != "" {
 		f, err := os.Open(g.Initrd)
 		if err != nil {
-			return cfg, nil, fmt.Errorf("--initrd: %w", err)
+			return cfg, nil, &FieldError{Field: "Initrd", Err: err}
 		}
 		open = append(open, f)
 		info, err := f.Stat()
 		if err != nil {
-			return cfg, nil, fmt.Errorf("--initrd: %w", err)
+			return cfg, nil, &FieldError{Field: "Initrd", Err: err}
 		}
 		archive.SetBase(f, uint64(info.Size()))
 	}
@@ -110,64 +129,72 @@ func (c closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// archive is the guest's initramfs.
-func (g Guest) archive() (*initramfs.Archive, error) {
+// archive is the initramfs of a guest of an architecture.
+func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
-	init := g.Agent
-	if init == "" {
-		if init, err = os.Executable(); err != nil {
-			return nil, err
-		}
-	}
-	a := initramfs.New()
-	if err := a.AddInit(init); err != nil {
-		return nil, err
-	}
-	program, err := addCommand(a, g.Command[0])
+	init, err := guest.Agent(arch)
 	if err != nil {
 		return nil, err
+	}
+	a := initramfs.New()
+	a.AddBytes("/init", init, 0o755)
+	program, err := addCommand(a, g.Command[0])
+	if err != nil {
+		return nil, &FieldError{Field: "Command", Err: err}
 	}
 	if data := filepath.Join(dir, "testdata"); isGoTest(program) && isDir(data) {
 		if err := a.AddTree(data, data); err != nil {
 			return nil, err
 		}
 	}
-	spec := agent.Spec{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput}
+	j := job.Job{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput}
 	if len(g.Scheduler) > 0 {
 		scheduler, err := addCommand(a, g.Scheduler[0])
 		if err != nil {
-			return nil, fmt.Errorf("--scheduler: %w", err)
+			return nil, &FieldError{Field: "Scheduler", Err: err}
 		}
-		spec.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
+		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
 	}
+	if err := g.addIncluded(a); err != nil {
+		return nil, err
+	}
+	if j.Env, err = g.environment(); err != nil {
+		return nil, err
+	}
+	a.AddText(job.Path, j.Encode(), 0o644)
+	return a, nil
+}
+
+func (g Guest) addIncluded(a *initramfs.Archive) error {
 	for _, include := range g.Include {
 		src, dst, ok := strings.Cut(include, ":")
-		if src, err = filepath.Abs(src); err != nil {
-			return nil, err
+		src, err := filepath.Abs(src)
+		if err != nil {
+			return err
 		}
 		if !ok {
 			dst = src
 		}
 		if err := a.AddTree(src, dst); err != nil {
-			return nil, fmt.Errorf("--include %s: %w", include, err)
+			return &FieldError{"Include", include, err}
 		}
 	}
-	spec.Env = []string{"PATH=" + path, "HOME=/root", "TERM=" + os.Getenv("TERM")}
+	return nil
+}
+
+// environment is the command's.
+func (g Guest) environment() ([]string, error) {
+	env := []string{"PATH=" + path, "HOME=/root", "TERM=" + os.Getenv("TERM")}
 	for _, e := range g.Env {
 		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
-			return nil, fmt.Errorf("--env %q: it is NAME=VALUE", e)
+			return nil, &FieldError{"Env", strconv.Quote(e), errors.New("it is NAME=VALUE")}
 		}
-		spec.Env = append(spec.Env, e)
+		env = append(env, e)
 	}
-	text, err := spec.Encode()
-	if err != nil {
-		return nil, err
-	}
-	a.AddText(agent.SpecPath, string(text), 0o644)
-	return a, nil
+	return env, nil
 }
 
 // addCommand adds a program and returns its path in the guest. One that is not here may be in the

@@ -2,7 +2,7 @@ package linux_test
 
 import (
 	"bytes"
-	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,7 +12,8 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"github.com/ktstr/ktstr-vmm/pkg/agent"
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -29,15 +30,15 @@ func kernel(t *testing.T) string {
 	return path
 }
 
-// described returns a guest's machine, the names in its initramfs, and what its agent is told.
-func described(t *testing.T, g linux.Guest) (vm.Config, []string, agent.Spec) {
+// described returns a guest's machine, the files in its initramfs, and what its agent is told.
+func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, job.Job) {
 	t.Helper()
 	g.Kernel = kernel(t)
-	cfg, files, err := g.Config()
+	cfg, opened, err := g.Config()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer files.Close()
+	defer opened.Close()
 	var out bytes.Buffer
 	if _, err := cfg.Initrd.WriteTo(&out); err != nil {
 		t.Fatal(err)
@@ -46,21 +47,21 @@ func described(t *testing.T, g linux.Guest) (vm.Config, []string, agent.Spec) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := map[string]bool{}
-	var spec agent.Spec
+	files := map[string]string{}
 	for _, r := range records {
-		names["/"+r.Name] = true
-		if "/"+r.Name == agent.SpecPath {
-			text := make([]byte, r.FileSize)
-			if _, err := r.ReadAt(text, 0); err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal(text, &spec); err != nil {
+		content := make([]byte, r.FileSize)
+		if len(content) > 0 {
+			if _, err := r.ReadAt(content, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
+		files["/"+r.Name] = string(content)
 	}
-	return cfg, slices.Collect(maps.Keys(names)), spec
+	told, err := job.Parse(files[job.Path])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, files, told
 }
 
 func TestGuest(t *testing.T) {
@@ -81,18 +82,22 @@ func TestGuest(t *testing.T) {
 	}
 	golden := filepath.Join(dir, "testdata/sub/golden")
 
-	_, names, spec := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"}, Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
+	_, files, told := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"}, Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
 	for _, want := range []string{"/init", "/dev/console", self, golden, "/there/file", "/bin/sh"} {
-		if !slices.Contains(names, want) {
-			t.Errorf("no %s in %q", want, names)
+		if _, ok := files[want]; !ok {
+			t.Errorf("no %s in %q", want, slices.Sorted(maps.Keys(files)))
 		}
 	}
-	if !slices.Equal(spec.Args, []string{self, "-test.v"}) || spec.Dir != dir || !spec.TTY || spec.OneOutput || !slices.Equal(spec.Scheduler, []string{"/bin/sh", "-x"}) ||
-		!slices.Contains(spec.Env, "A=b=c") || !slices.Contains(spec.Env, "TERM=dumb") || !slices.Contains(spec.Env, "HOME=/root") {
-		t.Errorf("%+v", spec)
+	if agent, err := guest.Agent("x86_64"); err != nil || files["/init"] != string(agent) {
+		t.Errorf("/init has %d bytes, the agent %d: %v", len(files["/init"]), len(agent), err)
+	}
+	if !slices.Equal(told.Args, []string{self, "-test.v"}) || told.Dir != dir || !told.TTY || told.OneOutput || !slices.Equal(told.Scheduler, []string{"/bin/sh", "-x"}) ||
+		!slices.Contains(told.Env, "A=b=c") || !slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
+		t.Errorf("%+v", told)
 	}
 
-	if _, names, _ := described(t, linux.Guest{Command: []string{"/bin/sh"}}); slices.Contains(names, golden) {
+	_, files, _ = described(t, linux.Guest{Command: []string{"/bin/sh"}})
+	if _, ok := files[golden]; ok {
 		t.Error("a command that is no Go test has testdata")
 	}
 }
@@ -114,22 +119,26 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// What is of no use is told by the field that has it.
 func TestRefusals(t *testing.T) {
-	good := kernel(t)
+	good, command := kernel(t), []string{"true"}
+	dir := t.TempDir()
 	for name, tc := range map[string]struct {
 		guest linux.Guest
 		says  string
 	}{
-		"no command":   {linux.Guest{Kernel: good}, "command behind --"},
-		"no kernel":    {linux.Guest{Kernel: "/no/such/kernel", Command: []string{"true"}}, "--kernel"},
-		"bad kernel":   {linux.Guest{Kernel: "/proc/self/status", Command: []string{"true"}}, "neither a bzImage nor an ELF file"},
-		"no include":   {linux.Guest{Kernel: good, Command: []string{"true"}, Include: []string{"/no/such/file"}}, "--include"},
-		"bad env":      {linux.Guest{Kernel: good, Command: []string{"true"}, Env: []string{"=b"}}, "--env"},
-		"no initrd":    {linux.Guest{Kernel: good, Command: []string{"true"}, Initrd: "/no/such/initrd"}, "--initrd"},
-		"no agent":     {linux.Guest{Kernel: good, Command: []string{"true"}, Agent: "/no/such/agent"}, "/no/such/agent"},
-		"not an agent": {linux.Guest{Kernel: good, Command: []string{"true"}, Agent: "/proc/self/status"}, "/proc/self/status"},
+		"no command":    {linux.Guest{Kernel: good}, "Command: there is none"},
+		"bad command":   {linux.Guest{Kernel: good, Command: []string{dir}}, "Command: " + dir + " can't be put into the guest"},
+		"no kernel":     {linux.Guest{Kernel: "/no/such/kernel", Command: command}, "Kernel: open /no/such/kernel"},
+		"bad kernel":    {linux.Guest{Kernel: "/proc/self/status", Command: command}, "Kernel /proc/self/status: bad kernel: neither a bzImage nor an ELF file"},
+		"no include":    {linux.Guest{Kernel: good, Command: command, Include: []string{"/no/such/file:/x"}}, "Include /no/such/file:/x: /no/such/file can't"},
+		"bad env":       {linux.Guest{Kernel: good, Command: command, Env: []string{"=b"}}, `Env "=b": it is NAME=VALUE`},
+		"no initrd":     {linux.Guest{Kernel: good, Command: command, Initrd: "/no/such/initrd"}, "Initrd: open /no/such/initrd"},
+		"bad scheduler": {linux.Guest{Kernel: good, Command: command, Scheduler: []string{dir}}, "Scheduler: " + dir + " can't be put into the guest"},
 	} {
-		if _, files, err := tc.guest.Config(); err == nil || files != nil || !strings.Contains(err.Error(), tc.says) {
+		_, files, err := tc.guest.Config()
+		var field *linux.FieldError
+		if !errors.As(err, &field) || files != nil || !strings.HasPrefix(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want %q", name, err, tc.says)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
-	"runtime"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -21,6 +20,7 @@ type jsonReport struct {
 	ID            string              `json:"id"`
 	Version       string              `json:"version"`
 	Arch          string              `json:"arch"`
+	Accelerator   string              `json:"accelerator"`
 	StartedAt     string              `json:"started_at"`
 	Duration      float64             `json:"duration_seconds"`
 	Outcome       run.Outcome         `json:"outcome"`
@@ -84,7 +84,8 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Schema:        schema,
 		ID:            r.ID,
 		Version:       version,
-		Arch:          runtime.GOARCH,
+		Arch:          r.Arch,
+		Accelerator:   r.Accelerator,
 		StartedAt:     r.StartedAt.Format(time.RFC3339Nano),
 		Duration:      r.Duration.Seconds(),
 		Outcome:       r.Outcome,

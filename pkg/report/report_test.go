@@ -31,7 +31,7 @@ func result() *run.Result {
 	return &run.Result{
 		ID: "id", Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
 		Outcome: run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
-		CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
+		Arch: "x86_64", Accelerator: "emulator", CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
 		Ring:          monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0}, Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}},
 		Faults:        []run.Fault{{Kind: "bad_length", Detail: "too long"}},
 		SchedulerExit: &run.SchedulerExit{Code: &seven},
@@ -52,10 +52,9 @@ func TestJSON(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	delete(got, "arch") // this host's
 	clean := "a\x1b[2Jb\x00]]><x>&\"\ufffd\u202e"
 	want := map[string]any{
-		"schema": 1.0, "id": "id", "version": "v1", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
+		"schema": 1.0, "id": "id", "version": "v1", "arch": "x86_64", "accelerator": "emulator", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
 		"outcome": "crash", "reason": "the guest crashed", "exit_code": 122.0, "guest_exit_code": 7.0,
 		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20), "shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
 		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0}, "drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,

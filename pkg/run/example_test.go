@@ -7,16 +7,20 @@ import (
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 func Example() {
+	backend, _ := accel.Choose(accel.Auto, accel.Guest{Board: x86.Board{}})
 	result := run.Run(context.Background(), run.Config{
 		VM: vm.Config{
-			Kernel:  vm.ELF{File: bytes.NewReader(guest.Demo)},
+			Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+			Backend: backend,
 			Cmdline: "demo.scenario=fail",
 			Memory:  256 << 20,
 		},

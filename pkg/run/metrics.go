@@ -2,7 +2,6 @@ package run
 
 import (
 	"iter"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -16,9 +15,9 @@ import (
 type metrics struct {
 	start  time.Time
 	memory uint64
-	labels []string // of run_info
-	exits  func() iter.Seq2[string, uint64]
-	result atomic.Pointer[Result] // when the run is over
+	labels []string                  // of run_info
+	exits  iter.Seq2[string, uint64] // nil where there are none
+	result atomic.Pointer[Result]    // when the run is over
 
 	exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc *prometheus.Desc
 }
@@ -30,11 +29,11 @@ func newMetrics(cfg Config, start time.Time, m Machine) *metrics {
 	return &metrics{
 		start:        start,
 		memory:       cfg.VM.Memory,
-		labels:       validLabels(cfg.ID, cfg.Version, runtime.GOARCH, cfg.KernelName),
-		exits:        m.Exits,
+		labels:       validLabels(cfg.ID, cfg.Version, arch(cfg.VM), accelerator(cfg.VM), cfg.KernelName),
+		exits:        m.Exits(),
 		exitsDesc:    desc("kvm_exits_total", "How often the guest left KVM, by reason.", "reason"),
 		memoryDesc:   desc("guest_memory_bytes", "RAM that the guest was given, the ring included."),
-		infoDesc:     desc("run_info", "The run; always 1.", "id", "version", "arch", "kernel"),
+		infoDesc:     desc("run_info", "The run; always 1.", "id", "version", "arch", "accelerator", "kernel"),
 		outcomeDesc:  desc("run_outcome", "1 for the run's outcome; all 0 while it goes on.", "outcome"),
 		durationDesc: desc("run_duration_seconds", "How long the run has taken so far, or took."),
 	}
@@ -53,8 +52,11 @@ func (m *metrics) finish(r *Result) { m.result.Store(r) }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.exitsDesc, m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc} {
+	for _, d := range []*prometheus.Desc{m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc} {
 		ch <- d
+	}
+	if m.exits != nil {
+		ch <- m.exitsDesc
 	}
 }
 
@@ -63,8 +65,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	for reason, n := range m.exits() {
-		ch <- prometheus.MustNewConstMetric(m.exitsDesc, prometheus.CounterValue, float64(n), reason)
+	if m.exits != nil {
+		for reason, n := range m.exits {
+			ch <- prometheus.MustNewConstMetric(m.exitsDesc, prometheus.CounterValue, float64(n), reason)
+		}
 	}
 	gauge(m.memoryDesc, float64(m.memory))
 	gauge(m.infoDesc, 1, m.labels...)

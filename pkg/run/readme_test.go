@@ -15,7 +15,7 @@ import (
 
 // The README's example is the one that is compiled here, and it prints what the README says.
 func TestREADMEExample(t *testing.T) {
-	needs.KVM(t)
+	needs.Backend(t)
 	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	if err != nil {
 		t.Fatal(err)

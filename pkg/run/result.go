@@ -19,14 +19,18 @@ type Result struct {
 
 	Outcome       Outcome
 	Reason        string // a sentence
+	Err           error  // what kept the host from going on, where Outcome is Failed
 	ExitCode      int    // the process's
 	GuestExitCode *int32 // the last CRC-good EXIT, or nil
+
+	Arch        string // of the guest, as its board names it
+	Accelerator string // the back end's name
 
 	CPUs      int
 	Memory    uint64 // bytes, the ring included
 	RingBase  guestmem.Addr
 	RingSize  uint64        // bytes
-	FirstExit time.Duration // from StartedAt until the guest first left KVM; 0 where it never did
+	FirstExit time.Duration // from StartedAt until the host first heard that the guest runs; 0 where it never did
 
 	Ring          monitor.Stats
 	Faults        []Fault        // the first ones

@@ -45,20 +45,21 @@ type Machine interface {
 	Done() <-chan struct{}
 	// Wait waits for Done and returns the first reason.
 	Wait() error
-	// Exits counts why the guest left to its host, by reason; a fixed set of names.
+	// Exits counts why the guest left to its host, by reason; a fixed set of names. Nil where there are
+	// no exits.
 	Exits() iter.Seq2[string, uint64]
-	// FirstExit is when it first did, or the zero time.
+	// FirstExit is when the host first heard that the guest runs, or the zero time.
 	FirstExit() time.Time
 	// Close gives back what the machine holds.
 	Close() error
 }
 
-// Config describes a run. The zero value of every field but VM.Kernel has a meaning.
+// Config describes a run. The zero value of every field but VM.Kernel and VM.Backend has a meaning.
 type Config struct {
 	// VM describes the machine. Its command line gets the ring's parameters in front, and what it
 	// writes to its console the run reads too.
 	VM vm.Config
-	// NewMachine builds the machine; nil: KVM in this process.
+	// NewMachine builds the machine; nil: vm.New does.
 	NewMachine func(vm.Config) (Machine, error)
 
 	ID         string        // of the run; "": 16 random hex digits
@@ -135,17 +136,35 @@ func Run(ctx context.Context, cfg Config) *Result {
 		console: &tail{limit: maxConsoleBytes},
 		panic:   newPanicWatch(),
 		result: &Result{
-			ID:        cfg.ID,
-			Kernel:    cfg.KernelName,
-			StartedAt: time.Now(),
-			CPUs:      cfg.VM.CPUs,
-			Memory:    cfg.VM.Memory,
-			RingSize:  cfg.VM.Reserved,
+			ID:          cfg.ID,
+			Kernel:      cfg.KernelName,
+			StartedAt:   time.Now(),
+			Arch:        arch(cfg.VM),
+			Accelerator: accelerator(cfg.VM),
+			CPUs:        cfg.VM.CPUs,
+			Memory:      cfg.VM.Memory,
+			RingSize:    cfg.VM.Reserved,
 		},
 	}
 	err := r.run(ctx)
 	r.finish(err)
 	return r.result
+}
+
+// arch names the guest's architecture; "" where there is no guest.
+func arch(cfg vm.Config) string {
+	if cfg.Kernel == nil {
+		return ""
+	}
+	return cfg.Kernel.Board().Arch()
+}
+
+// accelerator names who runs the guest; "" where nobody was chosen.
+func accelerator(cfg vm.Config) string {
+	if cfg.Backend == nil {
+		return ""
+	}
+	return cfg.Backend.Name()
 }
 
 // run is the state of one Run.
@@ -216,11 +235,14 @@ func firstExit(at, start time.Time) time.Duration {
 
 // build makes the machine with its ring in place, and the monitor.
 func (r *run) build() error {
-	plan, err := vm.NewPlan(r.cfg.VM.Memory, r.cfg.VM.Reserved)
+	if r.cfg.VM.Kernel == nil {
+		return fmt.Errorf("%w: no kernel given", vm.ErrConfig)
+	}
+	layout, err := r.cfg.VM.Kernel.Board().Layout(r.cfg.VM.Memory, r.cfg.VM.Reserved)
 	if err != nil {
 		return err
 	}
-	ring := plan.Reserved
+	ring := layout.Reserved
 	r.result.RingBase = ring.Base
 	cfg := r.cfg.VM
 	cfg.Cmdline = shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " " + cfg.Cmdline
@@ -371,7 +393,7 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 // failure.
 func (r *run) ended(reason error) error {
 	switch {
-	case errors.Is(reason, vm.ErrReset), errors.Is(reason, vm.ErrTripleFault):
+	case errors.Is(reason, vm.ErrReset), errors.Is(reason, vm.ErrPowerOff), errors.Is(reason, vm.ErrTripleFault):
 		r.guestEnd = reason
 	case errors.Is(reason, vm.ErrRun):
 		return reason
@@ -402,6 +424,7 @@ func newSoftDeadline(timeout, grace, since time.Duration) *time.Timer {
 // finish decides the outcome and fills in the rest of the result.
 func (r *run) finish(err error) {
 	res := r.result
+	res.Err = err
 	if r.monitor != nil {
 		res.Ring = r.monitor.Stats()
 	}

@@ -3,112 +3,72 @@ package vm
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/bobuhiro11/gokvm/kvm"
-	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// arch is what differs between the architectures.
-type arch interface {
-	// setupVM makes the machine's interrupt controllers and devices, before its vCPUs.
-	setupVM(m *Machine) error
-	// load puts the kernel and what it boots with into RAM.
-	load(m *Machine, ram *guestmem.Memory) error
-	// setupVCPU sets a vCPU's registers.
-	setupVCPU(m *Machine, v *vcpu) error
-	// exit handles an exit that only this architecture has; false where it knows none such.
-	exit(m *Machine, v *vcpu) bool
-	// registers describes a vCPU for an error message.
-	registers(v *vcpu) string
-}
-
 // Machine is one virtual machine. Its methods may be called from many goroutines.
 type Machine struct {
-	cfg     Config
-	plan    Plan
-	arch    arch
-	kvmFD   int
-	vmFD    int
-	mem     *memory
-	guest   *guestmem.Memory
-	vcpus   []*vcpu
-	running sync.WaitGroup
-	exits   [len(exitNames)]atomic.Uint64
-	first   atomic.Int64 // the first exit, in Unix nanoseconds
+	instance Instance
+	guest    *guestmem.Memory
+	entry    Entry
 
-	mu       sync.Mutex
-	started  bool
-	closed   bool
-	released bool          // the vCPUs' pages are gone
-	reasons  []error       // why it stopped, the first one first
-	stopped  chan struct{} // closed with the first reason
-	done     chan struct{} // closed when every vCPU has ended
+	mu      sync.Mutex
+	started bool
+	closed  bool
+	reasons []error // why it stopped, the first one first
 }
 
-// New builds a machine; nothing runs yet. It fails with ErrConfig, ErrArch, ErrNoKVM,
-// ErrPermission, ErrBusy, ErrCapability, ErrKernel, ErrCmdline or ErrSetup, the sizes' errors
-// are e820's, and leaves nothing behind.
+// errClosed is the reason of a machine that was closed while it ran.
+var errClosed = errors.New("closed")
+
+// New builds a machine; the guest does not run yet. It fails with ErrConfig, ErrKernel, ErrCmdline, or the
+// board's and the back end's errors, and leaves nothing behind.
 func New(cfg Config) (*Machine, error) {
-	cfg, err := cfg.withDefaults()
+	cfg, err := cfg.WithDefaults()
 	if err != nil {
 		return nil, err
 	}
-	plan, a, err := newArch(cfg)
+	board := cfg.Kernel.Board()
+	layout, err := board.Layout(cfg.Memory, cfg.Reserved)
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{cfg: cfg, plan: plan, arch: a, kvmFD: -1, vmFD: -1, stopped: make(chan struct{}), done: make(chan struct{})}
-	if err := m.build(); err != nil {
-		m.release()
+	m := &Machine{}
+	spec := Spec{Board: board, Layout: layout, CPUs: cfg.CPUs, Console: cfg.Console}
+	m.mu.Lock() // a machine that ends at once finds its instance
+	m.instance, err = cfg.Backend.New(spec, m.stop)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.load(board, cfg); err != nil {
+		_ = m.Close() // there is a better error
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *Machine) build() error {
+// load fills the machine's memory. Where the machine has ended meanwhile, that is the error.
+func (m *Machine) load(board Board, cfg Config) error {
+	regions := m.instance.Regions()
 	var err error
-	if m.kvmFD, err = openKVM(m.cfg.Device); err != nil {
+	if m.guest, err = guestmem.New(regions...); err != nil {
 		return err
 	}
-	if err := checkCapabilities(m.kvmFD, Capabilities()); err != nil {
-		return err
-	}
-	if m.vmFD, err = ioctl(m.kvmFD, kvm.IIO(0x01), 0); err != nil { // KVM_CREATE_VM
-		return deviceError(m.cfg.Device, err)
-	}
-	if m.mem, err = mapMemory(m.plan); err != nil {
-		return err
-	}
-	if m.guest, err = m.mem.regions(len(m.plan.RAM) + 1); err != nil {
-		return err
-	}
-	ram, err := m.mem.regions(len(m.plan.RAM))
+	ram, err := guestmem.New(regions[:len(regions)-1]...)
 	if err != nil {
 		return err
 	}
-	if err := m.mem.install(m.vmFD); err != nil {
+	boot := Boot{Config: cfg, Emulated: m.instance.Emulated(), CounterKHz: m.instance.CounterKHz}
+	if m.entry, err = board.Load(ram, boot); err != nil {
 		return err
 	}
-	if err := m.arch.setupVM(m); err != nil {
-		return err
-	}
-	if err := m.arch.load(m, ram); err != nil {
-		return err
-	}
-	for i := range m.cfg.CPUs {
-		v, err := newVCPU(m, i)
-		if err != nil {
-			return err
-		}
-		m.vcpus = append(m.vcpus, v)
-		if err := m.arch.setupVCPU(m, v); err != nil {
-			return err
-		}
+	if reasons := m.Reasons(); len(reasons) > 0 {
+		return fmt.Errorf("%w: %w", ErrSetup, reasons[0])
 	}
 	return nil
 }
@@ -116,58 +76,46 @@ func (m *Machine) build() error {
 // Memory is all of the guest's RAM, the reserved part included. It is gone after Close.
 func (m *Machine) Memory() *guestmem.Memory { return m.guest }
 
-// Start lets the vCPUs run. It fails with ErrConfig where the machine was started or closed
-// before.
+// Start lets the guest run. It fails with ErrConfig where the machine was started or closed before, else
+// with ErrSetup.
 func (m *Machine) Start() error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.started || m.closed {
+		m.mu.Unlock()
 		return fmt.Errorf("%w: Start of a machine that was started or closed before", ErrConfig)
 	}
 	m.started = true
-	m.running.Add(len(m.vcpus))
-	for _, v := range m.vcpus {
-		go func() {
-			defer m.running.Done()
-			v.run(m)
-		}()
-	}
-	go func() {
-		m.running.Wait()
-		close(m.done)
-	}()
-	return nil
+	m.mu.Unlock()
+	return m.instance.Start(m.entry)
 }
 
-// Stop ends the machine for a reason and returns at once; Wait waits for the vCPUs. The first
-// reason counts, the later ones are only noted. It reaches a guest whatever it does: spinning,
-// halted, or not listening.
+// Stop ends the machine for a reason and returns at once; Wait waits for its end. The first reason counts,
+// the later ones are only noted. It reaches a guest whatever it does: spinning, halted, or not listening.
 func (m *Machine) Stop(reason error) {
 	if reason == nil {
 		reason = errors.New("stopped")
 	}
+	m.stop(reason)
+}
+
+// stop is the one path on which a machine ends, whoever ends it.
+func (m *Machine) stop(reason error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.reasons = append(m.reasons, reason)
-	if len(m.reasons) > 1 {
-		return
-	}
-	close(m.stopped)
-	if m.released {
-		return
-	}
-	for _, v := range m.vcpus {
-		v.kick()
+	first := len(m.reasons) == 1
+	m.mu.Unlock()
+	if first {
+		m.instance.Kill()
 	}
 }
 
-// Done is closed when every vCPU of a started machine has ended.
-func (m *Machine) Done() <-chan struct{} { return m.done }
+// Done is closed when a machine that was started has ended.
+func (m *Machine) Done() <-chan struct{} { return m.instance.Ended() }
 
-// Wait waits until every vCPU has ended and returns the first reason: Stop's, or ErrReset,
-// ErrTripleFault or ErrRun. It waits for ever for a machine that was never started.
+// Wait waits until the machine has ended and returns the first reason: Stop's, or ErrReset, ErrPowerOff,
+// ErrTripleFault or ErrRun. It may wait for ever for a machine that was never started.
 func (m *Machine) Wait() error {
-	<-m.done
+	<-m.Done()
 	return m.Reasons()[0]
 }
 
@@ -178,17 +126,15 @@ func (m *Machine) Reasons() []error {
 	return append([]error(nil), m.reasons...)
 }
 
-// FirstExit is when the guest first left KVM, or the zero time.
-func (m *Machine) FirstExit() time.Time {
-	ns := m.first.Load()
-	if ns == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, ns)
-}
+// Exits counts why the guest left to its host, by reason, a fixed set of names in order; nil on a back end
+// that knows of no exits.
+func (m *Machine) Exits() iter.Seq2[string, uint64] { return m.instance.Exits() }
 
-// Close stops the machine if it runs, waits for it, and gives back what it holds. Its memory
-// must not be used any more.
+// FirstExit is when the host first heard that the guest runs, or the zero time.
+func (m *Machine) FirstExit() time.Time { return m.instance.FirstExit() }
+
+// Close stops the machine if it runs, waits for it, and gives back what it holds. Its memory must not be
+// used any more.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -196,32 +142,7 @@ func (m *Machine) Close() error {
 		return nil
 	}
 	m.closed = true
-	started := m.started
 	m.mu.Unlock()
-	if started {
-		m.Stop(errors.New("closed"))
-		<-m.done
-	}
-	m.mu.Lock()
-	m.released = true
-	m.mu.Unlock()
-	return m.release()
-}
-
-// release gives back what build took, in any state.
-func (m *Machine) release() error {
-	var errs []error
-	for _, v := range m.vcpus {
-		errs = append(errs, v.release())
-	}
-	// KVM first: it holds on to the memory of its slots.
-	for _, fd := range []int{m.vmFD, m.kvmFD} {
-		if fd >= 0 {
-			errs = append(errs, unix.Close(fd))
-		}
-	}
-	if m.mem != nil {
-		m.mem.unmap()
-	}
-	return errors.Join(errs...)
+	m.stop(errClosed)
+	return m.instance.Close()
 }

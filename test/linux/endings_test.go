@@ -121,7 +121,7 @@ func TestHogs(t *testing.T) {
 // The host's control bytes: a dump is on the console, a stall is a file in the guest.
 func TestControlBytes(t *testing.T) {
 	t.Parallel()
-	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
+	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
 	if err != nil {
 		t.Fatal(err)
 	}

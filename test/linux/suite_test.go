@@ -43,11 +43,18 @@ func TestMain(m *testing.M) {
 		}()
 		os.Stdout.Write(bytesOf(1))
 		<-done
+	case "clock":
+		fail(reportClock())
 	default:
-		if err := send(*helper); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+		fail(send(*helper))
+	}
+}
+
+// fail ends a helper that could not do its part.
+func fail(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 

@@ -1,5 +1,0 @@
-package vm
-
-import "debug/elf"
-
-const elfMachine = elf.EM_X86_64

@@ -1,0 +1,104 @@
+package kvm
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+// Where KVM may put what an Intel processor without unrestricted guest mode needs, in the hole
+// below 4 GiB: KVM API, 4.36 and 4.40.
+const (
+	identityMapAddr = 0xfffbc000
+	tssAddr         = 0xfffbd000
+)
+
+// Capabilities lists what a machine needs of KVM on this architecture.
+func Capabilities() []Capability {
+	return []Capability{
+		{"KVM_CAP_USER_MEMORY", kvm.CapUserMemory},
+		{"KVM_CAP_IRQCHIP", kvm.CapIRQChip},
+		{"KVM_CAP_PIT2", kvm.CapPIT2},
+		{"KVM_CAP_SET_TSS_ADDR", kvm.CapSetTSSAddr},
+		{"KVM_CAP_SET_IDENTITY_MAP_ADDR", kvm.CapSetIdentityMapAddr},
+		{"KVM_CAP_EXT_CPUID", kvm.CapEXTCPUID},
+		{"KVM_CAP_IMMEDIATE_EXIT", kvm.CapImmediateExit},
+	}
+}
+
+// x86Processor is what KVM has to be told of an x86_64 machine: its in-kernel interrupt controllers and
+// timer are KVM's, the rest of its devices the board's.
+type x86Processor struct {
+	bus       *x86.Bus
+	hostCPUID []x86.CPUIDEntry // what KVM supports
+	deadline  bool             // and whether that includes the APIC timer's TSC deadline mode
+}
+
+func newProcessor(s vm.Spec, _ func(error)) (processor, error) {
+	if _, ok := s.Board.(x86.Board); !ok {
+		return nil, fmt.Errorf("%w: KVM of an x86_64 host runs x86_64 guests, this one is %s", vm.ErrArch, s.Board.Arch())
+	}
+	return &x86Processor{}, nil
+}
+
+func (x *x86Processor) setupVM(m *instance) error {
+	if _, err := ioctl(m.vmFD, kvm.IIO(reqSetTSSAddr), tssAddr); err != nil {
+		return fmt.Errorf("%w: KVM_SET_TSS_ADDR 0x%x: %w", vm.ErrSetup, tssAddr, err)
+	}
+	addr := uint64(identityMapAddr)
+	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqSetIdentityMap, 8), &addr); err != nil {
+		return fmt.Errorf("%w: KVM_SET_IDENTITY_MAP_ADDR 0x%x: %w", vm.ErrSetup, addr, err)
+	}
+	if _, err := ioctl(m.vmFD, kvm.IIO(0x60), 0); err != nil {
+		return fmt.Errorf("%w: KVM_CREATE_IRQCHIP: %w", vm.ErrSetup, err)
+	}
+	// struct kvm_pit_config; flag 1 makes KVM answer port 0x61 too, which Linux calibrates by.
+	pit := [16]uint32{1}
+	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
+		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", vm.ErrSetup, err)
+	}
+	x.bus = x86.NewBus(m.spec.Console, func(line, level uint32) error {
+		l := [2]uint32{line, level} // struct kvm_irq_level
+		return ioctlPtr(m.vmFD, kvm.IIOW(reqIRQLine, unsafe.Sizeof(l)), &l)
+	}, m.stop)
+	return x.readCPUID(m)
+}
+
+func (x *x86Processor) exit(_ *instance, v *vcpu) bool {
+	if v.state.ExitReason != uint32(kvm.EXITIO) {
+		return false
+	}
+	data, out, size, port := v.ioData()
+	if size == 0 {
+		return true
+	}
+	for ; len(data) >= size; data = data[size:] {
+		if out {
+			x.bus.Out(port, data[:size])
+		} else {
+			x.bus.In(port, data[:size])
+		}
+	}
+	return true
+}
+
+// registers describes the vCPU as an emulator's log would.
+func (x *x86Processor) registers(v *vcpu) string {
+	r, s := new(kvm.Regs), new(kvm.Sregs)
+	if err := ioctlPtr(v.fd, kvm.IIOR(reqGetRegs, unsafe.Sizeof(*r)), r); err != nil {
+		return fmt.Sprintf("registers: %v", err)
+	}
+	if err := ioctlPtr(v.fd, kvm.IIOR(reqGetSregs, unsafe.Sizeof(*s)), s); err != nil {
+		return fmt.Sprintf("registers: %v", err)
+	}
+	return fmt.Sprintf("rip=0x%x rsp=0x%x rflags=0x%x rax=0x%x rbx=0x%x rcx=0x%x rdx=0x%x rsi=0x%x rdi=0x%x rbp=0x%x "+
+		"r8=0x%x r9=0x%x r10=0x%x r11=0x%x r12=0x%x r13=0x%x r14=0x%x r15=0x%x "+
+		"cr0=0x%x cr2=0x%x cr3=0x%x cr4=0x%x efer=0x%x cs=0x%x ss=0x%x",
+		r.RIP, r.RSP, r.RFLAGS, r.RAX, r.RBX, r.RCX, r.RDX, r.RSI, r.RDI, r.RBP,
+		r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15,
+		s.CR0, s.CR2, s.CR3, s.CR4, s.EFER, s.CS.Selector, s.SS.Selector)
+}

@@ -1,0 +1,142 @@
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+// vcpu is one virtual processor and the thread that runs it.
+type vcpu struct {
+	id    int
+	fd    int
+	page  []byte       // struct kvm_run and what follows it: KVM API, section 5
+	tid   atomic.Int32 // the thread that runs it, 0 while none does
+	state *kvm.RunData // page's beginning
+}
+
+func newVCPU(m *instance, id int) (*vcpu, error) {
+	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), uintptr(id)) // KVM_CREATE_VCPU
+	if err != nil {
+		return nil, fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err)
+	}
+	v := &vcpu{id: id, fd: fd}
+	size, err := ioctl(m.kvmFD, kvm.IIO(0x04), 0) // KVM_GET_VCPU_MMAP_SIZE
+	if err == nil && size < int(unsafe.Sizeof(kvm.RunData{})) {
+		err = fmt.Errorf("kvm_run is %d bytes, %d are needed", size, unsafe.Sizeof(kvm.RunData{}))
+	}
+	if err == nil {
+		v.page, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err), v.release())
+	}
+	v.state = (*kvm.RunData)(unsafe.Pointer(&v.page[0]))
+	return v, nil
+}
+
+func (v *vcpu) release() error {
+	var err error
+	if v.page != nil {
+		err = unix.Munmap(v.page)
+	}
+	return errors.Join(err, unix.Close(v.fd))
+}
+
+// kick makes the vCPU leave KVM_RUN and never enter it again. immediate_exit is set first and
+// stays set: a thread that is about to enter finds it, and one that is inside is woken by the
+// signal, so there is no moment in which the kick is lost. KVM API, section 5, immediate_exit.
+//
+// The signal is SIGURG: the Go runtime handles it on every thread and takes one too many as
+// nothing, and KVM_RUN is not restarted after it.
+func (v *vcpu) kick() {
+	// immediate_exit is byte 1 of kvm_run's first word, whose byte 0 is ours too and unused,
+	// and whose other bytes are padding.
+	word := (*uint32)(unsafe.Pointer(&v.page[0]))
+	atomic.OrUint32(word, 1<<8)
+	if tid := v.tid.Load(); tid != 0 {
+		_ = unix.Tgkill(unix.Getpid(), int(tid), unix.SIGURG) // the thread may have ended
+	}
+}
+
+// run runs the guest until the machine stops.
+func (v *vcpu) run(m *instance) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	v.tid.Store(int32(unix.Gettid()))
+	defer v.tid.Store(0)
+	for {
+		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
+		select {
+		case <-m.killed:
+			return
+		default:
+		}
+		switch {
+		case err == nil:
+			v.exit(m)
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			m.countExit(exitIntr)
+		default:
+			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, m.processor.registers(v)))
+		}
+	}
+}
+
+// Reasons of exits that gokvm does not name: linux/kvm.h.
+const (
+	exitIRQWindow   = 7
+	exitSystemEvent = 24
+)
+
+// exit handles one exit: KVM API, section 5, exit_reason.
+func (v *vcpu) exit(m *instance) {
+	reason := v.state.ExitReason
+	m.countExit(reason)
+	if m.first.Load() == 0 {
+		m.first.Store(time.Now().UnixNano())
+	}
+	switch reason {
+	case uint32(kvm.EXITMMIO):
+		v.mmio()
+	case uint32(kvm.EXITINTR), exitIRQWindow:
+	case uint32(kvm.EXITSHUTDOWN):
+		m.stop(fmt.Errorf("%w on vCPU %d", vm.ErrTripleFault, v.id))
+	case exitSystemEvent:
+		m.stop(fmt.Errorf("%w: system event %d", vm.ErrReset, uint32(v.state.Data[0])))
+	case uint32(kvm.EXITFAILENTRY):
+		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0], m.processor.registers(v)))
+	case uint32(kvm.EXITINTERNALERROR):
+		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id, m.processor.registers(v)))
+	default:
+		if !m.processor.exit(m, v) {
+			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, m.processor.registers(v)))
+		}
+	}
+}
+
+// mmio answers an access to guest-physical memory that nothing backs: reads are all ones, as
+// on an empty bus. struct kvm_run's mmio: u64 address, 8 bytes of data, u32 length, u8 is_write.
+func (v *vcpu) mmio() {
+	if isWrite := byte(v.state.Data[2] >> 32); isWrite == 0 {
+		v.state.Data[1] = ^uint64(0)
+	}
+}
+
+// ioData returns the bytes of a port access: struct kvm_run's io.
+func (v *vcpu) ioData() (data []byte, out bool, size int, port uint16) {
+	direction, size64, port64, count, offset := v.state.IO()
+	end := offset + size64*count
+	if end < offset || end > uint64(len(v.page)) {
+		return nil, direction == kvm.EXITIOOUT, int(size64), uint16(port64)
+	}
+	return v.page[offset:end], direction == kvm.EXITIOOUT, int(size64), uint16(port64)
+}

@@ -1,0 +1,352 @@
+package vm_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/pkg/e820"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const hangLimit = 60 * time.Second
+
+// code is machine code as a kernel, at 1 MiB.
+type code []byte
+
+func (code) Board() vm.Board { return x86.Board{} }
+
+func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
+	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
+}
+
+// Guests of a few instructions, entered in 64-bit mode at ring 0.
+var (
+	spin        = code{0xeb, 0xfe}                                                                                     // jmp .
+	halt        = code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
+	reset       = code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
+	tripleFault = code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
+	powerOff    = code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
+	unknownIO   = code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
+	// mov rbx, 512 MiB; mov [rbx], rax; reset
+	unknownMemory = code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+)
+
+// machine builds a machine on a back end, to be closed with the test.
+func machine(t *testing.T, b vm.Backend, cfg vm.Config) *vm.Machine {
+	t.Helper()
+	cfg.Backend = b
+	m, err := vm.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// end waits for a machine's end and returns the reason.
+func end(t *testing.T, m *vm.Machine) error {
+	t.Helper()
+	select {
+	case <-m.Done():
+		return m.Wait()
+	case <-time.After(hangLimit):
+		t.Fatalf("the machine did not end in %v", hangLimit)
+		return nil
+	}
+}
+
+// runs starts a machine and returns why it ended.
+func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
+	t.Helper()
+	m := machine(t, b, cfg)
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return end(t, m)
+}
+
+func TestGuestEnds(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		for name, tc := range map[string]struct {
+			kernel code
+			want   error
+		}{
+			"reset":          {reset, vm.ErrReset},
+			"power-off":      {powerOff, vm.ErrPowerOff},
+			"triple fault":   {tripleFault, vm.ErrTripleFault},
+			"unknown port":   {unknownIO, vm.ErrReset},
+			"unknown memory": {unknownMemory, vm.ErrReset},
+		} {
+			t.Run(name, func(t *testing.T) {
+				m := machine(t, b, vm.Config{Kernel: tc.kernel, Memory: 64 << 20})
+				if err := m.Start(); err != nil {
+					t.Fatal(err)
+				}
+				if err := end(t, m); !errors.Is(err, tc.want) {
+					t.Errorf("ended by %v, want %v", err, tc.want)
+				}
+				if m.FirstExit().IsZero() {
+					t.Error("nobody saw the guest run")
+				}
+			})
+		}
+	})
+}
+
+func TestStopReachesAnyGuest(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		for name, kernel := range map[string]code{"spin": spin, "halt": halt} {
+			for _, cpus := range []int{1, 2} {
+				t.Run(name, func(t *testing.T) {
+					m := machine(t, b, vm.Config{Kernel: kernel, CPUs: cpus})
+					if err := m.Start(); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(20 * time.Millisecond) // into the guest, or the firmware
+					first, second := errors.New("first"), errors.New("second")
+					m.Stop(first)
+					m.Stop(second)
+					if err := end(t, m); err != first {
+						t.Errorf("ended by %v", err)
+					}
+					if r := m.Reasons(); len(r) != 2 || r[1] != second {
+						t.Errorf("reasons %v", r)
+					}
+				})
+			}
+		}
+	})
+}
+
+// A stop that comes while a processor is about to enter the guest is not lost.
+func TestStopRace(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		reason := errors.New("stopped")
+		rounds := map[string]int{"kvm": 200, "emulator": 30}[b.Name()]
+		for i := range rounds {
+			m := machine(t, b, vm.Config{Kernel: spin, Memory: 16 << 20, Reserved: 8 << 10})
+			if i%3 == 0 {
+				m.Stop(reason) // before the start
+			}
+			if err := m.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for busy := time.Now().Add(time.Duration(i) * time.Microsecond); time.Now().Before(busy); {
+			}
+			var stops sync.WaitGroup
+			for range 3 {
+				stops.Go(func() { m.Stop(reason) })
+			}
+			if err := end(t, m); err != reason {
+				t.Fatal(err)
+			}
+			stops.Wait()
+			if err := m.Close(); err != nil {
+				t.Fatal(err)
+			}
+			m.Stop(reason) // after the end: only noted
+		}
+	})
+}
+
+func TestLifecycle(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		m := machine(t, b, vm.Config{Kernel: spin})
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Start(); !errors.Is(err, vm.ErrConfig) {
+			t.Errorf("second start: %v", err)
+		}
+		for range 2 { // stops it, and is done once
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := m.Start(); !errors.Is(err, vm.ErrConfig) {
+			t.Errorf("start after close: %v", err)
+		}
+		m = machine(t, b, vm.Config{Kernel: spin})
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		m.Stop(nil) // of a machine that is gone: harmless
+	})
+}
+
+func TestConsole(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		var out bytes.Buffer
+		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
+		guest := append(code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
+		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+		if out.String() != "hello, world\n" {
+			t.Errorf("console: %q", out.String())
+		}
+	})
+}
+
+// A driver's way of finding and using a 16550: scratch register, loopback, identification.
+func TestSerialPortIsA16550(t *testing.T) {
+	// Each step: out port, value; or in port, expected (spin where it differs).
+	var guest code
+	out := func(reg, v byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xb0, v, 0xee) }
+	in := func(reg, want byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xec, 0x3c, want, 0x75, 0xfe) }
+	out(7, 0x5a)
+	in(7, 0x5a) // scratch
+	out(3, 0x80)
+	out(0, 0x0c)
+	out(1, 0x01)
+	in(0, 0x0c) // divisor, behind DLAB
+	in(1, 0x01)
+	out(3, 0x03)
+	in(3, 0x03)
+	in(1, 0x00) // IER, without DLAB
+	in(5, 0x60) // transmitter empty
+	in(6, 0xb0) // a modem is there
+	out(4, 0x1a)
+	in(6, 0x90) // loopback: RTS and OUT2 come back as CTS and DCD
+	out(4, 0x0b)
+	out(2, 0x01)
+	in(2, 0xc1) // FIFOs on, no interrupt
+	out(1, 0x02)
+	in(2, 0xc2) // transmitter empty interrupt
+	in(2, 0xc1) // which reading clears
+	guest = append(guest, reset...)
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A clock that answers: register D says that it has power.
+func TestRealTimeClockAnswers(t *testing.T) {
+	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
+	guest := append(code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestNewRefuses(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		for name, tc := range map[string]struct {
+			cfg  vm.Config
+			want error
+		}{
+			"no kernel":         {vm.Config{}, vm.ErrConfig},
+			"negative CPUs":     {vm.Config{Kernel: spin, CPUs: -1}, vm.ErrConfig},
+			"too many CPUs":     {vm.Config{Kernel: spin, CPUs: 1 << 20}, vm.ErrConfig},
+			"ring over memory":  {vm.Config{Kernel: spin, Memory: 16 << 20, Reserved: 16 << 20}, e820.ErrMemory},
+			"ring not aligned":  {vm.Config{Kernel: spin, Reserved: 8193}, e820.ErrAlign},
+			"ring too small":    {vm.Config{Kernel: spin, Reserved: 4096}, e820.ErrRingSize},
+			"long command line": {vm.Config{Kernel: spin, Cmdline: strings.Repeat("x", 2048)}, vm.ErrCmdline},
+			"NUL in it":         {vm.Config{Kernel: spin, Cmdline: "a\x00b"}, vm.ErrCmdline},
+			"large initrd":      {vm.Config{Kernel: spin, Memory: 20 << 20, Initrd: initrd(make([]byte, 8<<20))}, vm.ErrRoom},
+		} {
+			tc.cfg.Backend = b
+			m, err := vm.New(tc.cfg)
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%s: %v, want %v", name, err, tc.want)
+			}
+			if m != nil {
+				t.Errorf("%s: a machine all the same", name)
+			}
+		}
+	})
+	if _, err := vm.New(vm.Config{Kernel: spin}); !errors.Is(err, vm.ErrConfig) {
+		t.Errorf("no back end: %v", err)
+	}
+}
+
+// initrd is bytes as an initial RAM file system.
+type initrd string
+
+func (i initrd) Size() uint64 { return uint64(len(i)) }
+
+func (i initrd) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.WriteString(w, string(i))
+	return int64(n), err
+}
+
+// The guest reads its own memory map: one that covers the ring is EXIT 90.
+func TestGuestChecksItsMap(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		for _, covered := range []bool{false, true} {
+			if got, want := mapVerdict(t, b, covered), map[bool]int32{false: 0, true: 90}[covered]; got != want {
+				t.Errorf("covered %t: EXIT %d, want %d", covered, got, want)
+			}
+		}
+	})
+}
+
+// mapVerdict is the EXIT of a guest whose map covers the ring or does not.
+func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
+	t.Helper()
+	layout, err := x86.Board{}.Layout(0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring := layout.Reserved
+	m := machine(t, b, vm.Config{
+		Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+		Cmdline: shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " demo.scenario=ok demo.steps=0",
+	})
+	region, err := m.Memory().Window(ring.Base, ring.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shm.Init(region); err != nil {
+		t.Fatal(err)
+	}
+	if covered {
+		// The last entry's size, in the zero page at 0x7000, grows by a byte.
+		const lastSize = 0x7000 + 0x2d0 + 2*20 + 8
+		var size [8]byte
+		binary.LittleEndian.PutUint64(size[:], uint64(ring.Base)-1<<20+1)
+		if err := m.Memory().Write(size[:], lastSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := end(t, m); !errors.Is(err, vm.ErrReset) {
+		t.Fatal(err)
+	}
+	r, err := shm.NewReader(region, shm.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := int32(-1)
+	r.Drain(func(msg shm.Message) {
+		if msg.Type == shm.Exit {
+			got, _ = shm.DecodeCode(msg.Payload)
+		}
+	})
+	return got
+}

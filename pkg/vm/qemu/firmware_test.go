@@ -1,0 +1,34 @@
+package qemu_test
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/internal/needs"
+)
+
+// The committed firmware is what its source gives, byte for byte.
+func TestFirmwareIsBuiltFromItsSource(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("firmware")); err != nil {
+		t.Fatal(err)
+	}
+	needs.Tool(t, "gcc")
+	if out, err := exec.Command(needs.Tool(t, "make"), "-B", "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	built, err := os.ReadFile(filepath.Join(dir, "x86_64.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed, err := os.ReadFile(filepath.Join("firmware", "x86_64.bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(built, committed) {
+		t.Error(`the committed firmware is not what its source gives: run "make guest" and commit it`)
+	}
+}

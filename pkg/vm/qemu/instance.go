@@ -1,0 +1,242 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+const (
+	// alivePoll is how often the host looks whether the firmware runs, until it does.
+	alivePoll = 200 * time.Microsecond
+	// drainLimit bounds how long what a dead child wrote is waited for.
+	drainLimit = 2 * time.Second
+)
+
+// instance is a machine that a child process emulates. The child starts at once and waits in the firmware
+// for Start, so that its start and the loading of RAM go side by side.
+type instance struct {
+	platform platform
+	stop     func(error)
+	mem      []byte // all of the RAM, the memfd that the child has too
+	regions  []guestmem.Region
+	guest    *guestmem.Memory
+	cmd      *exec.Cmd
+	stderr   head
+	counter  counter
+	killed   atomic.Bool
+	first    atomic.Int64  // when the firmware was seen to run, in Unix nanoseconds
+	reaped   chan struct{} // closed when the child is gone
+	ended    chan struct{} // closed when all that it said has been read, too
+}
+
+// New implements vm.Backend.
+func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
+	p, err := platformOf(s.Board)
+	if err != nil {
+		return nil, err
+	}
+	path, err := b.find(p)
+	if err != nil {
+		return nil, err
+	}
+	m := &instance{platform: p, stop: stop, reaped: make(chan struct{}), ended: make(chan struct{})}
+	size, offset := p.place(s.Layout)
+	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w: mapping %d bytes of guest RAM: %w", vm.ErrSetup, vm.ErrRoom, size, err)
+	}
+	defer ram.Close()
+	m.mem = mem
+	for _, span := range s.Layout.Spans() {
+		m.regions = append(m.regions, guestmem.Region{Base: span.Base, Mem: mem[offset(span):][:span.Size]})
+	}
+	if m.guest, err = guestmem.New(m.regions...); err == nil {
+		err = m.spawn(path, ram, p.args(size, s.CPUs), s.Console)
+	}
+	if err != nil {
+		guestmem.Unmap(mem)
+		return nil, err
+	}
+	return m, nil
+}
+
+// spawn starts the child and the goroutines that wait for it.
+func (m *instance) spawn(path string, ram *os.File, args []string, console io.Writer) error {
+	rom, firmware, err := guestmem.MapShared("ktstr-firmware", uint64(len(m.platform.firmware())))
+	if err != nil {
+		return fmt.Errorf("%w: the firmware: %w", vm.ErrSetup, err)
+	}
+	copy(rom, m.platform.firmware())
+	guestmem.Unmap(rom)
+	defer firmware.Close()
+	consoleR, consoleW, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+	}
+	logR, logW, err := os.Pipe()
+	if err != nil {
+		return errors.Join(fmt.Errorf("%w: %w", vm.ErrSetup, err), consoleR.Close(), consoleW.Close())
+	}
+	m.cmd = exec.Command(path, args...)
+	m.cmd.ExtraFiles = []*os.File{ram, firmware, consoleW, logW}
+	m.cmd.Stderr = &m.stderr
+	m.cmd.WaitDelay = drainLimit
+	// Its own process group: a terminal's Ctrl-C is for us, who ask the guest to stop.
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	m.counter.begin()
+	started := make(chan error)
+	log := &logWatch{}
+	pipes := []*os.File{consoleR, logR}
+	go func() {
+		// The signal at a parent's death is about the thread that forks, which stays until the child is gone.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := m.cmd.Start()
+		_, _ = consoleW.Close(), logW.Close()
+		started <- err
+		if err == nil {
+			m.reap(pipes, []io.Writer{console, log}, log)
+		}
+	}()
+	if err := <-started; err != nil {
+		return errors.Join(fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err), consoleR.Close(), logR.Close())
+	}
+	return nil
+}
+
+// reap passes on what the child writes, waits for it, and says why it ended.
+func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch) {
+	var readers sync.WaitGroup
+	for i, p := range pipes {
+		readers.Go(func() {
+			_, _ = io.Copy(to[i], p) // what it can't take is lost, and no reason to end a guest
+			_ = p.Close()
+		})
+	}
+	readers.Go(m.awaitLife)
+	_ = m.cmd.Wait() // ProcessState says more
+	close(m.reaped)
+	for _, p := range pipes {
+		_ = p.SetReadDeadline(time.Now().Add(drainLimit))
+	}
+	readers.Wait()
+	if !m.killed.Load() {
+		m.stop(m.whyEnded(log.tripleFault))
+	}
+	close(m.ended)
+}
+
+// awaitLife waits for the firmware's sign of life.
+func (m *instance) awaitLife() {
+	alive, err := m.guest.Uint32(m.platform.mailbox(vm.Entry{}).alive)
+	if err != nil {
+		return // a board without RAM there has no firmware of ours
+	}
+	ticker := time.NewTicker(alivePoll)
+	defer ticker.Stop()
+	for gone := false; alive.Load() == 0; {
+		if gone {
+			return
+		}
+		select {
+		case <-m.reaped:
+			gone = true // one more look: it may have run and ended since the last
+		case <-ticker.C:
+		}
+	}
+	m.first.Store(time.Now().UnixNano())
+}
+
+// whyEnded says why the child ended by itself.
+func (m *instance) whyEnded(tripleFault bool) error {
+	state, said := m.cmd.ProcessState, m.stderr.line()
+	failed := func(how string) error {
+		if said != "" {
+			how += ": " + said
+		}
+		return fmt.Errorf("%w: QEMU (%s, process %d) %s", vm.ErrRun, m.cmd.Path, state.Pid(), how)
+	}
+	status, _ := state.Sys().(syscall.WaitStatus)
+	switch {
+	case status.Signaled():
+		return failed(fmt.Sprintf("was ended by a signal, %v", status.Signal()))
+	case strings.Contains(said, "terminating on signal"): // with a success of its own
+		return failed("was told to end")
+	case said == "" && m.first.Load() != 0:
+		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil {
+			return reason
+		}
+	case m.first.Load() == 0:
+		if _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
+			return err
+		}
+		return fmt.Errorf("%w; %d.%d or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
+			status.ExitStatus())), oldestMajor, oldestMinor, howToInstall(m.platform))
+	}
+	return failed(fmt.Sprintf("ended with exit status %d", status.ExitStatus()))
+}
+
+// Regions implements vm.Instance.
+func (m *instance) Regions() []guestmem.Region { return m.regions }
+
+// Emulated implements vm.Instance.
+func (m *instance) Emulated() bool { return true }
+
+// CounterKHz implements vm.Instance: guests see the host's counter.
+func (m *instance) CounterKHz() (uint32, error) { return m.counter.kHz() }
+
+// Start implements vm.Instance: it is one store, behind the state that the firmware sets.
+func (m *instance) Start(e vm.Entry) error {
+	box := m.platform.mailbox(e)
+	if err := m.guest.Write(box.content, box.state); err != nil {
+		return fmt.Errorf("%w: the firmware's mailbox: %w", vm.ErrSetup, err)
+	}
+	start, err := m.guest.Uint32(box.start)
+	if err != nil {
+		return fmt.Errorf("%w: the firmware's mailbox: %w", vm.ErrSetup, err)
+	}
+	start.Store(1)
+	return nil
+}
+
+// Kill implements vm.Instance.
+func (m *instance) Kill() {
+	m.killed.Store(true)
+	_ = m.cmd.Process.Kill() // which fails only where it has ended
+}
+
+// Ended implements vm.Instance.
+func (m *instance) Ended() <-chan struct{} { return m.ended }
+
+// Exits implements vm.Instance.
+func (m *instance) Exits() iter.Seq2[string, uint64] { return nil }
+
+// FirstExit implements vm.Instance: it is when the firmware was seen to run.
+func (m *instance) FirstExit() time.Time {
+	ns := m.first.Load()
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}
+
+// Close implements vm.Instance.
+func (m *instance) Close() error {
+	m.Kill()
+	<-m.ended
+	guestmem.Unmap(m.mem)
+	return nil
+}

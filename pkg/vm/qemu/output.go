@@ -1,0 +1,47 @@
+package qemu
+
+import (
+	"bytes"
+	"strings"
+	"sync"
+)
+
+// headLimit is how much of what QEMU says of itself is kept, in bytes.
+const headLimit = 4 << 10
+
+// head keeps the beginning of what is written to it.
+type head struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.text = append(h.text, p[:min(len(p), headLimit-len(h.text))]...)
+	return len(p), nil
+}
+
+// line is all that was kept, in one line.
+func (h *head) line() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return strings.Join(strings.Fields(strings.ToValidUTF8(string(h.text), "\ufffd")), " ")
+}
+
+// tripleFault is how QEMU's log of resets begins the one that a triple fault makes.
+var tripleFault = []byte("Triple fault")
+
+// logWatch looks for a triple fault in QEMU's log of resets, which a guest can make as long as it likes,
+// and keeps nothing of it.
+type logWatch struct {
+	tripleFault bool
+	rest        []byte // the end of what was written, where the words may begin
+}
+
+func (w *logWatch) Write(p []byte) (int, error) {
+	text := append(w.rest, p...)
+	w.tripleFault = w.tripleFault || bytes.Contains(text, tripleFault)
+	w.rest = append(w.rest[:0], text[max(0, len(text)-len(tripleFault)+1):]...)
+	return len(p), nil
+}

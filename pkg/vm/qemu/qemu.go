@@ -1,0 +1,139 @@
+// Package qemu runs machines on QEMU's emulator: a child process that shares the guest's RAM with this one,
+// and needs no virtualization of its host. Of QEMU it takes the processors and a few devices; what the guest
+// boots with lies in RAM already, and QEMU's own firmware, kernel loading and memory map have no part in it.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+// Backend is QEMU's emulator. The zero value looks for it on PATH.
+type Backend struct {
+	Program string // the emulator for the board's architecture; "": qemu-system-…, on PATH
+}
+
+// What keeps QEMU from being used, for errors.Is, beside vm.ErrUnavailable.
+var (
+	ErrNotInstalled = errors.New("QEMU is not installed")
+	ErrTooOld       = errors.New("QEMU is too old")
+)
+
+// The oldest version that works, by trying.
+const (
+	oldestMajor = 7
+	oldestMinor = 2
+)
+
+// versionLimit bounds how long a QEMU may take to say what it is.
+const versionLimit = 10 * time.Second
+
+// Name implements vm.Backend.
+func (Backend) Name() string { return "emulator" }
+
+// platform is what differs between the boards.
+type platform interface {
+	// program is the emulator's name, and pkg the packages that have it, by the program that installs them.
+	program() string
+	packages() map[string]string
+	// place says how many bytes of RAM QEMU is given, and where in them a span of the layout lies.
+	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
+	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, the console as fd 5 and the log as fd 6.
+	args(size uint64, cpus int) []string
+	// firmware is what the processors run before the kernel.
+	firmware() []byte
+	// mailbox is where the firmware and the host meet.
+	mailbox(e vm.Entry) mailbox
+	// ended says why a child ended that said nothing of a failure: the guest's own end. It returns nil
+	// where no guest can have done it.
+	ended(status int, tripleFault bool) error
+}
+
+func platformOf(b vm.Board) (platform, error) {
+	switch b.(type) {
+	case x86.Board:
+		return x86Platform{}, nil
+	}
+	return nil, fmt.Errorf("%w: the emulator back end can't run %s guests", vm.ErrArch, b.Arch())
+}
+
+// find returns the path of the emulator for a platform.
+func (b Backend) find(p platform) (string, error) {
+	name := b.Program
+	if name == "" {
+		name = p.program()
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", vm.Unavailable(fmt.Errorf("%w: %w; %s", ErrNotInstalled, err, howToInstall(p)))
+	}
+	return path, nil
+}
+
+// Find reports whether the emulator for a board is there, without running it: its path, or New's error.
+func (b Backend) Find(board vm.Board) (string, error) {
+	p, err := platformOf(board)
+	if err != nil {
+		return "", err
+	}
+	return b.find(p)
+}
+
+// Check finds the emulator for a board and asks it what it is: its path and its version, or New's error.
+func (b Backend) Check(board vm.Board) (path, version string, err error) {
+	p, err := platformOf(board)
+	if err != nil {
+		return "", "", err
+	}
+	if path, err = b.find(p); err != nil {
+		return "", "", err
+	}
+	version, err = checkVersion(path, p)
+	return path, version, err
+}
+
+// checkVersion runs a QEMU for its version; ErrTooOld where that does not work here.
+func checkVersion(path string, p platform) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), versionLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return "", vm.Unavailable(fmt.Errorf("%s --version: %w", path, err))
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	_, version, _ := strings.Cut(line, "version ")
+	version, _, _ = strings.Cut(version, " ")
+	var major, minor int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 {
+		return "", vm.Unavailable(fmt.Errorf("%s --version says %.80q", path, line))
+	}
+	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
+		return version, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %d.%d; %s",
+			ErrTooOld, path, version, oldestMajor, oldestMinor, howToInstall(p)))
+	}
+	return version, nil
+}
+
+// howToInstall says which package has a platform's emulator, for the package manager that is here.
+func howToInstall(p platform) string {
+	packages := p.packages()
+	managers := []string{"apt", "dnf", "pacman", "apk"}
+	var all []string
+	for _, m := range managers {
+		command := map[string]string{"apt": "apt install ", "dnf": "dnf install ", "pacman": "pacman -S ", "apk": "apk add "}[m] + packages[m]
+		if _, err := exec.LookPath(m); err == nil {
+			return "install it: " + command
+		}
+		all = append(all, command)
+	}
+	return "install it: " + strings.Join(all, ", or ")
+}

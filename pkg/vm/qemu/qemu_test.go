@@ -1,0 +1,208 @@
+package qemu_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const hangLimit = 60 * time.Second
+
+// code is machine code as a kernel, at 1 MiB.
+type code []byte
+
+func (code) Board() vm.Board { return x86.Board{} }
+
+func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
+	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
+}
+
+var spin = code{0xeb, 0xfe} // jmp .
+
+// start builds and starts a machine, to be closed with the test.
+func start(t *testing.T, b vm.Backend, kernel code) (*vm.Machine, error) {
+	t.Helper()
+	m, err := vm.New(vm.Config{Kernel: kernel, Backend: b, Memory: 64 << 20})
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m, m.Start()
+}
+
+// ends is why a machine can't be built, or ends.
+func ends(t *testing.T, b vm.Backend, kernel code) error {
+	t.Helper()
+	m, err := start(t, b, kernel)
+	if err != nil {
+		return err
+	}
+	return end(t, m)
+}
+
+func end(t *testing.T, m *vm.Machine) error {
+	t.Helper()
+	select {
+	case <-m.Done():
+		return m.Wait()
+	case <-time.After(hangLimit):
+		t.Fatalf("the machine did not end in %v", hangLimit)
+		return nil
+	}
+}
+
+// children are this process's own.
+func children(t *testing.T) []int {
+	t.Helper()
+	var pids []int
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // the thread may have ended
+		for _, word := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// running starts a guest that spins, waits until it runs, and returns its emulator's process.
+func running(t *testing.T) (*vm.Machine, int) {
+	t.Helper()
+	m, err := start(t, needs.Emulator(t), spin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(hangLimit); m.FirstExit().IsZero(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the guest does not run")
+		}
+	}
+	pids := children(t)
+	if len(pids) != 1 {
+		t.Fatalf("children %v", pids)
+	}
+	return m, pids[0]
+}
+
+// A child that somebody else ends is an error that names it, not an end of the guest's.
+func TestChildEndedFromOutside(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		m, pid := running(t)
+		if err := syscall.Kill(pid, signal); err != nil {
+			t.Fatal(err)
+		}
+		err := end(t, m)
+		if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), fmt.Sprintf("qemu-system-x86_64, process %d", pid)) {
+			t.Errorf("%v: %v", signal, err)
+		}
+		if pids := children(t); len(pids) > 0 {
+			t.Errorf("%v: children %v are left", signal, pids)
+		}
+	}
+}
+
+// Whatever a guest writes to the port that ends the emulator, it is the guest that ended.
+func TestAnyWayToPowerOff(t *testing.T) {
+	for _, v := range []byte{0, 1, 0x34, 0x7f, 0x80, 0xff} {
+		err := ends(t, needs.Emulator(t), code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
+		if !errors.Is(err, vm.ErrPowerOff) {
+			t.Errorf("0x%x: %v", v, err)
+		}
+	}
+}
+
+// script makes a program that stands for a QEMU.
+func script(t *testing.T, text string) qemu.Backend {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return qemu.Backend{Program: path}
+}
+
+// A QEMU that can't do it says so in one line, with what to do.
+func TestUnusableQEMU(t *testing.T) {
+	version := func(v string) string {
+		return `[ "$1" = --version ] && { echo "QEMU emulator version ` + v + `"; exit; }` + "\n"
+	}
+	for name, tc := range map[string]struct {
+		backend qemu.Backend
+		want    error
+		says    []string
+	}{
+		"not there":     {qemu.Backend{Program: "/nonexistent"}, qemu.ErrNotInstalled, []string{"/nonexistent", "qemu-system-x86"}},
+		"old":           {script(t, version("6.2.0 (Debian 1:6.2)")+"echo no such property >&2; exit 1"), qemu.ErrTooOld, []string{"6.2.0", "7.2", "qemu-system-x86"}},
+		"refuses":       {script(t, version("9.1")+"echo 'no -sandbox'  >&2; echo here >&2; exit 1"), vm.ErrRun, []string{"exit status 1", "no -sandbox here"}},
+		"says nothing":  {script(t, version("9.1")+"exit 3"), vm.ErrRun, []string{"exit status 3"}},
+		"ends at once":  {script(t, version("9.1")+"exit 0"), vm.ErrRun, []string{"refused to start"}},
+		"says too much": {script(t, version("9.1")+"head -c 10000000 /dev/zero | tr '\\0' x >&2; exit 1"), vm.ErrRun, []string{"xxxx"}},
+	} {
+		err := ends(t, tc.backend, spin)
+		if !errors.Is(err, tc.want) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 8<<10 {
+			t.Errorf("%s: %.300v", name, err)
+			continue
+		}
+		for _, text := range tc.says {
+			if !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: no %q in %v", name, text, err)
+			}
+		}
+	}
+}
+
+// One that never gets to its firmware is stopped like any other.
+func TestHangingQEMU(t *testing.T) {
+	m, err := start(t, script(t, "exec sleep 1000"), spin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reason := errors.New("enough")
+	m.Stop(reason)
+	if err := end(t, m); err != reason {
+		t.Error(err)
+	}
+	if pids := children(t); len(pids) > 0 {
+		t.Errorf("children %v are left", pids)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	path, version, err := needs.Emulator(t).Check(x86.Board{})
+	if err != nil || !filepath.IsAbs(path) || version == "" {
+		t.Errorf("%q, %q, %v", path, version, err)
+	}
+	if _, version, err := script(t, "echo QEMU emulator version 7.1.50").Check(x86.Board{}); !errors.Is(err, qemu.ErrTooOld) || version != "7.1.50" {
+		t.Errorf("%q, %v", version, err)
+	}
+	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "something else") {
+		t.Error(err)
+	}
+}

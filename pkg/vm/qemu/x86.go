@@ -1,0 +1,109 @@
+package qemu
+
+import (
+	_ "embed"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/ktstr/ktstr-vmm/pkg/e820"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+// x86Firmware is the end of the ROM, built from firmware/x86_64.S by "make guest".
+//
+//go:embed firmware/x86_64.bin
+var x86Firmware []byte
+
+const (
+	x86ROM     = 64 << 10 // the least that QEMU takes
+	x86Mailbox = 0x5f00   // firmware/x86_64.S
+	ramUnit    = 8 << 10  // what QEMU rounds RAM to
+)
+
+// x86Platform is an x86_64 machine: QEMU's microvm, with nothing on it that the board does not have.
+type x86Platform struct{}
+
+func (x86Platform) program() string { return "qemu-system-x86_64" }
+
+func (x86Platform) packages() map[string]string {
+	return map[string]string{"apt": "qemu-system-x86", "dnf": "qemu-system-x86-core", "pacman": "qemu-system-x86", "apk": "qemu-system-x86_64"}
+}
+
+// place: microvm has the first 3 GiB of RAM at 0 and the rest from 4 GiB on, as the board's layout does.
+func (x86Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
+	offset := func(s vm.Span) uint64 {
+		if a := uint64(s.Base); a >= e820.MMIOEnd {
+			return a - e820.MMIOEnd + e820.MMIOStart
+		}
+		return uint64(s.Base)
+	}
+	end := offset(l.Reserved) + l.Reserved.Size
+	return (end + ramUnit - 1) &^ (ramUnit - 1), offset
+}
+
+func (x86Platform) args(size uint64, cpus int) []string {
+	return []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
+		"-M", "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,share=on,mem-path=/proc/self/fd/3,size=%d", size),
+		"-m", fmt.Sprintf("%dk", size>>10),
+		"-smp", fmt.Sprint(cpus),
+		"-accel", "tcg,thread=multi",
+		"-cpu", "max,la57=off", // five levels of page tables cost a boot 0.4 s
+		"-bios", "/proc/self/fd/4",
+		"-chardev", "file,id=com1,path=/proc/self/fd/5", "-serial", "chardev:com1",
+		"-device", "i8042",
+		"-device", fmt.Sprintf("isa-debug-exit,iobase=0x%x,iosize=1", x86.SleepControl), // ends QEMU with 2 * value + 1
+		"-no-reboot",
+		"-d", "cpu_reset", "-D", "/proc/self/fd/6",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+	}
+}
+
+func (x86Platform) firmware() []byte {
+	rom := make([]byte, x86ROM)
+	copy(rom[len(rom)-len(x86Firmware):], x86Firmware)
+	return rom
+}
+
+func (x86Platform) mailbox(e vm.Entry) mailbox {
+	s, le := x86.EntryState(e), binary.LittleEndian
+	var b []byte
+	for _, v := range []uint64{s.RIP, s.RSI, s.RSP, s.RFLAGS, s.CR0, s.CR3, s.CR4, s.EFER} {
+		b = le.AppendUint64(b, v)
+	}
+	b = le.AppendUint16(b, s.GDTLimit)
+	b = le.AppendUint64(b, s.GDTBase)
+	b = le.AppendUint16(b, 0) // so that the next is aligned
+	msrs := x86.MSRs()
+	b = le.AppendUint32(b, uint32(len(msrs)))
+	for _, r := range msrs {
+		b = le.AppendUint32(b, r.Index)
+		b = le.AppendUint64(b, r.Value)
+	}
+	return mailbox{alive: x86Mailbox, start: x86Mailbox + 4, state: x86Mailbox + 8, content: b}
+}
+
+func (x86Platform) ended(status int, tripleFault bool) error {
+	switch {
+	case status == 0 && tripleFault:
+		return vm.ErrTripleFault
+	case status == 0:
+		return vm.ErrReset
+	case status == 2*x86.PowerOff+1:
+		return vm.ErrPowerOff
+	case status&1 != 0:
+		return fmt.Errorf("%w: 0x%x to the sleep control register", vm.ErrPowerOff, status>>1)
+	}
+	return nil
+}
+
+// mailbox is where firmware and host meet, in the guest's RAM, before the guest runs.
+type mailbox struct {
+	alive   guestmem.Addr // u32, not 0 when the firmware runs
+	start   guestmem.Addr // u32, not 0 when the state is there
+	state   guestmem.Addr
+	content []byte // of the state
+}

@@ -1,0 +1,74 @@
+package x86
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+// Ports: the PC's I/O map. Those of ACPI's sleep registers are ours to choose, a byte each.
+const (
+	com1Base     = 0x3f8
+	com1Size     = 8
+	com1IRQ      = 4
+	i8042Command = 0x64
+	i8042Reset   = 0xfe
+	rtcIndex     = 0x70
+	rtcData      = 0x71
+
+	// SleepControl is the port of ACPI's sleep control register, for back ends with devices of their own.
+	SleepControl = 0x600
+	sleepStatus  = 0x601
+	// PowerOff is what the guest writes there to power off: SLP_TYP 5 and SLP_EN, ACPI specification,
+	// 4.8.3.7.
+	PowerOff = sleepS5<<2 | 1<<5
+	sleepS5  = 5
+)
+
+// Bus is the devices behind a PC's I/O ports, for back ends that have none: COM1, the real-time clock, the
+// keyboard controller's reset and ACPI's sleep registers.
+type Bus struct {
+	com1 serial
+	rtc  rtc
+	stop func(error)
+}
+
+// NewBus returns a bus. What the guest writes to COM1 goes to console, which does not block; irq sets the
+// level of an interrupt line; a reset and a power-off are told to stop.
+func NewBus(console io.Writer, irq func(line, level uint32) error, stop func(error)) *Bus {
+	return &Bus{
+		com1: serial{out: console, irq: func(level uint32) error { return irq(com1IRQ, level) }},
+		stop: stop,
+	}
+}
+
+// Out is an access of 1, 2 or 4 bytes that writes.
+func (b *Bus) Out(port uint16, data []byte) {
+	v := data[0]
+	switch {
+	case port >= com1Base && port < com1Base+com1Size:
+		b.com1.write(uint8(port-com1Base), v)
+	case port == rtcIndex:
+		b.rtc.selectRegister(v)
+	case port == i8042Command && v == i8042Reset:
+		b.stop(fmt.Errorf("%w: 0x%x to port 0x%x", vm.ErrReset, v, port))
+	case port == SleepControl && v == PowerOff:
+		b.stop(vm.ErrPowerOff)
+	}
+}
+
+// In is an access of 1, 2 or 4 bytes that reads, into data.
+func (b *Bus) In(port uint16, data []byte) {
+	for i := range data {
+		data[i] = 0xff // as on an empty bus
+	}
+	switch {
+	case port >= com1Base && port < com1Base+com1Size:
+		data[0] = b.com1.read(uint8(port - com1Base))
+	case port == rtcData:
+		data[0] = b.rtc.read()
+	case port == i8042Command:
+		data[0] = 0 // ready for a command, nothing to read
+	}
+}

@@ -1,0 +1,99 @@
+package x86
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+)
+
+// More of the setup header: Linux boot protocol, "The real-mode kernel header".
+const (
+	offSetupSects  = 0x1f1 // u8, sectors of real-mode code behind the first; 0 means 4
+	offSyssize     = 0x1f4 // u32, 16-byte units of the protected-mode kernel
+	offJump        = 0x200 // the header ends 0x202 + the byte behind the jump's opcode
+	offXLoadFlags  = 0x236 // u16
+	offPrefAddress = 0x258 // u64, where the kernel wants to lie
+	offInitSize    = 0x260 // u32, bytes that it uses from there on until it knows its memory map
+	setupEnd       = 0x264 // the least that is read
+
+	sector         = 512
+	paragraph      = 16
+	kernel64       = 1      // in xloadflags: there is a 64-bit entry point
+	entry64        = 0x200  // where, from the kernel's start
+	protocol64     = 0x020c // the first protocol with xloadflags
+	maxSetupHeader = 0x290 - offSetup
+)
+
+// BzImage loads an x86_64 bzImage at the address that it prefers, to be entered at its 64-bit
+// entry point, where it unpacks itself.
+type BzImage struct{ File io.ReaderAt }
+
+// Board implements vm.Loader.
+func (BzImage) Board() vm.Board { return Board{} }
+
+// Load implements vm.Loader; it fails with vm.ErrKernel.
+func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
+	head := make([]byte, offSetup+maxSetupHeader)
+	n, err := b.File.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return k, fmt.Errorf("%w: %w", vm.ErrKernel, err)
+	}
+	if n < setupEnd {
+		return k, fmt.Errorf("%w: a bzImage of %d bytes; it is cut short", vm.ErrKernel, n)
+	}
+	if v := le.Uint16(head[offVersion:]); le.Uint32(head[offHeader:]) != headerMagic || v < protocol64 || le.Uint16(head[offXLoadFlags:])&kernel64 == 0 {
+		return k, fmt.Errorf("%w: no bzImage with a 64-bit entry point (boot protocol 0x%x, 0x%x and the flag are needed)", vm.ErrKernel, v, protocol64)
+	}
+	sectors := int64(head[offSetupSects])
+	if sectors == 0 {
+		sectors = 4
+	}
+	start := (sectors + 1) * sector
+	size := uint64(le.Uint32(head[offSyssize:])) * paragraph
+	base := le.Uint64(head[offPrefAddress:])
+	need := max(uint64(le.Uint32(head[offInitSize:])), size)
+	if base < kernelFloor || size <= entry64 {
+		return k, fmt.Errorf("%w: a bzImage of %d bytes for address 0x%x; the lowest address is 0x%x", vm.ErrKernel, size, base, kernelFloor)
+	}
+	if _, err := ram.Window(guestmem.Addr(base), need); err != nil {
+		return k, fmt.Errorf("%w: %w: it takes %d bytes at 0x%x, more than the guest has there: %w", vm.ErrKernel, vm.ErrRoom, need, base, err)
+	}
+	// The last paragraph may be short in the file.
+	if err := ram.Fill(io.NewSectionReader(b.File, start, int64(size-paragraph+1)), guestmem.Addr(base), size-paragraph+1); err != nil {
+		return k, fmt.Errorf("%w: %d bytes of kernel at file offset %d: %w; the file is cut short", vm.ErrKernel, size, start, err)
+	}
+	rest := make([]byte, paragraph-1)
+	n, _ = b.File.ReadAt(rest, start+int64(size)-paragraph+1)
+	if err := ram.Write(rest[:n], guestmem.Addr(base+size-paragraph+1)); err != nil {
+		return k, fmt.Errorf("%w: %w", vm.ErrKernel, err)
+	}
+	headerEnd := min(offHeader+int(head[offJump+1]), len(head))
+	return vm.Kernel{
+		Entry:  guestmem.Addr(base + entry64),
+		End:    guestmem.Addr(base + need),
+		Header: head[offSetup:max(headerEnd, setupEnd)],
+	}, nil
+}
+
+// Open tells by its content what kind of kernel a file is. It fails with vm.ErrKernel for what is none, or
+// none for this board.
+func Open(file io.ReaderAt) (vm.Loader, error) {
+	head := make([]byte, setupEnd)
+	n, err := file.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: %w", vm.ErrKernel, err)
+	}
+	switch {
+	case n >= 4 && string(head[:4]) == "\x7fELF":
+		return ELF{file}, nil
+	case n >= offHeader+4 && le.Uint32(head[offHeader:]) == headerMagic:
+		return BzImage{file}, nil
+	case n >= 0x40 && binary.BigEndian.Uint32(head[0x38:]) == 0x41524d64: // "ARMd": arm64 boot protocol
+		return nil, fmt.Errorf("%w: it is an arm64 Image, this board is x86_64", vm.ErrKernel)
+	}
+	return nil, fmt.Errorf("%w: neither a bzImage nor an ELF file", vm.ErrKernel)
+}

@@ -1,0 +1,62 @@
+package x86_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+func TestELFRefuses(t *testing.T) {
+	le := binary.LittleEndian
+	change := func(fn func(b []byte)) []byte {
+		b := bytes.Clone(guest.Demo)
+		fn(b)
+		return b
+	}
+	const phdr = 64 // the image's only program header
+	for name, image := range map[string][]byte{
+		"empty":                 {},
+		"text":                  []byte("#!/bin/sh\n"),
+		"header cut":            guest.Demo[:40],
+		"segment cut":           guest.Demo[:len(guest.Demo)/2],
+		"32-bit":                change(func(b []byte) { b[4] = 1 }),
+		"other architecture":    change(func(b []byte) { le.PutUint16(b[18:], 183) }),
+		"shared object":         change(func(b []byte) { le.PutUint16(b[16:], 3) }),
+		"below 1 MiB":           change(func(b []byte) { le.PutUint64(b[phdr+24:], 0x1000) }),
+		"outside RAM":           change(func(b []byte) { le.PutUint64(b[phdr+24:], 0xffffffff00000000) }),
+		"wraps":                 change(func(b []byte) { le.PutUint64(b[phdr+40:], ^uint64(0)) }),
+		"file over memory":      change(func(b []byte) { le.PutUint64(b[phdr+40:], 1) }),
+		"entry outside":         change(func(b []byte) { le.PutUint64(b[24:], 0x100) }),
+		"over the ring":         change(func(b []byte) { le.PutUint64(b[phdr+24:], 496<<20) }),
+		"many headers, no room": change(func(b []byte) { le.PutUint16(b[56:], 0xffff) }),
+	} {
+		ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 8<<20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (x86.ELF{File: bytes.NewReader(image)}).Load(ram); !errors.Is(err, vm.ErrKernel) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzELF: any file as a kernel is loaded or refused.
+func FuzzELF(f *testing.F) {
+	f.Add(guest.Demo)
+	f.Add(guest.Demo[:100])
+	f.Fuzz(func(t *testing.T, image []byte) {
+		ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 4<<20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (x86.ELF{File: bytes.NewReader(image)}).Load(ram); err != nil && !errors.Is(err, vm.ErrKernel) {
+			t.Fatal(err)
+		}
+	})
+}
