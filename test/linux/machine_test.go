@@ -137,7 +137,7 @@ func TestManyAtOnce(t *testing.T) {
 		ring   = 64 << 10
 	)
 	runs, most := 20, 24<<10 // KiB
-	if accel == "emulator" {
+	if mode == "emulator" {
 		runs, most = 8, 0
 	}
 	var wg sync.WaitGroup

@@ -6,6 +6,7 @@ package linux
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -23,7 +24,7 @@ import (
 var (
 	kernel = os.Getenv("KTSTR_TEST_KERNEL")
 	vmm    = os.Getenv("KTSTR_TEST_VMM")
-	accel  = os.Getenv("KTSTR_TEST_ACCEL") // empty: what the program chooses
+	mode   = cmp.Or(os.Getenv("KTSTR_TEST_ACCEL"), "auto")
 	helper = flag.String("helper", "", "what this binary does inside a guest")
 )
 
@@ -74,11 +75,7 @@ type ended struct {
 
 // runArgs are the program's arguments for a run; flags can be given again, the last one counts.
 func runArgs(args ...string) []string {
-	all := []string{"run", "--kernel", kernel, "--timeout", "3m"}
-	if accel != "" {
-		all = append(all, "--accel", accel)
-	}
-	return append(all, args...)
+	return append([]string{"run", "--accel", mode, "--kernel", kernel, "--timeout", "3m"}, args...)
 }
 
 // vmmRun runs a command in a guest: flags, then "--" and the command.

@@ -107,9 +107,7 @@ func (b *builder) linux(backend, kernel, run string) (suite, error) {
 		"KTSTR_TEST_EXAMPLE": example,
 		"KTSTR_TEST_GO":      b.go_,
 	}
-	if len(backends) > 1 {
-		s.env = []string{"KTSTR_TEST_ACCEL=" + backend}
-	}
+	s.env = []string{"KTSTR_TEST_ACCEL=" + backend}
 	s.args = testFlags(run)
 	return s, nil
 }
@@ -138,7 +136,7 @@ func (b *builder) machine(c choice) ([]suite, error) {
 		if err != nil {
 			return nil, err
 		}
-		skipped = skippedTests(results)
+		skipped = skippedTests(results, "kvm")
 	}
 	var suites []suite
 	for pkg := range strings.FieldsSeq(list) {

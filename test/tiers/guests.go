@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -88,6 +89,7 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 					s.args = append(s.args, "-test.short", "-test.parallel=1")
 					boots = append(boots, []suite{s})
 				} else {
+					s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()))
 					here = append(here, s)
 				}
 			}

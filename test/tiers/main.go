@@ -23,9 +23,7 @@ import (
 )
 
 var (
-	allBackends = []string{"emulator", "kvm"}
-	// backends are those that every test is to run on.
-	backends = []string{"kvm"}
+	backends = []string{"emulator", "kvm"}
 	kernels  = []string{"6.1", "6.12"}
 
 	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [machine] [linux], or: tiers summary FILE [FILE...]")

@@ -154,14 +154,15 @@ func parents(test string, fn func(string)) {
 	}
 }
 
-// skippedTests are the packages' tests of which something was skipped, by their topmost names.
-func skippedTests(all []*results) map[string][]string {
+// skippedTests are the packages' tests, by their topmost names, of which something that needs a back end was
+// skipped.
+func skippedTests(all []*results, backend string) map[string][]string {
 	skipped := map[string][]string{}
 	for _, p := range all {
 		seen := map[string]bool{}
 		for _, name := range p.order {
 			top, _, _ := strings.Cut(name, "/")
-			if p.tests[name].action == "skip" && !seen[top] {
+			if p.tests[name].action == "skip" && p.backendOf(name) == backend && !seen[top] {
 				seen[top] = true
 				skipped[p.pkg] = append(skipped[p.pkg], top)
 			}

@@ -112,7 +112,7 @@ func (s *summary) count(r row) *count {
 // backendOf is the back end that a test runs on: its name says so, or it or the label does.
 func (p *results) backendOf(name string) string {
 	for part := range strings.SplitSeq(name, "/") {
-		if slices.Contains(allBackends, part) {
+		if slices.Contains(backends, part) {
 			return part
 		}
 	}

@@ -71,6 +71,12 @@ func whole() map[string]string {
 			run TestStop
 			attr TestStop kvm
 			skip TestStop
+			run TestSmall
+			run TestSmall/emulator
+			pass TestSmall/emulator
+			run TestSmall/kvm
+			skip TestSmall/kvm
+			pass TestSmall
 			pass`),
 		"guests": said(runPkg+" [kvm, bed]", `
 			run TestFlood
@@ -87,7 +93,15 @@ func whole() map[string]string {
 			run TestStop/spin
 			pass TestStop/spin
 			pass TestStop
+			run TestSmall
+			run TestSmall/emulator
+			skip TestSmall/emulator
+			run TestSmall/kvm
+			pass TestSmall/kvm
+			pass TestSmall
 			pass`) +
+			said(linuxPkg+" [emulator, 6.1, host]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [emulator, 6.12, host]", "run TestExitCodes\npass TestExitCodes\npass") +
 			said(linuxPkg+" [kvm, 6.1, bed]", "run TestExitCodes\npass TestExitCodes\npass") +
 			said(linuxPkg+" [kvm, 6.12, bed]", "run TestExitCodes\npass TestExitCodes\npass"),
 	}
@@ -98,12 +112,14 @@ func TestSummary(t *testing.T) {
 	want := `
 tier     back end  kernel  where  ran  passed  failed  skipped
 unit     -         -       host   2    2       0       0
-machine  emulator  -       host   1    1       0       0
-machine  kvm       -       bed    3    3       0       0
+machine  emulator  -       host   2    2       0       0
+machine  kvm       -       bed    4    4       0       0
+linux    emulator  6.1     host   1    1       0       0
+linux    emulator  6.12    host   1    1       0       0
 linux    kvm       6.1     bed    1    1       0       0
 linux    kvm       6.12    bed    1    1       0       0
 
-8 passed, 0 failed, 0 skipped
+12 passed, 0 failed, 0 skipped
 `
 	if text != want || !ok {
 		t.Errorf("%t, %s\nwant%s", ok, text, want)
@@ -119,30 +135,30 @@ func TestSummaryFails(t *testing.T) {
 		says   []string
 	}{
 		"a test": {func(f map[string]string) { f["host"] += said(shmPkg, "run TestBad\nfail TestBad\nfail") }, false,
-			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "8 passed, 1 failed, 0 skipped"}},
+			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "12 passed, 1 failed, 0 skipped"}},
 		"a subtest is one failure": {func(f map[string]string) {
 			f["guests"] += said(linux, "run TestX\nrun TestX/a\nfail TestX/a\nrun TestX/b\npass TestX/b\nfail TestX\nfail")
-		}, false, []string{linuxPkg + " TestX/a (kvm, 6.12, bed)\n", "9 passed, 1 failed, 0 skipped"}},
+		}, false, []string{linuxPkg + " TestX/a (kvm, 6.12, bed)\n", "13 passed, 1 failed, 0 skipped"}},
 		"a parent by itself": {func(f map[string]string) {
 			f["host"] += said(shmPkg, "run TestX\nrun TestX/a\npass TestX/a\nfail TestX\nfail")
-		}, false, []string{shmPkg + " TestX (host)\n", "9 passed, 1 failed"}},
+		}, false, []string{shmPkg + " TestX (host)\n", "13 passed, 1 failed"}},
 		"a test that does not end": {func(f map[string]string) { f["guests"] += said(linux, "run TestX\nrun TestX/a\nfail") }, false,
-			[]string{"TestX/a (kvm, 6.12, bed): it did not end", "8 passed, 1 failed"}},
+			[]string{"TestX/a (kvm, 6.12, bed): it did not end", "12 passed, 1 failed"}},
 		"a package that is not built": {func(f map[string]string) { f["race"] = said(runPkg, "output  cannot build\nfail") }, false,
-			[]string{runPkg + " (race): cannot build\n", "8 passed, 1 failed"}},
+			[]string{runPkg + " (race): cannot build\n", "12 passed, 1 failed"}},
 		"a tier that did not run": {func(f map[string]string) {
 			f["guests"] = strings.Split(f["guests"], "{\"Action\":\"run\",\"Package\":\""+linux)[0]
 		}, true,
-			[]string{"ran nowhere:\n  linux kvm 6.12\n", "7 passed, 0 failed, 0 skipped"}},
+			[]string{"ran nowhere:\n  linux kvm 6.12\n", "11 passed, 0 failed, 0 skipped"}},
 		"a test skipped everywhere": {func(f map[string]string) {
 			f["race"] = f["host"]
 			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`, `"skip","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`)
 		}, true, []string{"skipped wherever they could have run:\n  " + runPkg + " TestStop/spin: \n", "0 failed, 1 skipped"}},
 		"a test skipped for a reason": {func(f map[string]string) {
 			f["host"] += said(shmPkg, "run TestC\noutput TestC     writers_test.go:64: this test needs gcc\noutput TestC --- SKIP: TestC (0.00s)\nskip TestC\npass")
-		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "8 passed, 0 failed, 1 skipped"}},
+		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "12 passed, 0 failed, 1 skipped"}},
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
-			[]string{"ran nowhere:\n  unit\n  machine kvm\n  linux kvm 6.1\n  linux kvm 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
+			[]string{"ran nowhere:\n  unit\n  machine emulator\n  linux emulator 6.1\n  linux emulator 6.12\n  machine kvm\n  linux kvm 6.1\n  linux kvm 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, ci := range []bool{false, true} {
@@ -162,12 +178,13 @@ func TestSummaryFails(t *testing.T) {
 	}
 }
 
+// What goes into the bed is what was skipped for lack of KVM, not of a compiler.
 func TestSkippedTests(t *testing.T) {
-	all, err := parseResults(strings.NewReader(whole()["host"]), "host")
+	all, err := parseResults(strings.NewReader(whole()["host"]+said(shmPkg, "run TestC\nskip TestC\npass")), "host")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := skippedTests(all), map[string][]string{runPkg: {"TestFlood", "TestStop"}}; !reflect.DeepEqual(got, want) {
+	if got, want := skippedTests(all, "kvm"), map[string][]string{runPkg: {"TestFlood", "TestStop", "TestSmall"}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
