@@ -50,7 +50,7 @@ type Monitor struct {
 	descs     descs
 	ticker    *ticker // from Start on
 	verdict   chan error
-	sync      chan chan struct{}
+	syncs     syncs
 	quit      chan struct{}
 	loopEnded chan struct{}
 	stopOnce  sync.Once
@@ -67,7 +67,6 @@ func New(cfg Config) *Monitor {
 		types:     map[shm.Type]int{},
 		descs:     newDescs(),
 		verdict:   make(chan error, 1),
-		sync:      make(chan chan struct{}, 1),
 		quit:      make(chan struct{}),
 		loopEnded: make(chan struct{}),
 	}
@@ -109,14 +108,40 @@ func (m *Monitor) Stop() {
 // Verdict gets the first reason to stop that a handler had.
 func (m *Monitor) Verdict() <-chan error { return m.verdict }
 
-// Sync makes a monitor that was started, and not stopped, drain now. The channel is closed when it has: what
-// the guest had written before the call has been handled then, up to a message that a handler has no room
-// for. A call must not come before the one before it is answered.
+// Sync makes a started monitor drain now. The channel is closed when it has: what the guest had written before
+// the call has been handled then, up to a message that a handler has no room for. It is closed at once where
+// the loop has ended.
 func (m *Monitor) Sync() <-chan struct{} {
 	done := make(chan struct{})
-	m.sync <- done
+	m.syncs.add(done)
 	m.ticker.poke()
 	return done
+}
+
+// syncs are who waits for the next drain.
+type syncs struct {
+	mu      sync.Mutex
+	waiting []chan struct{}
+	ended   bool // there will be none
+}
+
+func (s *syncs) add(done chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		close(done)
+		return
+	}
+	s.waiting = append(s.waiting, done)
+}
+
+// take returns who waits now; the last time, for whom comes later there is no wait.
+func (s *syncs) take(last bool) []chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting := s.waiting
+	s.waiting, s.ended = nil, last
+	return waiting
 }
 
 // Finish reads what is left in the ring. The loop has ended, or was never started, and the guest writes no
@@ -144,6 +169,11 @@ func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()
 func (m *Monitor) loop() {
 	defer close(m.loopEnded)
 	defer m.ticker.close()
+	defer func() {
+		for _, done := range m.syncs.take(true) {
+			close(done)
+		}
+	}()
 	last := time.Now()
 	p := pace{poll: m.poll, half: float64(m.reader.Capacity()) / 2, wait: m.poll}
 	for wait := m.poll; ; {
@@ -156,10 +186,13 @@ func (m *Monitor) loop() {
 		select {
 		case <-m.quit:
 			return
-		case done := <-m.sync:
-			m.tick()
-			close(done)
 		default:
+		}
+		if waiting := m.syncs.take(false); waiting != nil {
+			m.tick()
+			for _, done := range waiting {
+				close(done)
+			}
 		}
 		if !ticked {
 			continue

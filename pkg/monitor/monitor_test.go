@@ -1,6 +1,7 @@
 package monitor_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -287,5 +288,45 @@ ktstr_vmm_ring_messages_total{type="unknown"} 1
 		"header_changed": true, "bad_payload": true}
 	if !maps.Equal(kinds, wantKinds) {
 		t.Errorf("kinds of faults: %v", kinds)
+	}
+}
+
+// A message that a handler has no room for stays in the ring with those behind it, and comes again, also to
+// handlers that had it before; when the run is over for good it is counted, and what is behind it is read.
+func TestNotNow(t *testing.T) {
+	b := newBench(t, 4096, time.Hour) // drains at Sync alone
+	room := 1
+	var log []string
+	b.mux.HandleAll(monitor.HandlerFunc(func(m shm.Message) monitor.Verdict {
+		if m.Type == shm.Stdout {
+			if room == 0 {
+				return monitor.NotNow
+			}
+			room--
+		}
+		log = append(log, string(m.Payload))
+		return monitor.Continue
+	}))
+	b.start()
+	for _, text := range []string{"a", "b", "c"} {
+		b.write(shm.Stdout, text)
+	}
+	b.write(shm.RawOutput, "d")
+	<-b.monitor.Sync()
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a"}) || s.Messages != 1 || s.ByType["STDO"] != 1 {
+		t.Errorf("%q, %+v", log, s)
+	}
+	<-b.monitor.Sync()
+	room = 1
+	<-b.monitor.Sync()
+	if !slices.Equal(log, []string{"a", "b"}) {
+		t.Errorf("%q", log)
+	}
+	b.monitor.Stop()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.monitor.Finish(over)
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 || s.Messages != 4 || s.ByType["STDO"] != 3 {
+		t.Errorf("%q, %+v", log, s)
 	}
 }
