@@ -241,6 +241,30 @@ func TestSerialPortIsA16550(t *testing.T) {
 	})
 }
 
+// An access of 2 or 4 bytes is one to each of as many ports.
+func TestWidePortAccessReachesEachPort(t *testing.T) {
+	guest := append(code{
+		0x66, 0xba, 0xfc, 0x03, // mov dx, 0x3fc: modem control, line status, modem status, scratch
+		0xb8, 0x0b, 0x00, 0x00, 0x5a, // mov eax, 0x5a00000b
+		0xef,                         // out dx, eax
+		0xed,                         // in eax, dx
+		0x3d, 0x0b, 0x60, 0xb0, 0x5a, // cmp eax, 0x5ab0600b
+		0x75, 0xfe, // jne .
+		0x66, 0xba, 0xfe, 0x03, // mov dx, 0x3fe
+		0xb8, 0x00, 0xa5, 0x00, 0x00, // mov eax, 0xa500
+		0x66, 0xef, // out dx, ax
+		0x31, 0xc0, // xor eax, eax
+		0x66, 0xed, // in ax, dx
+		0x3d, 0xb0, 0xa5, 0x00, 0x00, // cmp eax, 0xa5b0
+		0x75, 0xfe, // jne .
+	}, reset...)
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+	})
+}
+
 // A clock that answers: register D says that it has power.
 func TestRealTimeClockAnswers(t *testing.T) {
 	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
