@@ -62,7 +62,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config) error {
 	}
 	cfg.VM.Backend = backend
 
-	console, err := o.openConsole(c.ErrOrStderr())
+	console, err := o.openConsole(c.OutOrStdout(), c.ErrOrStderr())
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -349,6 +353,59 @@ func TestRealTimeClockAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A guest's memory is left out of core dumps, its emulator's too.
+func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
+	const memory = 40 << 20
+	undumped := func(pid int) (size uint64) {
+		all, err := smaps.Read(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			if m.NoDump {
+				size += m.Size()
+			}
+		}
+		return size
+	}
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		m := machine(t, b, vm.Config{Kernel: spin, Memory: memory})
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if got := undumped(os.Getpid()); got < memory {
+			t.Errorf("ours leave out %d bytes of %d", got, memory)
+		}
+		for _, pid := range children(t) {
+			for deadline := time.Now().Add(hangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("those of process %d leave out %d bytes of %d", pid, undumped(pid), memory)
+				}
+			}
+		}
+	})
+}
+
+// children are the processes that this one started.
+func children(t *testing.T) (pids []int) {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // the thread may have ended
+		for _, word := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func TestNewRefuses(t *testing.T) {
