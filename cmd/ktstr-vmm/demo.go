@@ -41,6 +41,7 @@ func demoCommand() *cobra.Command {
 			}
 			return o.run(c, run.Config{
 				VM:         vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline},
+				Name:       "demo",
 				KernelName: "demo:" + name,
 				Drive:      drivers[name],
 			})

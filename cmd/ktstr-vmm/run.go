@@ -42,7 +42,7 @@ func runCommand() *cobra.Command {
 			}
 			defer files.Close()
 			o.linux = true
-			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
+			return o.run(c, run.Config{VM: cfg, Name: g.Name(), KernelName: filepath.Base(g.Kernel)})
 		},
 	}
 	f := c.Flags()

@@ -63,6 +63,7 @@ type Config struct {
 	NewMachine func(vm.Config) (Machine, error)
 
 	ID         string        // of the run; "": 16 random hex digits
+	Name       string        // what runs in the guest, for reports
 	KernelName string        // for reports and metrics
 	Version    string        // of the program, for metrics
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
@@ -137,6 +138,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 		panic:   newPanicWatch(),
 		result: &Result{
 			ID:          cfg.ID,
+			Name:        cfg.Name,
 			Kernel:      cfg.KernelName,
 			StartedAt:   time.Now(),
 			Arch:        arch(cfg.VM),
