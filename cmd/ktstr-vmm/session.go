@@ -114,7 +114,7 @@ func (s *session) open() (f files, err error) {
 			return f, fmt.Errorf("--report %q: %w", s.report, err)
 		}
 	}
-	if f.console, err = s.openConsole(s.stderr); err != nil && f.report != nil {
+	if f.console, err = s.openConsole(s.stdout, s.stderr); err != nil && f.report != nil {
 		f.report.discard()
 	}
 	return f, err

@@ -26,6 +26,7 @@ func MapAnonymous(size uint64) ([]byte, error) {
 		_ = unix.MunmapPtr(p, before)
 	}
 	_ = unix.MunmapPtr(unsafe.Add(p, before+uintptr(size)), hugePage-before)
+	leaveOutOfDumps(mem)
 	return mem, nil
 }
 
@@ -56,8 +57,14 @@ func mapSealed(fd int, size uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return unsafe.Slice((*byte)(p), size), nil
+	mem := unsafe.Slice((*byte)(p), size)
+	leaveOutOfDumps(mem)
+	return mem, nil
 }
+
+// leaveOutOfDumps keeps what a guest has in memory out of our core dumps: it is not ours to give away, and large.
+// It fails for no mapping of memory, and a dump that has more is no reason to have no guest.
+func leaveOutOfDumps(mem []byte) { _ = unix.Madvise(mem, unix.MADV_DONTDUMP) }
 
 // Unmap gives back what MapAnonymous or MapShared mapped.
 func Unmap(mem []byte) {

@@ -14,6 +14,7 @@ import (
 // Omitted says how much more there was.
 type Result struct {
 	ID        string
+	Name      string // what ran
 	Kernel    string
 	StartedAt time.Time
 	Duration  time.Duration

@@ -68,6 +68,7 @@ type Config struct {
 	NewMachine func(vm.Config) (Machine, error)
 
 	ID         string        // of the run; "": 16 random hex digits
+	Name       string        // what runs in the guest, for reports
 	KernelName string        // for reports and metrics
 	Version    string        // of the program, for metrics
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
@@ -141,7 +142,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 		cfg:     cfg,
 		console: &tail{limit: maxConsoleBytes},
 		panic:   newPanicWatch(),
-		result:  &Result{ID: cfg.ID, Kernel: cfg.KernelName, StartedAt: time.Now()},
+		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, StartedAt: time.Now()},
 	}
 	r.result.describe(cfg.VM)
 	err := r.run(ctx)
