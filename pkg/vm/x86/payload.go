@@ -60,7 +60,11 @@ func payload(file io.ReaderAt, head []byte) (io.ReadCloser, error) {
 	}
 	var magic [magicLen]byte
 	var field [sizeField]byte
-	if err := errors.Join(readAt(file, magic[:], start), readAt(file, field[:], start+length-sizeField)); err != nil {
+	err := readAt(file, magic[:], start)
+	if err == nil {
+		err = readAt(file, field[:], start+length-sizeField)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w", vm.ErrKernel, length, start, err)
 	}
 	size, room := le.Uint32(field[:]), min(le.Uint32(head[offInitSize:]), largest)
