@@ -40,8 +40,8 @@ func FuzzLines(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte, cut uint16) {
 		var want, got []string
 		for line := range bytes.SplitSeq(text, []byte{'\n'}) {
-			if line = bytes.TrimSuffix(line, []byte{'\r'}); len(bytes.TrimSpace(line)) > 0 && len(line) <= maxLine {
-				want = append(want, string(line))
+			if len(bytes.TrimSpace(line)) > 0 && len(line) <= maxLine {
+				want = append(want, string(bytes.TrimSuffix(line, []byte{'\r'})))
 			}
 		}
 		d := &doors{
