@@ -66,9 +66,13 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// program builds the command for tests that need a process of its own: signals, pipes, scrapes.
+// program builds the command for tests that need a process of its own: signals, pipes, scrapes. Where
+// there is no go command, as in the bed, it is built already.
 func program(t *testing.T) string {
 	t.Helper()
+	if path := os.Getenv("KTSTR_TEST_VMM"); path != "" {
+		return path
+	}
 	path := filepath.Join(t.TempDir(), "ktstr-vmm")
 	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

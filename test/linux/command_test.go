@@ -65,7 +65,7 @@ func (s *sleeper) Write(p []byte) (int, error) {
 // still comes, all of it.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "3m", "--shm-size", "8K", "--", os.Args[0], "-helper=bulk")
+	cmd := exec.Command(vmm, runArgs("--shm-size", "8K", "--", os.Args[0], "-helper=bulk")...)
 	var stdout, stderr sleeper
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) || sha256.Sum256(stderr.Bytes()) != sha256.Sum256(bytesOf(2)) {
@@ -174,7 +174,7 @@ func TestGoTestExec(t *testing.T) {
 		return changing.ReplaceAllString(string(out), "…"), cmd.ProcessState.ExitCode()
 	}
 	want, wantCode := goTest()
-	got, code := goTest("-exec", vmm+" run --kernel "+kernel+" --timeout 3m --")
+	got, code := goTest("-exec", vmm+" "+strings.Join(runArgs("--"), " "))
 	if got != want || code != wantCode || code != 1 {
 		t.Errorf("exit code %d, without -exec %d\n%s\nwithout -exec:\n%s", code, wantCode, got, want)
 	}

@@ -12,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // What a command wrote before the deadline is all there.
@@ -126,6 +128,7 @@ func TestControlBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer files.Close()
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: x86.Board{}, KernelMode: true})
 	var mu sync.Mutex
 	var stdout []byte
 	started := make(chan struct{})

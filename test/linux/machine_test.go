@@ -63,7 +63,7 @@ func TestRefusedKernels(t *testing.T) {
 		if err := os.WriteFile(path, tc.content, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command(vmm, "run", "--kernel", path, "--", "busybox", "true").CombinedOutput()
+		out, err := exec.Command(vmm, runArgs("--kernel", path, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) || strings.Count(string(out), "\n") != 1 {
 			t.Errorf("%s: %v, %s", name, err, out)
@@ -73,7 +73,7 @@ func TestRefusedKernels(t *testing.T) {
 		"--memory": {"24M", "try more --memory"},
 		"--append": {strings.Repeat("x", 2048), "this kernel takes at most 2047"},
 	} {
-		out, err := exec.Command(vmm, "run", "--kernel", kernel, flag, tc.value, "--", "busybox", "true").CombinedOutput()
+		out, err := exec.Command(vmm, runArgs(flag, tc.value, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) {
 			t.Errorf("%s: %v, %s", flag, err, out)
@@ -129,20 +129,23 @@ func TestConsole(t *testing.T) {
 	}
 }
 
-// Twenty at once, each with its own ring and output, and little memory beside the guest's.
-func TestTwentyAtOnce(t *testing.T) {
+// Many at once, each with its own ring and output: on KVM twenty, with little memory beside the
+// guest's; emulated ones keep a processor each busy, so that eight are as good as twenty.
+func TestManyAtOnce(t *testing.T) {
 	const (
-		runs   = 20
 		memory = 160 << 20
 		ring   = 64 << 10
-		most   = 24 << 10 // KiB
 	)
+	runs, most := 20, 24<<10 // KiB
+	if mode == "emulator" {
+		runs, most = 8, 0
+	}
 	var wg sync.WaitGroup
 	for i := range runs {
 		wg.Go(func() {
 			var stdout, stderr bytes.Buffer
-			cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
-				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))
+			cmd := exec.Command(vmm, runArgs("--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
+				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))...)
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
 			if err := cmd.Start(); err != nil {
 				t.Error(err)
@@ -164,7 +167,7 @@ func TestTwentyAtOnce(t *testing.T) {
 			}()
 			_ = cmd.Wait()
 			close(stop)
-			if kib := <-largest; kib == 0 || kib > most {
+			if kib := <-largest; most > 0 && (kib == 0 || kib > most) {
 				t.Errorf("run %d: %d KiB beside the guest's memory, at most %d", i, kib, most)
 			}
 			var want bytes.Buffer
