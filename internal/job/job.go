@@ -39,7 +39,13 @@ type Job struct {
 
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string
+
+	// OpenFiles is how many files a process may have open; a Hard of 0: as the guest's kernel has it.
+	OpenFiles Limit
 }
+
+// Limit is a limit of setrlimit(2).
+type Limit struct{ Soft, Hard uint64 }
 
 // The names of a job's items.
 const (
@@ -49,6 +55,7 @@ const (
 	nameTTY       = "tty"
 	nameOneOutput = "one-output"
 	nameScheduler = "scheduler"
+	nameOpenFiles = "open-files"
 )
 
 // Encode returns the job as Path holds it.
@@ -65,6 +72,7 @@ func (j Job) Encode() string {
 	item(nameTTY, strconv.FormatBool(j.TTY))
 	item(nameOneOutput, strconv.FormatBool(j.OneOutput))
 	item(nameScheduler, j.Scheduler...)
+	item(nameOpenFiles, fmt.Sprint(j.OpenFiles.Soft, " ", j.OpenFiles.Hard))
 	return b.String()
 }
 
@@ -101,8 +109,21 @@ func (j *Job) set(name, value string) (err error) {
 		j.OneOutput, err = strconv.ParseBool(value)
 	case nameScheduler:
 		j.Scheduler = append(j.Scheduler, value)
+	case nameOpenFiles:
+		j.OpenFiles, err = parseLimit(value)
 	default:
 		return fmt.Errorf("%q is no item of a job", name)
 	}
 	return err
+}
+
+func parseLimit(value string) (l Limit, err error) {
+	soft, hard, _ := strings.Cut(value, " ")
+	if l.Soft, err = strconv.ParseUint(soft, 10, 64); err != nil {
+		return Limit{}, err
+	}
+	if l.Hard, err = strconv.ParseUint(hard, 10, 64); err != nil {
+		return Limit{}, err
+	}
+	return l, nil
 }

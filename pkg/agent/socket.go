@@ -35,8 +35,12 @@ func accept(listener *os.File) (*os.File, error) {
 	var fd int
 	var failure error
 	err = raw.Read(func(l uintptr) (done bool) {
-		fd, _, failure = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return !errors.Is(failure, unix.EAGAIN)
+		for {
+			fd, _, failure = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			if failure != unix.EINTR && failure != unix.ECONNABORTED {
+				return failure != unix.EAGAIN
+			}
+		}
 	})
 	if err = errors.Join(err, failure); err != nil {
 		return nil, err

@@ -70,3 +70,16 @@ func leaveOutOfDumps(mem []byte) { _ = unix.Madvise(mem, unix.MADV_DONTDUMP) }
 func Unmap(mem []byte) {
 	_ = unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))) // fails only for what is no mapping
 }
+
+// worthPopulating is from how many bytes on a system call costs less than the page faults.
+const worthPopulating = 256 << 10
+
+// populate makes pages of all of mem that lies in whole ones. It is an offer: a kernel that does not know it
+// (before 5.14) refuses, as it does for memory that is no mapping, and nothing changes.
+func populate(mem []byte) {
+	const page = 4 << 10
+	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % page)
+	if len(mem) >= worthPopulating {
+		_ = unix.Madvise(mem[skip:skip+(len(mem)-skip)/page*page], unix.MADV_POPULATE_WRITE)
+	}
+}

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
@@ -150,7 +152,9 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 			return nil, err
 		}
 	}
-	j := job.Job{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput}
+	j := job.Job{
+		Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+	}
 	if len(g.Scheduler) > 0 {
 		scheduler, err := addCommand(a, g.Scheduler[0])
 		if err != nil {
@@ -183,6 +187,18 @@ func (g Guest) addIncluded(a *initramfs.Archive) error {
 		}
 	}
 	return nil
+}
+
+// callersOpenFiles is how many files a program may have open that this process's parent starts: Go has
+// raised this process's own limit.
+func callersOpenFiles() job.Limit {
+	var l unix.Rlimit
+	if err := unix.Prlimit(os.Getppid(), unix.RLIMIT_NOFILE, nil, &l); err != nil { // it is another user's
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+			return job.Limit{}
+		}
+	}
+	return job.Limit{Soft: l.Cur, Hard: l.Max}
 }
 
 // environment is the command's.

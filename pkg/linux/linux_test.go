@@ -92,7 +92,7 @@ func TestGuest(t *testing.T) {
 		t.Errorf("/init has %d bytes, the agent %d: %v", len(files["/init"]), len(agent), err)
 	}
 	if !slices.Equal(told.Args, []string{self, "-test.v"}) || told.Dir != dir || !told.TTY || told.OneOutput || !slices.Equal(told.Scheduler, []string{"/bin/sh", "-x"}) ||
-		!slices.Contains(told.Env, "A=b=c") || !slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
+		told.OpenFiles.Soft == 0 || told.OpenFiles.Hard < told.OpenFiles.Soft || !slices.Contains(told.Env, "A=b=c") || !slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
 		t.Errorf("%+v", told)
 	}
 

@@ -76,7 +76,7 @@ func TestSlowReader(t *testing.T) {
 func TestDynamicallyLinkedCommand(t *testing.T) {
 	t.Parallel()
 	vmmRun(t, "--env", "GREETING=hello world", "--", "/usr/bin/env", "-u", "TERM").want(t, 0,
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
+		"USER=root\nHOSTNAME=ktstr\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
 			"KTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
 }
 

@@ -46,6 +46,8 @@ func TestMain(m *testing.M) {
 		<-done
 	case "clock":
 		fail(reportClock())
+	case "like-a-host":
+		fail(likeAHost())
 	default:
 		fail(send(*helper))
 	}
