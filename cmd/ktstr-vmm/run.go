@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
@@ -32,6 +34,9 @@ func runCommand() *cobra.Command {
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
+			g.OnSkip = func(s initramfs.Skipped) {
+				fmt.Fprintf(c.ErrOrStderr(), "ktstr-vmm: left out of the guest: %q, %s\n", s.Path, s.Kind())
+			}
 			cfg, files, err := g.Config()
 			if err != nil {
 				return byFlag(err)
@@ -46,6 +51,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
+	f.StringVar(&g.Sysroot, "sysroot", "", "a folder in which the programs and what they need are looked up, as for another architecture")
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
 	f.StringVar(&scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
@@ -59,6 +65,7 @@ func runCommand() *cobra.Command {
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{
 	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
+	"Sysroot": "--sysroot",
 }
 
 // byFlag puts the flag in the place of the field that an error names. The command has none.
@@ -66,6 +73,9 @@ func byFlag(err error) error {
 	var field *linux.FieldError
 	if !errors.As(err, &field) {
 		return err
+	}
+	if errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary) {
+		field.Err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", field.Err)
 	}
 	flag, ok := guestFlags[field.Field]
 	if !ok {
