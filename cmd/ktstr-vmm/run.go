@@ -38,6 +38,9 @@ func runCommand() *cobra.Command {
 				fmt.Fprintf(c.ErrOrStderr(), "ktstr-vmm: left out of the guest: %q, %s\n", s.Path, s.Kind())
 			}
 			cfg, files, err := g.Config()
+			if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {
+				return fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", byFlag(err))
+			}
 			if err != nil {
 				return byFlag(err)
 			}
@@ -73,9 +76,6 @@ func byFlag(err error) error {
 	var field *linux.FieldError
 	if !errors.As(err, &field) {
 		return err
-	}
-	if errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary) {
-		field.Err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", field.Err)
 	}
 	flag, ok := guestFlags[field.Field]
 	if !ok {

@@ -232,7 +232,7 @@ type stream struct {
 func newStream(r io.ReaderAt, at, end int64) *stream {
 	file := io.NewSectionReader(r, 0, end)
 	file.Seek(at, io.SeekStart) // it fails for a negative offset only
-	return &stream{r: bufio.NewReaderSize(file, 16<<10), file: file, pos: at, end: end}
+	return &stream{r: bufio.NewReader(file), file: file, pos: at, end: end}
 }
 
 func (s *stream) read(b []byte) error {

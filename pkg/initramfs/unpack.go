@@ -191,11 +191,9 @@ func (t *tail) footer() int64 {
 }
 
 func (t *tree) lz4Legacy(r io.ReaderAt, at, end int64) (int64, error) {
-	if t.lz4Block == nil {
-		t.lz4Block = make([]byte, lz4Block)
-	}
 	z := &lz4Reader{s: newStream(r, at, end), buffer: t.lz4Block}
 	err := t.unpacked(z)
+	t.lz4Block = z.buffer
 	return z.s.pos, err
 }
 
@@ -206,7 +204,10 @@ type lz4Reader struct {
 	rest           []byte // of buffer
 }
 
-const lz4Block = 8 << 20
+const (
+	lz4Block = 8 << 20
+	lz4Ratio = 256 // a byte of a length stands for 255 at most
+)
 
 func (z *lz4Reader) Read(p []byte) (int, error) {
 	for len(z.rest) == 0 {
@@ -240,6 +241,9 @@ func (z *lz4Reader) next() error {
 	z.packed = append(z.packed[:0], make([]byte, size)...)
 	if err := z.s.read(z.packed); err != nil {
 		return err
+	}
+	if most := int(min(size*lz4Ratio, lz4Block)); len(z.buffer) < most {
+		z.buffer = make([]byte, most)
 	}
 	n, err := lz4.UncompressBlock(z.packed, z.buffer)
 	if err != nil {
