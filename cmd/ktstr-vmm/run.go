@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -37,10 +38,17 @@ func runCommand() *cobra.Command {
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
+			g.OnSkip = func(s initramfs.Skipped) {
+				fmt.Fprintf(c.ErrOrStderr(), "ktstr-vmm: left out of the guest: %q, %s\n", s.Path, s.Kind())
+			}
 			o.linux = true
 			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func() (vm.Config, io.Closer, error) {
 				cfg, files, err := g.Config()
-				return cfg, files, byFlag(err)
+				err = byFlag(err)
+				if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {
+					err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", err)
+				}
+				return cfg, files, err
 			})
 		},
 	}
@@ -49,6 +57,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
+	f.StringVar(&g.Sysroot, "sysroot", "", "a folder in which the programs and what they need are looked up, as for another architecture")
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
 	f.StringVar(&scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
@@ -64,6 +73,7 @@ func runCommand() *cobra.Command {
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{
 	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
+	"Sysroot": "--sysroot",
 }
 
 // byFlag puts the flag in the place of the field that an error names. The command has none.

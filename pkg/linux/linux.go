@@ -37,13 +37,17 @@ type Guest struct {
 	Kernel  string   // path of a bzImage or a vmlinux
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
-	Include   []string // SRC or SRC:DST: what the guest gets beside the command
+	Include   []string // SRC or SRC:DST: what the guest gets beside the command; below DST where that ends in /
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
 	TTY       bool     // the command gets a controlling terminal
 	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
 	Verbose   bool     // the kernel says all it has to say
 	Initrd    string   // path of an initramfs that lies below what is made here; "": none
+	Sysroot   string   // folder in which programs and what they need are looked up; "": this host's root
+
+	// OnSkip hears of each file in a tree that is left out of the guest; nil: nobody does.
+	OnSkip func(initramfs.Skipped)
 
 	Append      string // what is added to Cmdline
 	CmdlineOnly string // what replaces it, and Append; "": nothing
@@ -100,7 +104,17 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 		if err != nil {
 			return cfg, nil, &FieldError{Field: "Initrd", Err: err}
 		}
-		archive.SetBase(f, uint64(info.Size()))
+		if !info.Mode().IsRegular() {
+			return cfg, nil, &FieldError{"Initrd", g.Initrd, errors.New("it is no plain file")}
+		}
+		if err := archive.SetBase(f, uint64(info.Size())); err != nil {
+			return cfg, nil, &FieldError{"Initrd", g.Initrd, err}
+		}
+	}
+	if g.OnSkip != nil {
+		for _, s := range archive.Skipped() {
+			g.OnSkip(s)
+		}
 	}
 	cfg.Initrd = archive
 	cfg.Cmdline = g.cmdline()
@@ -142,6 +156,10 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		return nil, err
 	}
 	a := initramfs.New()
+	a.Arch = arch
+	if a.Sysroot, err = g.sysroot(); err != nil {
+		return nil, err
+	}
 	a.AddBytes("/init", init, 0o755)
 	program, err := addCommand(a, g.Command[0])
 	if err != nil {
@@ -172,15 +190,34 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 	return a, nil
 }
 
+// sysroot is the absolute path of Sysroot.
+func (g Guest) sysroot() (string, error) {
+	if g.Sysroot == "" {
+		return "", nil
+	}
+	if !isDir(g.Sysroot) {
+		return "", &FieldError{"Sysroot", g.Sysroot, errors.New("there is no such folder")}
+	}
+	return filepath.Abs(g.Sysroot)
+}
+
+var errInclude = errors.New("it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty")
+
 func (g Guest) addIncluded(a *initramfs.Archive) error {
 	for _, include := range g.Include {
 		src, dst, ok := strings.Cut(include, ":")
+		if src == "" || ok && dst == "" {
+			return &FieldError{"Include", include, errInclude}
+		}
 		src, err := filepath.Abs(src)
 		if err != nil {
 			return err
 		}
-		if !ok {
+		switch {
+		case !ok:
 			dst = src
+		case strings.HasSuffix(dst, "/") && !isDir(src):
+			dst += filepath.Base(src)
 		}
 		if err := a.AddTree(src, dst); err != nil {
 			return &FieldError{"Include", include, err}
@@ -216,11 +253,13 @@ func (g Guest) environment() ([]string, error) {
 // addCommand adds a program and returns its path in the guest. One that is not here may be in the
 // guest's base or what it includes; where it is not, the guest says so: 127.
 func addCommand(a *initramfs.Archive, name string) (string, error) {
-	path, err := initramfs.LookPath(name)
+	path, err := a.LookPath(name)
 	if err != nil {
 		return name, nil
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	_, err = os.Stat(path)
+	_, errBelow := os.Lstat(filepath.Join(a.Sysroot, path)) // a link there leads to somewhere else in the guest
+	if errors.Is(err, fs.ErrNotExist) && errors.Is(errBelow, fs.ErrNotExist) {
 		return path, nil
 	}
 	return path, a.AddProgram(path)

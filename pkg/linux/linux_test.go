@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -102,6 +104,78 @@ func TestGuest(t *testing.T) {
 	}
 }
 
+// A testdata that is a link comes with what it leads to.
+func TestTestdataThatIsALink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "shared/golden"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "shared/golden/file"), []byte("golden"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "pkg"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../shared/golden", filepath.Join(dir, "pkg/testdata")); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(dir, "pkg"))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, files, _ := described(t, linux.Guest{Command: []string{self}})
+	if files[filepath.Join(dir, "pkg/testdata")] != "../shared/golden" || files[filepath.Join(dir, "shared/golden/file")] != "golden" {
+		t.Errorf("%q", slices.Sorted(maps.Keys(files)))
+	}
+}
+
+// A DST that ends in a slash is the folder in which a file comes to lie.
+func TestIncludeIntoFolder(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.Mkdir("tree", 0o755), os.WriteFile("file", []byte("text"), 0o644), os.WriteFile("tree/leaf", []byte("leaf"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	_, files, _ := described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{"file:/", "file:/in/", "file:/as", "tree:/in/", "tree:/"}})
+	for name, want := range map[string]string{"/file": "text", "/in/file": "text", "/as": "text", "/in/leaf": "leaf", "/leaf": "leaf"} {
+		if files[name] != want {
+			t.Errorf("%s: %q in %q", name, files[name], slices.Sorted(maps.Keys(files)))
+		}
+	}
+}
+
+// What is left out of a tree is told of.
+func TestOnSkip(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{dir}, OnSkip: func(s initramfs.Skipped) { said = append(said, s.Path) }})
+	if !slices.Equal(said, []string{filepath.Join(dir, "fifo")}) {
+		t.Errorf("%q", said)
+	}
+}
+
+// With a sysroot a command is looked for in it first, and then on this host.
+func TestSysroot(t *testing.T) {
+	root := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, "bin/sh"), []byte("text of its own"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(t.TempDir(), "mine")
+	if err := os.WriteFile(mine, []byte("text of mine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", "/bin")
+	for command, want := range map[string]string{"sh": "/bin/sh", "/bin/sh": "/bin/sh", mine: mine, "/none": "/none"} {
+		_, files, told := described(t, linux.Guest{Command: []string{command}, Sysroot: root})
+		if told.Args[0] != want || want == "/bin/sh" && files[want] != "text of its own" || want == mine && files[want] != "text of mine" {
+			t.Errorf("%s: %q, %q", command, told.Args, files[want])
+		}
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	for _, tc := range []struct {
 		guest linux.Guest
@@ -134,6 +208,11 @@ func TestRefusals(t *testing.T) {
 		"no include":    {linux.Guest{Kernel: good, Command: command, Include: []string{"/no/such/file:/x"}}, "Include /no/such/file:/x: /no/such/file can't"},
 		"bad env":       {linux.Guest{Kernel: good, Command: command, Env: []string{"=b"}}, `Env "=b": it is NAME=VALUE`},
 		"no initrd":     {linux.Guest{Kernel: good, Command: command, Initrd: "/no/such/initrd"}, "Initrd: open /no/such/initrd"},
+		"no DST":        {linux.Guest{Kernel: good, Command: command, Include: []string{dir + ":"}}, "Include " + dir + ":: it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty"},
+		"no SRC":        {linux.Guest{Kernel: good, Command: command, Include: []string{":/x"}}, "Include :/x: it is SRC"},
+		"bad initrd":    {linux.Guest{Kernel: good, Command: command, Initrd: good}, "Initrd " + good + ": the base initramfs can't be read"},
+		"initrd folder": {linux.Guest{Kernel: good, Command: command, Initrd: dir}, "Initrd " + dir + ": it is no plain file"},
+		"no sysroot":    {linux.Guest{Kernel: good, Command: command, Sysroot: "/no/such"}, "Sysroot /no/such: there is no such folder"},
 		"bad scheduler": {linux.Guest{Kernel: good, Command: command, Scheduler: []string{dir}}, "Scheduler: " + dir + " can't be put into the guest"},
 	} {
 		_, files, err := tc.guest.Config()

@@ -4,6 +4,7 @@ package linux
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"os"
@@ -115,6 +116,47 @@ func TestBaseInitrd(t *testing.T) {
 		t.Fatal(err)
 	}
 	vmmRun(t, "--initrd", path, "--", "busybox", "cat", "/base/file").want(t, 0, "from the base\n")
+}
+
+// What the base has as links stays that, and a file with two names is not written into where one is replaced.
+func TestMergedBase(t *testing.T) {
+	t.Parallel()
+	tree := t.TempDir()
+	for _, dir := range []string{"usr/bin", "usr/lib64"} {
+		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shared := filepath.Join(tree, "usr/bin/one")
+	if err := errors.Join(
+		os.Symlink("usr/bin", filepath.Join(tree, "bin")), os.Symlink("usr/lib64", filepath.Join(tree, "lib64")),
+		os.WriteFile(shared, []byte("the base's\n"), 0o644), os.Link(shared, filepath.Join(tree, "usr/bin/two")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(t.TempDir(), "mine")
+	if err := os.WriteFile(mine, []byte("of the archive\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	base := initramfs.New()
+	if err := base.AddTree(tree, "/"); err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := base.WriteTo(z); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "base.cpio.gz")
+	if err := os.WriteFile(path, packed.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	vmmRun(t, "--initrd", path, "--include", mine+":/bin/two", "--", "busybox", "sh", "-c",
+		"busybox readlink /bin; busybox readlink /lib64; busybox cat /bin/one /usr/bin/two").
+		want(t, 0, "usr/bin\nusr/lib64\nthe base's\nof the archive\n")
 }
 
 // The console goes to a file and to stderr, and the kernel says more; the output is what it was.

@@ -143,6 +143,43 @@ func TestOpenKernelRefuses(t *testing.T) {
 	}
 }
 
+// badInitrd announces size bytes and writes fewer, or fails.
+type badInitrd struct {
+	size uint64
+	err  error
+}
+
+func (i badInitrd) Size() uint64 { return i.size }
+func (i badInitrd) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.WriteString(w, "part")
+	return int64(n), errors.Join(i.err, err)
+}
+
+// Why an initrd can't be written is its own cause: the kernel is not bad for it.
+func TestInitrdKeepsItsCause(t *testing.T) {
+	ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 48<<20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unreadable := errors.New("/some/file can't be read")
+	for _, tc := range []struct {
+		initrd badInitrd
+		want   error
+	}{{badInitrd{4, unreadable}, unreadable}, {badInitrd{8, nil}, io.ErrUnexpectedEOF}, {badInitrd{0, unreadable}, unreadable}} {
+		boot := vm.Boot{
+			Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Initrd: tc.initrd, Memory: 64 << 20, Reserved: 16 << 20, CPUs: 1},
+			CounterKHz: func() (uint32, error) { return 0, nil },
+		}
+		_, err := (x86.Board{}).Load(ram, boot)
+		if !errors.Is(err, tc.want) || !errors.Is(err, vm.ErrSetup) || errors.Is(err, vm.ErrKernel) {
+			t.Errorf("%+v: %v", tc.initrd, err)
+		}
+		if tc.want == unreadable && errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%v: nothing ended early", err)
+		}
+	}
+}
+
 // The kernel's own limit for its command line counts.
 func TestCommandLineLimit(t *testing.T) {
 	ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 8<<20)})
