@@ -30,7 +30,7 @@ func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 
 var reset = code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x64, 0xfe; jmp .
 
-// ends runs a guest and returns why it ended and how often it left KVM.
+// ends runs a guest and returns how often it left KVM and why it ended.
 func ends(t *testing.T, kernel code) (exits map[string]uint64, reason error) {
 	t.Helper()
 	needs.KVM(t)
