@@ -17,6 +17,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -204,13 +205,14 @@ func parts(kernel string) error {
 		VM:      cfg,
 		Timeout: bootLimit,
 		OnStart: func() { built = time.Since(start) },
-		OnMessage: func(_ time.Duration, m shm.Message) {
+		OnMessage: func(_ time.Duration, m shm.Message) monitor.Verdict {
 			switch m.Type {
 			case shm.ScenarioStart:
 				agent = time.Since(start)
 			case shm.Stdout:
 				output = time.Since(start)
 			}
+			return monitor.Continue
 		},
 	})
 	if r.Outcome != run.Exited || output == 0 {

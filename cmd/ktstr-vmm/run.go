@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 func runCommand() *cobra.Command {
@@ -30,15 +32,16 @@ func runCommand() *cobra.Command {
 			if len(args) == 0 {
 				return errors.New("run takes a command behind --")
 			}
+			if c.ArgsLenAtDash() != 0 {
+				return fmt.Errorf("%q is neither a flag nor behind --, where run takes its command", args[0])
+			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
-			cfg, files, err := g.Config()
-			if err != nil {
-				return byFlag(err)
-			}
-			defer files.Close()
 			o.linux = true
-			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func() (vm.Config, io.Closer, error) {
+				cfg, files, err := g.Config()
+				return cfg, files, byFlag(err)
+			})
 		},
 	}
 	f := c.Flags()
@@ -50,8 +53,10 @@ func runCommand() *cobra.Command {
 	f.StringVar(&scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
 	f.BoolVar(&g.TTY, "tty", false, "give the command a terminal; all of its output comes on stdout then")
-	f.StringVar(&o.console, "console", "", "file for the guest's console")
-	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, and let its kernel say more")
+	f.StringVar(&o.console, "console", "", "file for the guest's console as it is, - for stdout")
+	o.consoleLimit = defaultConsoleLimit
+	f.Var(&o.consoleLimit, "console-limit", "how much of it --console takes")
+	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, control characters made visible, and let its kernel say more")
 	o.register(c)
 	return c
 }

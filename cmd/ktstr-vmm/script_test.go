@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -95,13 +96,9 @@ func TestInspectAnyImage(t *testing.T) {
 		}
 		for _, args := range [][]string{{"inspect", "--json", path}, {"inspect", path}} {
 			var out, errOut limited
-			code := execute(args, &out, &errOut)
-			for _, c := range codes {
-				if code == c {
-					return
-				}
+			if code := execute(args, &out, &errOut); !slices.Contains(codes, code) {
+				t.Errorf("%s: %s: exit code %d, want one of %v; %s", name, args, code, codes, errOut.text)
 			}
-			t.Errorf("%s: exit code %d, want one of %v; %s", name, code, codes, errOut.text)
 		}
 	}
 	for n := 0; n < 600; n += 7 {

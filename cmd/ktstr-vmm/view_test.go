@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -28,12 +29,18 @@ func TestCommandView(t *testing.T) {
 		"killed":          {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
 	} {
 		var stdout, stderr bytes.Buffer
-		v := newCommandView(&stdout, &stderr, tc.console)
+		v := &commandView{stdout: report.NewStream(&stdout), stderr: report.NewStream(&stderr), console: tc.console}
 		v.message(0, shm.Message{Type: shm.Stdout, CRCOK: true, Payload: []byte("out\x00")})
 		v.message(0, shm.Message{Type: shm.Stderr, CRCOK: true, Payload: []byte("err")})
 		v.message(0, shm.Message{Type: shm.Stdout, Payload: []byte("damaged")})
-		if err := v.finish(&tc.result); err != nil {
-			t.Fatal(err)
+		if lost := v.flush(t.Context()); lost != 0 {
+			t.Errorf("%s: %d bytes are lost", name, lost)
+		}
+		v.summary(&tc.result)
+		for _, s := range []*report.Stream{v.stdout, v.stderr} {
+			if err := s.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		text, ok := strings.CutPrefix(stderr.String(), "err")
 		if stdout.String() != "out\x00" || !ok || strings.Contains(text, "exit code") != tc.summary || strings.Contains(text, "end of the console") != tc.shown ||

@@ -74,7 +74,7 @@ func open(t *testing.T, size uint64) *opened {
 func (o *opened) messages(t *testing.T) []string {
 	t.Helper()
 	var got []string
-	d := o.reader.Drain(func(m shm.Message) { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)) })
+	d := o.reader.Drain(func(m shm.Message) bool { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)); return true })
 	if d.Fault.Kind != shm.NoFault {
 		t.Fatal(d.Fault)
 	}

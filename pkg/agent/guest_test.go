@@ -176,9 +176,10 @@ func (g *guest) boot() (messages []string) {
 
 func (g *guest) drain(messages []string) []string {
 	g.t.Helper()
-	d := g.reader.Drain(func(m shm.Message) {
+	d := g.reader.Drain(func(m shm.Message) bool {
 		messages = append(messages, fmt.Sprintf("%v %s", m.Type, m.Payload))
 		g.on(messages[len(messages)-1])
+		return true
 	})
 	if d.Fault.Kind != shm.NoFault {
 		g.t.Fatal(d.Fault)

@@ -111,7 +111,7 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			} else {
 				cfg.VM.Kernel = x86.ELF{File: strings.NewReader("no kernel")}
 			}
-			e.outcome = run.Failed
+			e.outcome, cfg.Timeout = run.Failed, time.Minute
 		}
 		if r := run.Run(t.Context(), cfg); r.Outcome != e.outcome {
 			t.Fatalf("run %d, %s: %s (%s)", i, e.words, r.Outcome, r.Reason)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -135,7 +136,7 @@ func TestControlBytes(t *testing.T) {
 	r := run.Run(context.Background(), run.Config{
 		VM:      cfg,
 		Timeout: 3 * time.Minute,
-		OnMessage: func(_ time.Duration, m shm.Message) {
+		OnMessage: func(_ time.Duration, m shm.Message) monitor.Verdict {
 			mu.Lock()
 			defer mu.Unlock()
 			switch m.Type {
@@ -144,6 +145,7 @@ func TestControlBytes(t *testing.T) {
 			case shm.Stdout:
 				stdout = append(stdout, m.Payload...)
 			}
+			return monitor.Continue
 		},
 		Drive: func(ctx context.Context, c shm.Control) error {
 			select {

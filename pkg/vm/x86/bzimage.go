@@ -64,6 +64,11 @@ func (b BzImage) LoadUnpacked(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	if err != nil {
 		return k, err
 	}
+	// What it takes to unpack by itself bounds what it unpacks to.
+	base, need := le.Uint64(head[offPrefAddress:]), uint64(le.Uint32(head[offInitSize:]))
+	if err := checkPlace(base, need, ram); err != nil {
+		return k, fmt.Errorf("%w: it takes %d bytes at 0x%x: %w", vm.ErrKernel, need, base, err)
+	}
 	r, err := payload(b.File, head)
 	if err != nil {
 		return k, err
@@ -87,11 +92,11 @@ func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	size := uint64(le.Uint32(head[offSyssize:])) * paragraph
 	base := le.Uint64(head[offPrefAddress:])
 	need := max(uint64(le.Uint32(head[offInitSize:])), size)
-	if base < kernelFloor || size <= entry64 {
-		return k, fmt.Errorf("%w: a bzImage of %d bytes for address 0x%x; the lowest address is 0x%x", vm.ErrKernel, size, base, kernelFloor)
+	if size <= entry64 {
+		return k, fmt.Errorf("%w: a bzImage of %d bytes ends before its entry point", vm.ErrKernel, size)
 	}
-	if _, err := ram.Window(guestmem.Addr(base), need); err != nil {
-		return k, fmt.Errorf("%w: %w: it takes %d bytes at 0x%x, more than the guest has there: %w", vm.ErrKernel, vm.ErrRoom, need, base, err)
+	if err := checkPlace(base, need, ram); err != nil {
+		return k, fmt.Errorf("%w: it takes %d bytes at 0x%x: %w", vm.ErrKernel, need, base, err)
 	}
 	// The last paragraph may be short in the file.
 	if err := ram.Fill(io.NewSectionReader(b.File, start, int64(size-paragraph+1)), guestmem.Addr(base), size-paragraph+1); err != nil {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -318,17 +319,40 @@ func TestPayloadBroken(t *testing.T) {
 	}
 }
 
-// LZ4's blocks are unpacked straight into guest memory where they are in one segment, and a payload
-// that is cut between two of them looks whole.
+// What unpacks to more than the image says takes no more memory for it.
+func TestPayloadBomb(t *testing.T) {
+	bomb := image(packZstd(t, make([]byte, 64<<20)), 1<<20)
+	ram, _ := newRAM(t, smallText)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, _, err := loadPayload(bomb, ram); !errors.Is(err, vm.ErrKernel) {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 32<<20 {
+		t.Errorf("it took %d bytes", n)
+	}
+}
+
+// LZ4's blocks are unpacked straight into guest memory where a segment has room for a whole one.
 func TestPayloadBlocks(t *testing.T) {
-	const text = 17 << 20
-	content := kernelELF(text)
-	packed := packLz4(t, content)
+	const text = 2*lz4Block + 5<<20
 	ram, mem := newRAM(t, text)
-	_, _, err := loadPayload(image(packed, len(content)), ram)
+	content := kernelELF(text)
+	_, _, err := loadPayload(image(packLz4(t, content), len(content)), ram)
 	if same := bytes.Equal(mem, wantRAM(text)); err != nil || !same {
 		t.Errorf("the same memory: %t, %v", same, err)
 	}
+}
+
+// A payload that is cut between two blocks looks whole.
+func TestPayloadBlocksBroken(t *testing.T) {
+	const text = lz4Block + 1<<20
+	content := kernelELF(text)
+	packed := packLz4(t, content)
+	second := 8 + le.Uint32(packed[4:]) // magic, length, block
+	ram, _ := newRAM(t, text)
+	atSecond := fmt.Sprintf("at byte 0x800000 of the 0x%x that it unpacks to: unexpected EOF", len(content))
 	tooMuch := make([]byte, 1<<20)
 	n, err := lz4.CompressBlock(make([]byte, lz4Block+1), tooMuch, nil)
 	if err != nil {
@@ -338,8 +362,9 @@ func TestPayloadBlocks(t *testing.T) {
 		packed []byte
 		says   string
 	}{
-		"cut between two": {packed[:8+le.Uint32(packed[4:])], "at byte 0x800000 of"}, // magic, length, block
-		"cut in a length": {packed[:8+le.Uint32(packed[4:])+2], "unexpected EOF"},
+		"cut between two": {packed[:second], atSecond},
+		"cut in a length": {packed[:second+2], atSecond},
+		"cut behind it":   {packed[:second+4], atSecond},
 		"cut in a block":  {packed[:20], "lz4 payload, at byte 0x0 of"},
 		"longest":         {join(packed[:4], le.AppendUint32(nil, 0xffffffff), packed), "a block of 0xffffffff bytes"},
 		"unpacks to more": {join(packed[:4], le.AppendUint32(nil, uint32(n)), tooMuch[:n]), "lz4"},

@@ -50,7 +50,8 @@ func openZstd(packed *io.SectionReader, size uint32) (io.ReadCloser, error) {
 	}
 	all, err := d.DecodeAll(in.mem, out.mem[:0])
 	if err != nil {
-		return nil, errors.Join(err, out.Close())
+		out.Close()
+		return nil, fmt.Errorf("to be unpacked to 0x%x bytes: %w", size, err)
 	}
 	out.Reset(all)
 	return out, nil
