@@ -54,7 +54,8 @@ func TestReply(t *testing.T) {
 // the limit, and all bytes are read.
 func FuzzRequest(f *testing.F) {
 	for _, b := range []string{
-		"", "SCST", "STIM\x00\x00\x00\x00", "HSRC\x04\x00\x00\x00boomHSRC\x41\x00\x00\x00" + strings.Repeat("x", limit+1) + "TIXE\x04\x00\x00\x00\x03\x00\x00\x00",
+		"", "SCST", "STIM\x00\x00\x00\x00",
+		"HSRC\x04\x00\x00\x00boomHSRC\x41\x00\x00\x00" + strings.Repeat("x", limit+1) + "TIXE\x04\x00\x00\x00\x03\x00\x00\x00",
 		"HSRC\xff\xff\xff\xffx", "HSRC\x05\x00\x00\x00boom",
 	} {
 		f.Add([]byte(b))
@@ -76,7 +77,8 @@ func FuzzRequest(f *testing.F) {
 				return
 			}
 			var again bytes.Buffer
-			if err := door.WriteRequest(&again, typ, payload); err != nil || len(payload) > limit || !bytes.HasPrefix(before, again.Bytes()) {
+			err = door.WriteRequest(&again, typ, payload)
+			if err != nil || len(payload) > limit || !bytes.HasPrefix(before, again.Bytes()) {
 				t.Fatalf("%q is %v %q, which is %q, %v", before, typ, payload, again.Bytes(), err)
 			}
 		}

@@ -66,8 +66,10 @@ func TestParseRefuses(t *testing.T) {
 // FuzzParse holds every job that can be read against what Encode makes of it.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
-		"arg \"/bin/echo\"\narg \"two\\nlines\"\nenv \"HOME=/root\"\ndir \"/src\"\ntty \"true\"\none-output \"false\"\nscheduler \"/s\"\nopen-files \"1024 4096\"\n",
-		"arg `raw`", "arg 'c'\n", "arg \"\\x00\\xff\"\n", "arg \"a\"\r\n", "arg\n", "tty \"1\"\narg \"\"\n", "open-files \"0 18446744073709551615\"\narg \"a\"\n",
+		"arg \"/bin/echo\"\narg \"two\\nlines\"\nenv \"HOME=/root\"\ndir \"/src\"\ntty \"true\"\n" +
+			"one-output \"false\"\nscheduler \"/s\"\nopen-files \"1024 4096\"\n",
+		"arg `raw`", "arg 'c'\n", "arg \"\\x00\\xff\"\n", "arg \"a\"\r\n", "arg\n", "tty \"1\"\narg \"\"\n",
+		"open-files \"0 18446744073709551615\"\narg \"a\"\n",
 	} {
 		f.Add(text)
 	}

@@ -126,7 +126,8 @@ func (a *agent) run(ctx context.Context) error {
 	a.reaper = startReaper()
 	a.background(func() { a.reaper.run(ctx) })
 	a.background(func() { a.watch(ctx) })
-	if a.doors, err = openDoors(a.path(doorsDir), a.writer.Capacity()-shm.MessageHeaderSize, a.sendForDoor, a.warn, a.reportPanic); err != nil {
+	largest := a.writer.Capacity() - shm.MessageHeaderSize
+	if a.doors, err = openDoors(a.path(doorsDir), largest, a.sendForDoor, a.warn, a.reportPanic); err != nil {
 		return err
 	}
 	defer a.doors.close()
@@ -175,7 +176,8 @@ func (a *agent) sendExit(ctx context.Context, code int) error {
 		return nil
 	}
 	if s, ok := a.asked.Load().(unix.Signal); ok {
-		a.warn(fmt.Errorf("the guest was asked to end, by %s to PID 1: the command's exit code %d is no result", unix.SignalName(s), code))
+		a.warn(fmt.Errorf("the guest was asked to end, by %s to PID 1: the command's exit code %d is no result",
+			unix.SignalName(s), code))
 		return nil
 	}
 	payload := shm.EncodeCode(int32(code))

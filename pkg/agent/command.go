@@ -28,7 +28,11 @@ type limits struct {
 	schedulerSettles time.Duration
 }
 
-var defaultLimits = limits{term: 2 * time.Second, schedulerUp: 10 * time.Second, schedulerSettles: 100 * time.Millisecond}
+var defaultLimits = limits{
+	term:             2 * time.Second,
+	schedulerUp:      10 * time.Second,
+	schedulerSettles: 100 * time.Millisecond,
+}
 
 // runCommand runs the command to its end and returns its exit code, as a shell does.
 func (a *agent) runCommand(ctx context.Context) int {

@@ -41,11 +41,16 @@ type doors struct {
 }
 
 // openDoors opens both in a directory of their own.
-func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []byte) error, complain func(error), guard func()) (*doors, error) {
+func openDoors(
+	dir string, limit uint64, send func(context.Context, shm.Type, []byte) error, complain func(error), guard func(),
+) (*doors, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	d := &doors{limit: limit, send: send, complain: complain, guard: guard, flushed: make(chan struct{}), conns: map[*os.File]struct{}{}}
+	d := &doors{
+		limit: limit, send: send, complain: complain, guard: guard,
+		flushed: make(chan struct{}), conns: map[*os.File]struct{}{},
+	}
 	pipe := filepath.Join(dir, "messages")
 	if err := unix.Mkfifo(pipe, 0o666); err != nil {
 		return nil, fmt.Errorf("%s: %w", pipe, err)

@@ -13,7 +13,10 @@ import (
 func TestLineBound(t *testing.T) {
 	for _, step := range []int{1 << 20, 1000, maxLine} {
 		var got, tooLong []int
-		l := &lines{line: func(b []byte) { got = append(got, len(b)) }, tooLong: func(b []byte) { tooLong = append(tooLong, len(b)) }}
+		l := &lines{
+			line:    func(b []byte) { got = append(got, len(b)) },
+			tooLong: func(b []byte) { tooLong = append(tooLong, len(b)) },
+		}
 		text := strings.Repeat("x", maxLine) + "\n" + strings.Repeat("y", maxLine+1) + "\nz"
 		for len(text) > 0 {
 			n := min(step, len(text))
@@ -33,7 +36,8 @@ func TestLineBound(t *testing.T) {
 // of the same text, wherever it is cut.
 func FuzzLines(f *testing.F) {
 	for _, text := range []string{
-		"", "TEST {\"passed\":false}\n\nPMET {}\nRAWO [1]\nSTIM {\"step_index\":7}\nEXIT 0\nRAWO no end", "\x00end\nTEST 1\r\n", "TEST", "TEST \n \n\r\r\n", "STIM {}\nSTIM x\n",
+		"", "TEST {\"passed\":false}\n\nPMET {}\nRAWO [1]\nSTIM {\"step_index\":7}\nEXIT 0\nRAWO no end",
+		"\x00end\nTEST 1\r\n", "TEST", "TEST \n \n\r\r\n", "STIM {}\nSTIM x\n",
 	} {
 		f.Add([]byte(text), uint16(3))
 	}
@@ -47,7 +51,10 @@ func FuzzLines(f *testing.F) {
 		d := &doors{
 			complain: func(error) {},
 			send: func(_ context.Context, typ shm.Type, payload []byte) error {
-				if typ != shm.TestResult && typ != shm.PayloadMetrics && typ != shm.RawOutput && (typ != shm.Stimulus || len(payload) != shm.StimulusSize) {
+				switch {
+				case typ == shm.TestResult, typ == shm.PayloadMetrics, typ == shm.RawOutput:
+				case typ == shm.Stimulus && len(payload) == shm.StimulusSize:
+				default:
 					t.Errorf("a line became %v %q", typ, payload)
 				}
 				return nil

@@ -130,7 +130,8 @@ func descendants(of, except int) (pids []int) {
 	}
 	for _, pid := range alive {
 		p := pid
-		for n := 0; p != of && p != except && p > 0 && n < len(parents); n++ { // a bound, as links may be of different moments
+		// Bounded, for the links may be of different moments.
+		for n := 0; p != of && p != except && p > 0 && n < len(parents); n++ {
 			p = parents[p]
 		}
 		if p == of && pid != of {

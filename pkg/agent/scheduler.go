@@ -42,7 +42,10 @@ func (a *agent) startScheduler(ctx context.Context) error {
 		return nil
 	}
 	// In a session of its own, by which its processes are told from the command's.
-	p := program{args: a.job.Scheduler, env: a.environment(), dir: a.path("/"), stdout: os.Stdout, stderr: os.Stderr, sys: unix.SysProcAttr{Setsid: true}}
+	p := program{
+		args: a.job.Scheduler, env: a.environment(), dir: a.path("/"), stdout: os.Stdout, stderr: os.Stderr,
+		sys: unix.SysProcAttr{Setsid: true},
+	}
 	child, err := a.reaper.start(&p)
 	if err != nil {
 		a.schedulerGone(ctx, startCode(err), fmt.Sprintf("could not be started: %v", err))
@@ -74,7 +77,8 @@ func (a *agent) awaitScheduler(ctx context.Context) {
 			return
 		}
 		if time.Now().After(end) {
-			a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("did not become the scheduler within %v: %s is %q", a.limits.schedulerUp, schedExtState, state))
+			a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
+				a.limits.schedulerUp, schedExtState, state))
 			return
 		}
 		select {
@@ -113,13 +117,15 @@ func (a *agent) lookAtScheduler(ctx context.Context) {
 		gone = true
 	default:
 	}
-	switch state, ops := a.kernelSays(schedExtState), a.kernelSays(schedExtOps); {
+	state, ops := a.kernelSays(schedExtState), a.kernelSays(schedExtOps)
+	const thrownOut = "is not the scheduler any more, though its process lives: "
+	switch {
 	case gone:
 		a.schedulerGone(ctx, shellCode(s.status), "")
 	case s.known && state != schedExtEnabled:
-		a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("is not the scheduler any more though its process lives: %s is %q", schedExtState, state))
-	case s.known && ops != s.ops:
-		a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("is not the scheduler any more though its process lives: %s was %q and is %q", schedExtOps, s.ops, ops))
+		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s is %q", schedExtState, state))
+	case s.known && ops != s.ops && s.ops != "":
+		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s was %q and is %q", schedExtOps, s.ops, ops))
 	}
 }
 

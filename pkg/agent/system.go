@@ -54,7 +54,8 @@ func (a *agent) mountAll() error {
 		}
 	}
 	for link, target := range map[string]string{
-		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0",
+		"/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
 	} {
 		if err := os.Symlink(target, a.path(link)); err != nil && !errors.Is(err, os.ErrExist) {
 			return err

@@ -22,8 +22,9 @@ import (
 func TestLeftoverChild(t *testing.T) {
 	t.Parallel()
 	for name, script := range map[string]string{
-		"that prints":                    "(while :; do echo x; busybox sleep 0.1; done) & exit 0",
-		"that ignores TERM, and session": "echo x; busybox setsid busybox sh -c 'trap \"\" TERM; while :; do echo x; busybox sleep 0.1; done' & exit 0",
+		"that prints": "(while :; do echo x; busybox sleep 0.1; done) & exit 0",
+		"that ignores TERM, and session": "echo x; " +
+			"busybox setsid busybox sh -c 'trap \"\" TERM; while :; do echo x; busybox sleep 0.1; done' & exit 0",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -45,8 +46,10 @@ func TestOrderlyEnd(t *testing.T) {
 	} {
 		t.Run(ask, func(t *testing.T) {
 			t.Parallel()
-			e, r := reported(t, "--", "busybox", "sh", "-c", "trap 'echo bye; exit 0' TERM; "+ask+"; while :; do busybox sleep 0.1; done")
-			if e.code != 120 || r.Outcome != "no_verdict" || string(e.stdout) != "bye\n" || !strings.Contains(string(e.stderr), says) {
+			e, r := reported(t, "--", "busybox", "sh", "-c",
+				"trap 'echo bye; exit 0' TERM; "+ask+"; while :; do busybox sleep 0.1; done")
+			said := strings.Contains(string(e.stderr), says)
+			if e.code != 120 || r.Outcome != "no_verdict" || string(e.stdout) != "bye\n" || !said {
 				t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
 			}
 		})
@@ -65,7 +68,8 @@ func TestSchedulerExitWithCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	e, r := reported(t, "--include", script, "--scheduler", "busybox sh "+script, "--",
-		"busybox", "sh", "-c", "until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; kill -9 $(busybox cat /tmp/scheduler.pid)")
+		"busybox", "sh", "-c",
+		"until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; kill -9 $(busybox cat /tmp/scheduler.pid)")
 	if e.code != 121 || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != 137 {
 		t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 	}
@@ -86,7 +90,9 @@ func likeAHost() error {
 			return err
 		}
 	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "served") }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "served")
+	}))
 	defer server.Close()
 	answer, err := http.Get(server.URL)
 	if err != nil {
@@ -118,7 +124,8 @@ func likeAHost() error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return err
 	}
-	fmt.Println(string(text), who.Username, who.HomeDir, os.Getenv("USER"), nobody.Uid, host, os.Getenv("HOSTNAME"), files.Max)
+	fmt.Println(string(text), who.Username, who.HomeDir, os.Getenv("USER"), nobody.Uid, host, os.Getenv("HOSTNAME"),
+		files.Max)
 	return nil
 }
 
@@ -131,12 +138,14 @@ func TestLikeAHost(t *testing.T) {
 	}
 	t.Run("by itself", func(t *testing.T) {
 		t.Parallel()
-		vmmRun(t, "--", os.Args[0], "-helper=like-a-host").want(t, 0, fmt.Sprintln("served root /root root 65534 ktstr ktstr", files.Max))
+		vmmRun(t, "--", os.Args[0], "-helper=like-a-host").
+			want(t, 0, fmt.Sprintln("served root /root root 65534 ktstr ktstr", files.Max))
 	})
 	t.Run("limits", func(t *testing.T) {
 		t.Parallel()
-		vmmRun(t, "--", "busybox", "sh", "-c", "ulimit -n; ulimit -Hn; busybox cat /proc/self/oom_score_adj /proc/1/oom_score_adj").want(t, 0,
-			fmt.Sprintf("%d\n%d\n0\n-1000\n", files.Cur, files.Max))
+		vmmRun(t, "--", "busybox", "sh", "-c",
+			"ulimit -n; ulimit -Hn; busybox cat /proc/self/oom_score_adj /proc/1/oom_score_adj").
+			want(t, 0, fmt.Sprintf("%d\n%d\n0\n-1000\n", files.Cur, files.Max))
 	})
 	t.Run("its own files", func(t *testing.T) {
 		t.Parallel()
@@ -146,7 +155,8 @@ func TestLikeAHost(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		vmmRun(t, "--include", dir+":/etc", "--env", "USER=me", "--", "busybox", "sh", "-c", `busybox cat /etc/hosts; busybox hostname; echo "$HOSTNAME $USER"; busybox grep -c root /etc/passwd`).
+		vmmRun(t, "--include", dir+":/etc", "--env", "USER=me", "--", "busybox", "sh", "-c",
+			`busybox cat /etc/hosts; busybox hostname; echo "$HOSTNAME $USER"; busybox grep -c root /etc/passwd`).
 			want(t, 0, "127.0.0.1 mine\nmine\nmine me\n1\n")
 	})
 }
