@@ -60,7 +60,7 @@ func TestOrderlyEnd(t *testing.T) {
 	})
 }
 
-// A scheduler that ends with the command is gone all the same.
+// A scheduler that ends when the command has, while its last output is awaited, is gone all the same.
 func TestSchedulerExitWithCommand(t *testing.T) {
 	t.Parallel()
 	script := filepath.Join(t.TempDir(), "scheduler")
@@ -69,7 +69,8 @@ func TestSchedulerExitWithCommand(t *testing.T) {
 	}
 	e, r := reported(t, "--include", script, "--scheduler", "busybox sh "+script, "--",
 		"busybox", "sh", "-c",
-		"until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; kill -9 $(busybox cat /tmp/scheduler.pid)")
+		"until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; "+
+			"(busybox sleep 0.1; kill -9 $(busybox cat /tmp/scheduler.pid); busybox sleep 1000) & exit 0")
 	if e.code != 121 || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != 137 {
 		t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 	}
