@@ -236,7 +236,8 @@ func (r *elfReader) text(table, size, at uint64) (string, error) {
 // $PLATFORM are was compiled into the loader, so there are several of each.
 func (o *object) expand(path, origin string) []string {
 	paths := []string{path}
-	for name, values := range map[string][]string{"ORIGIN": {origin}, "LIB": o.libNames(), "PLATFORM": {platforms[o.machine]}} {
+	tokens := map[string][]string{"ORIGIN": {origin}, "LIB": o.libNames(), "PLATFORM": {platforms[o.machine]}}
+	for name, values := range tokens {
 		var next []string
 		for _, p := range paths {
 			if !strings.Contains(p, "$"+name) && !strings.Contains(p, "${"+name+"}") {

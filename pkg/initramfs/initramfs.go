@@ -87,7 +87,8 @@ func (a *Archive) AddFile(host, guest string) error {
 	case !info.Mode().IsRegular():
 		return cantPut(host, fmt.Errorf("it is no plain file but %s", kind(info.Mode())))
 	case info.Size() > math.MaxUint32:
-		return cantPut(host, fmt.Errorf("it has %d bytes, an initramfs takes files of at most %d", info.Size(), math.MaxUint32))
+		const most = math.MaxUint32 // the newc format has 8 digits for it
+		return cantPut(host, fmt.Errorf("it has %d bytes, an initramfs takes at most %d a file", info.Size(), most))
 	case name == "" || name == cpio.Trailer:
 		return cantPut(host, fmt.Errorf("no file can be /%s there", name))
 	}
