@@ -29,25 +29,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const hangLimit = 60 * time.Second
 
-// code is machine code as a kernel, at 1 MiB.
-type code []byte
-
-func (code) Board() vm.Board { return x86.Board{} }
-
-func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
-}
-
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
-	spin        = code{0xeb, 0xfe}                                                                                     // jmp .
-	halt        = code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
-	reset       = code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
-	tripleFault = code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
-	powerOff    = code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
-	unknownIO   = code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
+	spin        = x86.Code{0xeb, 0xfe}                                                                                     // jmp .
+	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
+	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
+	tripleFault = x86.Code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
+	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
+	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
 	// mov rbx, 512 MiB; mov [rbx], rax; reset
-	unknownMemory = code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	unknownMemory = x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 )
 
 // machine builds a machine on a back end, to be closed with the test.
@@ -91,7 +82,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 func TestGuestEnds(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
-			kernel code
+			kernel x86.Code
 			want   error
 		}{
 			"reset":          {reset, vm.ErrReset},
@@ -118,7 +109,7 @@ func TestGuestEnds(t *testing.T) {
 
 func TestStopReachesAnyGuest(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		for name, kernel := range map[string]code{"spin": spin, "halt": halt} {
+		for name, kernel := range map[string]x86.Code{"spin": spin, "halt": halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
 					m := machine(t, b, vm.Config{Kernel: kernel, CPUs: cpus})
@@ -201,7 +192,7 @@ func TestConsole(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var out bytes.Buffer
 		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
-		guest := append(code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
+		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
 		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -214,7 +205,7 @@ func TestConsole(t *testing.T) {
 // A driver's way of finding and using a 16550: scratch register, loopback, identification.
 func TestSerialPortIsA16550(t *testing.T) {
 	// Each step: out port, value; or in port, expected (spin where it differs).
-	var guest code
+	var guest x86.Code
 	out := func(reg, v byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xb0, v, 0xee) }
 	in := func(reg, want byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xec, 0x3c, want, 0x75, 0xfe) }
 	out(7, 0x5a)
@@ -259,7 +250,7 @@ const (
 func (twoCounters) Board() vm.Board { return x86.Board{} }
 
 func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	first := code{
+	first := x86.Code{
 		0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0xc0, 0x00, 0x00, // mov dword [0xa018], apicTable | 3: the fourth GiB
 		0xbb, 0x00, 0x00, 0xe0, 0xfe, // mov ebx, apicBase
 		0xc7, 0x83, 0xf0, 0x00, 0x00, 0x00, 0xff, 0x01, 0x00, 0x00, // mov dword [rbx+0xf0], 0x1ff: switch it on
@@ -322,7 +313,7 @@ func TestTwoProcessorsRunAtOnce(t *testing.T) {
 
 // An access of 2 or 4 bytes is one to each of as many ports.
 func TestWidePortAccessReachesEachPort(t *testing.T) {
-	guest := append(code{
+	guest := append(x86.Code{
 		0x66, 0xba, 0xfc, 0x03, // mov dx, 0x3fc: modem control, line status, modem status, scratch
 		0xb8, 0x0b, 0x00, 0x00, 0x5a, // mov eax, 0x5a00000b
 		0xef,                         // out dx, eax
@@ -347,7 +338,7 @@ func TestWidePortAccessReachesEachPort(t *testing.T) {
 // A clock that answers: register D says that it has power.
 func TestRealTimeClockAnswers(t *testing.T) {
 	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
-	guest := append(code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
+	guest := append(x86.Code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
