@@ -95,8 +95,12 @@ func TestScriptAndIncludedTree(t *testing.T) {
 	if err := os.Symlink("a/file", filepath.Join(dir, "tree", "link")); err != nil {
 		t.Fatal(err)
 	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte("#!/bin/busybox sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\necho \"$1\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!"+busybox+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\necho \"$1\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	vmmRun(t, "--include", filepath.Join(dir, "tree")+":/data", "--", script, "an argument").want(t, 0,

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +83,9 @@ func TestRefusedKernels(t *testing.T) {
 	}
 }
 
+// emulatorsClock is what the emulator's guests are told of their clock, at the end of the command line.
+var emulatorsClock = regexp.MustCompile(` tsc_early_khz=[1-9]\d* tsc=reliable\n$`)
+
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	const only = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 pci=off iomem=relaxed all=mine"
@@ -92,7 +96,14 @@ func TestCommandLine(t *testing.T) {
 		t.Run(flag, func(t *testing.T) {
 			t.Parallel()
 			e := vmmRun(t, flag, tc.value, "--", "busybox", "cat", "/proc/cmdline")
-			ring, rest, _ := strings.Cut(string(e.stdout), " console=")
+			got := string(e.stdout)
+			if mode == "emulator" {
+				if !emulatorsClock.MatchString(got) {
+					t.Errorf("nothing of the clock: %s", got)
+				}
+				got = emulatorsClock.ReplaceAllString(got, "\n")
+			}
+			ring, rest, _ := strings.Cut(got, " console=")
 			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") || !strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
 				t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
 			}

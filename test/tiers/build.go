@@ -163,6 +163,9 @@ func (b *builder) machine(c choice) ([]suite, error) {
 	return suites, nil
 }
 
+// goTools are the tools that "go test" runs; it asks for vet even where it is told not to run it.
+var goTools = []string{"asm", "compile", "link", "vet"}
+
 // goInGuest is what "go test" needs where the Linux suite runs it, in the cache: the toolchain, the
 // sources of the packages that the module of that test uses, that module, and a cache in which they
 // are compiled.
@@ -173,7 +176,7 @@ func goInGuest() (string, error) {
 		return "", err
 	}
 	key := sha256.New()
-	fmt.Fprintln(key, version)
+	fmt.Fprintln(key, version, goTools)
 	if err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -220,7 +223,7 @@ func fillGo(dir, source string) error {
 		return err
 	}
 	files := []string{"bin/go", "VERSION", "go.env"}
-	for _, tool := range []string{"asm", "compile", "link"} {
+	for _, tool := range goTools {
 		rel, err := filepath.Rel(goroot, filepath.Join(tools, tool))
 		if err != nil {
 			return err
