@@ -40,7 +40,7 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, func() (vm.Config, io.Closer, error) {
+			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, func(func(string, ...any)) (vm.Config, io.Closer, error) {
 				return vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline}, io.NopCloser(nil), nil
 			})
 		},

@@ -1,4 +1,4 @@
-// Command ktstr-vmm runs a guest under KVM and watches the message ring that they share.
+// Command ktstr-vmm runs a guest in a virtual machine and watches the message ring that the two share.
 package main
 
 import (

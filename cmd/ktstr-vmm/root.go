@@ -41,7 +41,7 @@ func say(w io.Writer, text string) {
 func execute(args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:           "ktstr-vmm",
-		Short:         "Run a guest under KVM and watch it through its message ring",
+		Short:         "Run a guest in a virtual machine and watch it through its message ring",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

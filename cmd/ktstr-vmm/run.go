@@ -38,11 +38,9 @@ func runCommand() *cobra.Command {
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
-			g.OnSkip = func(s initramfs.Skipped) {
-				fmt.Fprintf(c.ErrOrStderr(), "ktstr-vmm: left out of the guest: %q, %s\n", s.Path, s.Kind())
-			}
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func() (vm.Config, io.Closer, error) {
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func(say func(string, ...any)) (vm.Config, io.Closer, error) {
+				g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 				cfg, files, err := g.Config()
 				err = byFlag(err)
 				if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {

@@ -20,6 +20,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
 // lastWordsLimit is how long a reader of our output can hold up the program's end beside what a run waits for
@@ -37,25 +38,24 @@ type session struct {
 	signals        chan os.Signal
 	server         *metricsServer
 	view           view
-	files          chan files // what prepare opened
-	guestEnded     time.Time  // when the flush of its output began
+	reportFile     chan *reportFile // what prepare opened, each as soon as it is open
+	consoles       chan *console
+	guestEnded     time.Time // when the flush of its output began
 }
 
-// files are what a session writes beside its output.
-type files struct {
-	report  *reportFile // nil: none
-	console *console
-}
+// machine describes a machine as far as the kernel goes, and what is to be closed when it is built. What it has to
+// say meanwhile it says in lines.
+type machine func(say func(format string, args ...any)) (vm.Config, io.Closer, error)
 
-// run runs a guest and shows it; its error carries the exit code. prepare describes the machine, as far as the
-// kernel goes.
-func (o *options) run(c *cobra.Command, cfg run.Config, prepare func() (vm.Config, io.Closer, error)) error {
+// run runs a guest and shows it; its error carries the exit code.
+func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	s := &session{
 		options: o,
 		stdout:  report.NewStream(c.OutOrStdout()), stdoutFile: c.OutOrStdout(),
 		stderr: report.NewStream(c.ErrOrStderr()), stderrFile: c.ErrOrStderr(),
-		signals: make(chan os.Signal, 4),
-		files:   make(chan files, 1),
+		signals:    make(chan os.Signal, 4),
+		reportFile: make(chan *reportFile, 1),
+		consoles:   make(chan *console, 1),
 	}
 	signal.Notify(s.signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(s.signals)
@@ -71,9 +71,12 @@ func (o *options) run(c *cobra.Command, cfg run.Config, prepare func() (vm.Confi
 		s.guestEnded = time.Now()
 		return s.view.flush(ctx)
 	}
-	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(prepare) }
+	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
+	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
 	if err := s.serveMetrics(&cfg); err != nil {
-		return err
+		s.fail(err.Error())
+		s.close(lastWordsLimit)
+		return &exitError{code: run.CodeFailed}
 	}
 	result := run.Run(c.Context(), cfg)
 	exit := s.end(result)
@@ -86,13 +89,13 @@ func (o *options) run(c *cobra.Command, cfg run.Config, prepare func() (vm.Confi
 
 // prepare opens what is to be written, and makes the machine's configuration whole. It may wait for a file
 // system, or for who opens a pipe's other end.
-func (s *session) prepare(machine func() (vm.Config, io.Closer, error)) (cfg vm.Config, opened io.Closer, err error) {
-	f, err := s.open()
+func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error) {
+	console, err := s.open()
 	if err != nil {
 		return cfg, nil, err
 	}
-	s.files <- f
-	if cfg, opened, err = machine(); err != nil {
+	say := func(format string, args ...any) { fmt.Fprintf(s.stderr, "ktstr-vmm: "+format+"\n", args...) }
+	if cfg, opened, err = m(say); err != nil {
 		return cfg, nil, err
 	}
 	board := cfg.Kernel.Board()
@@ -103,21 +106,36 @@ func (s *session) prepare(machine func() (vm.Config, io.Closer, error)) (cfg vm.
 	if note != "" {
 		s.log.Info(note)
 	}
-	cfg.Backend, cfg.Console = backend, f.console.writer()
+	cfg.Backend, cfg.Console = backend, console.writer()
 	cfg.Memory, cfg.Reserved, cfg.CPUs = uint64(s.memory), uint64(s.shmSize), s.cpus
 	return cfg, opened, nil
 }
 
-func (s *session) open() (f files, err error) {
-	if s.report != "" && s.report != "-" {
-		if f.report, err = openReport(s.report); err != nil {
-			return f, fmt.Errorf("--report %q: %w", s.report, err)
+// open opens what is written beside the output. Each may wait for ever, so end takes what there is.
+func (s *session) open() (*console, error) {
+	if s.wantsReportFile() {
+		file, err := openReport(s.report)
+		if err != nil {
+			return nil, fmt.Errorf("--report %q: %w", s.report, err)
 		}
+		s.reportFile <- file
 	}
-	if f.console, err = s.openConsole(s.stdout, s.stderr); err != nil && f.report != nil {
-		f.report.discard()
+	console, err := s.openConsole(s.stdout, s.stderr)
+	if err == nil {
+		s.consoles <- console
 	}
-	return f, err
+	return console, err
+}
+
+func (s *session) wantsReportFile() bool { return s.report != "" && s.report != "-" }
+
+// taken is what was put into a channel, or nothing.
+func taken[T any](c chan T) (v T) {
+	select {
+	case v = <-c:
+	default:
+	}
+	return v
 }
 
 func (s *session) serveMetrics(cfg *run.Config) error {
@@ -147,14 +165,9 @@ func (s *session) end(r *run.Result) int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), max(left, lastWordsLimit))
 	defer cancel()
-	var f files
-	select {
-	case f = <-s.files:
-	default: // the run ended before they were open
-	}
 	code := r.ExitCode
-	if f.console != nil {
-		if err := f.console.close(ctx); err != nil {
+	if console := taken(s.consoles); console != nil {
+		if err := console.close(ctx); err != nil {
 			s.log.Warn("the console was not written to its end", zap.Error(err))
 		}
 	}
@@ -162,14 +175,29 @@ func (s *session) end(r *run.Result) int {
 	if r.Outcome == run.Failed {
 		s.fail(r.Reason + advice(r.Err))
 	}
-	if err := s.writeReportBy(ctx, f.report, r); err != nil {
+	file := taken(s.reportFile)
+	if file == nil && s.wantsReportFile() && r.Outcome != run.Failed {
+		s.fail(fmt.Sprintf("--report %q: the run ended before it was open", s.report))
+	}
+	err := s.writeReportBy(ctx, file, r)
+	if lost := s.stdout.Close(ctx); s.report == "-" {
+		err = errors.Join(err, lost)
+	}
+	if err != nil {
 		code = run.CodeFailed
 		s.fail(fmt.Sprintf("--report %q: %v", s.report, err))
 	}
+	_ = s.stderr.Close(ctx) // there is no place left to say it
+	return code
+}
+
+// close ends the streams of a session that ran nothing.
+func (s *session) close(limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
 	for _, stream := range []*report.Stream{s.stdout, s.stderr} {
 		_ = stream.Close(ctx) // there is no place left to say it
 	}
-	return code
 }
 
 // fail says what went wrong, in a line.
@@ -196,7 +224,8 @@ func advice(err error) string {
 		return "; try less --memory"
 	case errors.Is(err, vm.ErrRoom):
 		return "; try more --memory"
-	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy):
+	case errors.Is(err, qemu.ErrNotInstalled), errors.Is(err, qemu.ErrTooOld): // it says what to do
+	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy), errors.Is(err, kvm.ErrCapability):
 		return "; or let the emulator run the guest: --accel emulator"
 	}
 	return ""
@@ -207,7 +236,7 @@ func advice(err error) string {
 func (s *session) newView() view {
 	switch {
 	case s.linux:
-		return &commandView{stdout: s.stdout, stderr: s.stderr, colour: wantsColour(s.stderrFile), console: !s.verbose}
+		return newCommandView(s.stdout, s.stderr, !s.verbose, wantsColour(s.stderrFile))
 	case s.report == "-" && s.reportFormat != "text":
 		return newLiveView(s.stderr, false, false)
 	}

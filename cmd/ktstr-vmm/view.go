@@ -11,6 +11,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
@@ -61,30 +62,33 @@ func (v *liveView) summary(r *run.Result) {
 // not the command's own gets a summary.
 type commandView struct {
 	stdout, stderr *report.Stream
+	given          map[*report.Stream]uint64 // bytes of the command's; others write there, too
 	colour         bool
 	console        bool // whether the summary shows the console's end
 }
 
+func newCommandView(stdout, stderr *report.Stream, console, colour bool) *commandView {
+	return &commandView{stdout, stderr, map[*report.Stream]uint64{}, colour, console}
+}
+
 func (v *commandView) message(_ time.Duration, m shm.Message) monitor.Verdict {
-	taken := true
-	switch {
-	case !m.CRCOK:
-	case m.Type == shm.Stdout:
-		taken = v.stdout.TryWrite(m.Payload, outputLimit)
-	case m.Type == shm.Stderr:
-		taken = v.stderr.TryWrite(m.Payload, outputLimit)
+	to := map[shm.Type]*report.Stream{shm.Stdout: v.stdout, shm.Stderr: v.stderr}[m.Type]
+	if to == nil || !m.CRCOK {
+		return monitor.Continue
 	}
-	if !taken {
+	if !to.TryWrite(m.Payload, outputLimit) {
 		return monitor.NotNow
 	}
+	v.given[to] += uint64(len(m.Payload))
 	return monitor.Continue
 }
 
-func (v *commandView) flush(ctx context.Context) uint64 {
+func (v *commandView) flush(ctx context.Context) (lost uint64) {
 	for _, s := range []*report.Stream{v.stdout, v.stderr} {
 		_ = s.Flush(ctx) // Lost says more
+		lost += min(v.given[s], s.Lost())
 	}
-	return v.stdout.Lost() + v.stderr.Lost()
+	return lost
 }
 
 func (v *commandView) summary(r *run.Result) {
@@ -106,7 +110,10 @@ func (v *commandView) summary(r *run.Result) {
 // timeoutHints says what else can be behind a timeout than the command.
 func timeoutHints(r *run.Result) (hints string) {
 	if r.Ring.ByType[shm.ScenarioStart.String()] == 0 {
-		hints = "\nThe command had not started. \"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux; --verbose shows how far the kernel came.\n"
+		hints = "\nThe command had not started; --verbose shows how far the kernel came.\n"
+		if r.Accelerator == (kvm.Backend{}).Name() {
+			hints += "\"ktstr-vmm doctor\" says whether this host's KVM is fast enough for Linux.\n"
+		}
 	}
 	if r.Accelerator == (qemu.Backend{}).Name() {
 		hints += "\nThe guest ran on the emulator, where its kernel and the command take several times as long as on KVM: try more --timeout.\n"

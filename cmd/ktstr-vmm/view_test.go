@@ -29,7 +29,7 @@ func TestCommandView(t *testing.T) {
 		"killed":          {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
 	} {
 		var stdout, stderr bytes.Buffer
-		v := &commandView{stdout: report.NewStream(&stdout), stderr: report.NewStream(&stderr), console: tc.console}
+		v := newCommandView(report.NewStream(&stdout), report.NewStream(&stderr), tc.console, false)
 		v.message(0, shm.Message{Type: shm.Stdout, CRCOK: true, Payload: []byte("out\x00")})
 		v.message(0, shm.Message{Type: shm.Stderr, CRCOK: true, Payload: []byte("err")})
 		v.message(0, shm.Message{Type: shm.Stdout, Payload: []byte("damaged")})

@@ -1,6 +1,6 @@
 // Package needs says what a test cannot do without, and asks in one place what this host has. Where something
-// is missing the test is skipped, and in CI it fails: there, everything is installed. KVM alone may be missing
-// there too: the tests that need it run in the bed then, which the tests' summary sees to.
+// is missing the test is skipped. "make test" runs elsewhere what it can, and its summary fails in CI where a test ran
+// nowhere; a test that is run by itself with CI set fails at once.
 package needs
 
 import (

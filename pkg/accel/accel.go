@@ -78,12 +78,20 @@ func CheckKVM(g Guest) error {
 	if err := b.Check(g.Board); err != nil || !g.KernelMode {
 		return err
 	}
-	speed, err := b.KernelSpeed(speedLimit)
-	if err != nil {
-		return err
+	// A fast KVM looks slow where the host was busy elsewhere, and never the other way round.
+	const looks = 3
+	best := 0.0
+	for range looks {
+		speed, err := b.KernelSpeed(speedLimit)
+		if err != nil {
+			return err
+		}
+		if best = max(best, speed); best >= UsableSpeed {
+			return nil
+		}
 	}
-	if speed < UsableSpeed {
-		return fmt.Errorf("%w: %.2g million instructions a second, Linux wants %.0f", ErrSlow, speed/1e6, UsableSpeed/1e6)
+	if best < UsableSpeed {
+		return fmt.Errorf("%w: %.2g million instructions a second, Linux wants %.0f", ErrSlow, best/1e6, UsableSpeed/1e6)
 	}
 	return nil
 }

@@ -63,7 +63,9 @@ func (r *run) build() (b built) {
 		if b.cfg, files, b.err = r.cfg.Prepare(); b.err != nil {
 			return b
 		}
-		defer files.Close()
+		if files != nil {
+			defer files.Close()
+		}
 	}
 	if b.cfg.Kernel == nil {
 		b.err = fmt.Errorf("%w: no kernel given", vm.ErrConfig)

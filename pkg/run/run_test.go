@@ -345,7 +345,7 @@ func TestDriverFails(t *testing.T) {
 	})
 }
 
-// A guest that breaks the protocol, through real KVM: the lie is named, and an EXIT that is
+// A guest that breaks the protocol, in a real machine: the lie is named, and an EXIT that is
 // written after it is still seen. Without one the run is corrupt.
 func TestHostileGuests(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {

@@ -80,12 +80,11 @@ func (m *Machine) Memory() *guestmem.Memory { return m.guest }
 // with ErrSetup.
 func (m *Machine) Start() error {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.started || m.closed {
-		m.mu.Unlock()
 		return fmt.Errorf("%w: Start of a machine that was started or closed before", ErrConfig)
 	}
 	m.started = true
-	m.mu.Unlock()
 	return m.instance.Start(m.entry)
 }
 

@@ -154,8 +154,13 @@ for m in ` + strings.Join(modules, " ") + `; do insmod /$m.ko; done
 // quote makes a word of a shell's.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
+// bootLimit is more than all that a boot runs may take: a shell that lives says nothing of what it waits for.
+const bootLimit = 50 * time.Minute
+
 // boot runs the emulated Linux and hands on what its programs print.
 func boot(ctx context.Context, command []string, kernel, initrd string, commands []*Command, console io.Writer) error {
+	ctx, done := context.WithTimeout(ctx, bootLimit)
+	defer done()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	hang := time.AfterFunc(quiet, func() { stop(fmt.Errorf("nothing was said for %v", quiet)) })

@@ -83,8 +83,8 @@ func TestRefusedKernels(t *testing.T) {
 	}
 }
 
-// emulatorsClock is what the emulator's guests are told of their clock, at the end of the command line.
-var emulatorsClock = regexp.MustCompile(` tsc_early_khz=[1-9]\d* tsc=reliable\n$`)
+// emulatorsClock is what the emulator's guests are told of their clock, at the beginning of the command line.
+var emulatorsClock = regexp.MustCompile(`^tsc_early_khz=[1-9]\d* tsc=reliable `)
 
 func TestCommandLine(t *testing.T) {
 	t.Parallel()

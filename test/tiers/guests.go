@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/ktstr/ktstr-vmm/test/bed"
 )
@@ -126,6 +127,7 @@ func runHere(ctx context.Context, e *events, s suite) (bool, error) {
 	for name, path := range s.files {
 		cmd.Env = append(cmd.Env, name+"="+path)
 	}
+	cmd.WaitDelay = 10 * time.Second // what a killed test leaves behind may hold the pipe
 	err = cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -179,11 +179,12 @@ func (m *instance) whyEnded(tripleFault bool) error {
 		return failed(fmt.Sprintf("was ended by a signal, %v", status.Signal()))
 	case strings.Contains(said, "terminating on signal"): // with a success of its own
 		return failed("was told to end")
-	case said == "" && m.first.Load() != 0:
-		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil {
+	case m.first.Load() != 0:
+		// What QEMU writes beside its own failures, whose status is 1, is a warning.
+		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil && (said == "" || status.ExitStatus() != 1) {
 			return reason
 		}
-	case m.first.Load() == 0:
+	default:
 		if _, _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
 			return err
 		}

@@ -89,11 +89,11 @@ func loadKernel(ram *guestmem.Memory, b vm.Boot) (vm.Kernel, error) {
 
 // withClock tells Linux the TSC's frequency where the machine does not, and that the TSCs run together:
 // calibrating against other clocks is what can hang or go wrong where instructions are emulated, and a TSC
-// that Linux distrusts leaves it a clock with steps of milliseconds. Linux,
-// Documentation/admin-guide/kernel-parameters.txt.
+// that Linux distrusts leaves it a clock with steps of milliseconds. They come first: a user's own words win, and
+// what stands behind "--" is not the kernel's. Linux, Documentation/admin-guide/kernel-parameters.txt.
 func withClock(cmdline string, khz uint32) string {
 	if khz == 0 {
 		return cmdline
 	}
-	return fmt.Sprintf("%s tsc_early_khz=%d tsc=reliable", cmdline, khz)
+	return fmt.Sprintf("tsc_early_khz=%d tsc=reliable %s", khz, cmdline)
 }

@@ -50,7 +50,7 @@ func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEn
 		e := &entries[i]
 		switch e.Function {
 		case leafFeatures:
-			e.Ebx = e.Ebx&0xffff | uint32(id)<<24 | 1<<shift<<16
+			e.Ebx = e.Ebx&0xffff | uint32(id)<<24 | min(uint32(1)<<shift, 255)<<16
 			e.Edx &^= hyperThread
 			if n > 1 {
 				e.Edx |= hyperThread
