@@ -22,7 +22,7 @@ func TestCommandView(t *testing.T) {
 		"its own ending":  {run.Result{Outcome: run.Exited, ExitCode: 3, Console: []byte("console")}, true, false, false, ""},
 		"a reset":         {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, true, true, true, ""},
 		"shown as it was": {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, false, true, false, ""},
-		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, false, "The command had not started."},
+		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, false, "The command had not started;"},
 		"too slow":        {run.Result{Outcome: run.TimedOut, Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, ""},
 		"emulated":        {run.Result{Outcome: run.TimedOut, Accelerator: "emulator", Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, "try more --timeout"},
 		"out of memory":   {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("[ 1.0] Out of memory: Killed process 7 (a)")}, true, false, false, "try more --memory"},

@@ -90,7 +90,7 @@ func checkZeroPage(t *testing.T, memory *guestmem.Memory) {
 		want     string
 	}{"command line": {0x228, 0x238, "hello"}, "initrd": {0x218, 0x21c, "files"}} {
 		got := make([]byte, le.Uint32(zero[f.size:]))
-		if err := memory.Read(got, guestmem.Addr(le.Uint32(zero[f.at:]))); err != nil || !strings.HasPrefix(string(got), f.want) {
+		if err := memory.Read(got, guestmem.Addr(le.Uint32(zero[f.at:]))); err != nil || !strings.HasSuffix(string(got), f.want) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
