@@ -203,6 +203,11 @@ func untilOutput(command []string) (time.Duration, error) {
 func parts(b vm.Backend, kernel, vmm string) error {
 	var described, built, agent, output, exit time.Duration
 	start := time.Now()
+	if err := exec.Command(vmm, "version").Run(); err != nil {
+		return fmt.Errorf("%s version: %w", vmm, err)
+	}
+	process := time.Since(start)
+	start = time.Now()
 	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "echo", marker}}.Config()
 	if err != nil {
 		return err
@@ -230,6 +235,10 @@ func parts(b vm.Backend, kernel, vmm string) error {
 		return fmt.Errorf("%v: %s", r.Outcome, r.Reason)
 	}
 	fmt.Printf("\nparts of a run of ours:\n")
+	part := func(name string, took time.Duration) {
+		fmt.Printf("  %-53s %v\n", name, took.Round(10*time.Microsecond))
+	}
+	part("the program's own start and end", process)
 	before := time.Duration(0)
 	for _, p := range []struct {
 		name string
@@ -243,9 +252,8 @@ func parts(b vm.Backend, kernel, vmm string) error {
 		{"command, up to EXIT", exit},
 		{"stop, and all that is given back", ended},
 	} {
-		took := max(0, p.at-before) // an emulator may run before all is loaded
+		part(p.name, max(0, p.at-before)) // an emulator may run before all is loaded
 		before = max(p.at, before)
-		fmt.Printf("  %-53s %v\n", p.name, took.Round(10*time.Microsecond))
 	}
 	return nil
 }

@@ -82,7 +82,7 @@ func (t target) wholeRuns(kernel, vmm, initrd string, rounds int) error {
 		theirs = append(theirs, d)
 	}
 	t.figure("run -- /bin/true", show(own))
-	const name = "-M microvm -kernel"
+	const name = "QEMU's own -kernel and -initrd, in turns"
 	if hung > 0 {
 		t.figure(name, fmt.Sprintf("%d of %d boots did not end in %v", hung, rounds, hangLimit))
 	}
