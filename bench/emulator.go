@@ -43,6 +43,9 @@ func emulatorBoots(args []string) error {
 		return err
 	}
 	defer cleanUp()
+	if len(here) == 0 {
+		return nil
+	}
 	initrd, err := peersInitrd("/bin/busybox poweroff -f")
 	if err != nil {
 		return err
