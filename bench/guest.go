@@ -26,23 +26,25 @@ func (t target) scenario(words string) run.Config {
 // floods measures how fast the embedded guest's messages are read. The goals are the emulator's, which
 // sets the pace there: KVM's guests write as fast as the host reads.
 func (t target) floods() error {
-	volume := 4 << 30
+	const rounds = 5
+	small, volume := 1_000_000, 4<<30
 	if !t.isKVM() {
-		volume = 512 << 20
+		small, volume = 2_000_000, 256<<20
 	}
 	for _, f := range []struct {
 		count, size  int
 		messages, mb float64 // goals, a second
 	}{
-		{count: 1_000_000, size: 24, messages: 1e6},
+		{count: small, size: 24, messages: 1e6},
 		{count: volume >> 12, size: 4 << 10, mb: 200},
 		{count: volume >> 16, size: 64 << 10},
 	} {
-		took, err := t.flood(f.count, f.size)
+		all, err := repeat(rounds, func() (time.Duration, error) { return t.flood(f.count, f.size) })
 		if err != nil {
 			return err
 		}
-		messages := float64(f.count) / took.Seconds()
+		median, _ := spread(all)
+		messages := float64(f.count) / median.Seconds()
 		mb := messages * float64(f.size) / 1e6
 		name := fmt.Sprintf("%d messages of %d bytes", f.count, f.size)
 		value := fmt.Sprintf("%.0f messages/s, %.0f MB/s", messages, mb)
@@ -56,6 +58,18 @@ func (t target) floods() error {
 		}
 	}
 	return nil
+}
+
+// repeat measures something some times.
+func repeat(rounds int, measure func() (time.Duration, error)) (all []time.Duration, err error) {
+	for range rounds {
+		d, err := measure()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
 }
 
 // flood measures from the guest's start until its last message, EXIT, has been read.
@@ -184,16 +198,6 @@ func (t target) stops() error {
 	if !t.isKVM() {
 		rounds = 20
 	}
-	repeat := func(fn func() (time.Duration, error)) (all []time.Duration, err error) {
-		for range rounds {
-			d, err := fn()
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, d)
-		}
-		return all, nil
-	}
 	// row is printed with a goal where it is KVM's.
 	row := func(name string, all []time.Duration, most time.Duration) {
 		if !t.isKVM() {
@@ -204,13 +208,13 @@ func (t target) stops() error {
 		t.goal(name, show(all), fmt.Sprintf("≤ %v", most), worst <= most)
 	}
 	for _, words := range []string{"hang", "halt"} {
-		all, err := repeat(func() (time.Duration, error) { return t.stopLatency(words) })
+		all, err := repeat(rounds, func() (time.Duration, error) { return t.stopLatency(words) })
 		if err != nil {
 			return err
 		}
 		row("Stop until the machine has ended, "+words, all, time.Second)
 	}
-	all, err := repeat(t.schedulerExit)
+	all, err := repeat(rounds, t.schedulerExit)
 	if err != nil {
 		return err
 	}

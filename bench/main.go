@@ -48,7 +48,7 @@ func everything() error {
 	parts := []part{{"live drain of a 16 MiB ring, against a copy and a CRC-32 of the same payloads", drains}}
 	if len(here) > 0 {
 		parts = append(parts,
-			part{"flood, with every message read and checked", here.each(target.floods)},
+			part{"flood, with every message read and checked; the middle of five", here.each(target.floods)},
 			part{"start", here.each(target.starts)},
 			part{"stop", here.each(target.stops)},
 			part{"at rest, and busy", here.each(target.resources)},
