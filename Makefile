@@ -1,7 +1,6 @@
 # What developers run; CONTRIBUTING.md says when.
-export PATH := $(CURDIR)/.cache/bin:$(PATH)
+export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
-GOTESTSUM = go tool gotestsum --format pkgname --format-hide-empty-pkg --
 FUZZTIME ?= 60s
 
 .PHONY: build demo test linux-test lint bench bench-boot fuzz guest
@@ -9,24 +8,24 @@ FUZZTIME ?= 60s
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
 
+# Sets up what is missing and boots the embedded guest.
 demo: build
+	scripts/install-deps demo
 	bin/ktstr-vmm demo
 
-# Installs what it lacks, then runs every test, all but the Linux suite again under the race detector,
-# and the Linux suite. What was skipped, and why, is listed at the end of each run; with CI set
-# nothing is skipped.
+# Sets up what is missing and runs every test of every tier: on this machine, again under the race
+# detector, and in a Linux that QEMU emulates what needs a KVM that this machine does not have. The
+# last lines say how many ran where; with CI set, nothing may be left out.
 test:
 	scripts/install-deps
+	scripts/fetch-linux
 	$(MAKE) --no-print-directory lint
-	$(GOTESTSUM) -count=1 -timeout 20m ./...
-	$(GOTESTSUM) -count=1 -timeout 30m -race ./...
-	$(MAKE) --no-print-directory linux-test
+	scripts/test
 
-# The Linux suite on kernels 6.1 and 6.12: on this machine's KVM where doctor finds it fast enough for
-# Linux, else in a Linux that QEMU emulates.
+# The Linux suite alone.
 linux-test:
 	scripts/fetch-linux
-	scripts/linux-test
+	scripts/guest-tests linux
 
 lint:
 	test -z "$$(gofmt -l .)"
@@ -48,7 +47,8 @@ bench-boot:
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
-# What is built from source and committed.
+# What runs in guests, from its sources, into the packages that carry it.
 guest:
 	$(MAKE) -C guest/src
 	$(MAKE) -C pkg/vm/qemu/firmware
+	go run ./guest/pack guest

@@ -17,10 +17,12 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
 const (
@@ -42,7 +44,7 @@ func kvmBoots(args []string) error {
 	kernel := f.String("kernel", "", "a bzImage")
 	vmm := f.String("vmm", "", "ktstr-vmm")
 	gokvm := f.String("gokvm", "", "gokvm, built from its module")
-	qemu := f.String("qemu", "", "QEMU's microvm and where its data is, as words")
+	microvm := f.String("qemu", "", "QEMU's microvm and where its data is, as words")
 	rounds := f.Int("rounds", 5, "")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -58,7 +60,11 @@ func kvmBoots(args []string) error {
 		command []string
 	}{
 		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline}},
-		{"qemu microvm", append(strings.Fields(*qemu), append([]string{"-M", "microvm,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host"}, microvmGuest(*kernel, initrd)...)...)},
+		{"qemu microvm", append(strings.Fields(*microvm), append([]string{"-M", "microvm,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host"}, microvmGuest(*kernel, initrd)...)...)},
+	}
+	if *microvm == "" {
+		left("qemu microvm", qemu.ErrNotInstalled)
+		peers = peers[:1]
 	}
 	took := make([][]time.Duration, len(peers))
 	var own []time.Duration
@@ -90,7 +96,7 @@ func kvmBoots(args []string) error {
 		figure(p.name, show(took[i]))
 		goal("ours to "+p.name, fmt.Sprintf("%.2f", r), "≤ 0.9", r <= 0.9)
 	}
-	return errors.Join(parts(kvm.Backend{}, *kernel, *vmm), schedulerEnd(*kernel, *vmm))
+	return errors.Join(parts(kvm.Backend{}, *kernel, *vmm), schedulerEnd(*kernel))
 }
 
 // microvmGuest is what QEMU's microvm runs and how, whoever runs its instructions.
@@ -100,10 +106,10 @@ func microvmGuest(kernel, initrd string) []string {
 }
 
 // schedulerEnd measures from a scheduler's last words, on the console, to the end of the run.
-func schedulerEnd(kernel, vmm string) error {
+func schedulerEnd(kernel string) error {
 	const lastWords = "the scheduler is gone"
 	cfg, files, err := linux.Guest{
-		Kernel: kernel, Agent: vmm, Command: []string{"busybox", "sleep", "60"},
+		Kernel: kernel, Command: []string{"busybox", "sleep", "60"},
 		Scheduler: []string{"busybox", "sh", "-c", "busybox sleep 1; echo " + lastWords},
 	}.Config()
 	if err != nil {
@@ -208,7 +214,7 @@ func parts(b vm.Backend, kernel, vmm string) error {
 	}
 	process := time.Since(start)
 	start = time.Now()
-	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "echo", marker}}.Config()
+	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "echo", marker}}.Config()
 	if err != nil {
 		return err
 	}
@@ -219,7 +225,7 @@ func parts(b vm.Backend, kernel, vmm string) error {
 		VM:      cfg,
 		Timeout: bootLimit,
 		OnStart: func() { built = time.Since(start) },
-		OnMessage: func(_ time.Duration, m shm.Message) {
+		OnMessage: func(_ time.Duration, m shm.Message) monitor.Verdict {
 			switch m.Type {
 			case shm.ScenarioStart:
 				agent = time.Since(start)
@@ -228,6 +234,7 @@ func parts(b vm.Backend, kernel, vmm string) error {
 			case shm.Exit:
 				exit = time.Since(start)
 			}
+			return monitor.Continue
 		},
 	})
 	ended := time.Since(start)

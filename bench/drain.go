@@ -84,10 +84,11 @@ func (f *full) reader(regions int) (*shm.Reader, error) {
 // round lets a reader read the whole ring.
 func (f *full) round(r *shm.Reader) (time.Duration, error) {
 	n := 0
-	handle := func(m shm.Message) {
+	handle := func(m shm.Message) bool {
 		if m.CRCOK {
 			n++
 		}
+		return true
 	}
 	f.readPtr.Store(f.writePtr.Load() - f.capacity) // where this reader left it
 	start := time.Now()
@@ -118,7 +119,7 @@ func (f *full) limit() time.Duration {
 
 // allocations counts those of one round.
 func (f *full) allocations(r *shm.Reader) float64 {
-	handle := func(shm.Message) {}
+	handle := func(shm.Message) bool { return true }
 	return testing.AllocsPerRun(5, func() {
 		f.again()
 		f.readPtr.Store(f.writePtr.Load() - f.capacity)

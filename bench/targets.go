@@ -12,14 +12,11 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+	"github.com/ktstr/ktstr-vmm/test/bed"
 )
 
-const (
-	// fetched is where scripts/fetch-linux unpacks a newer QEMU where the installed one is older.
-	fetched = ".cache/linux/qemu/usr"
-	// newQEMU is the version from which on the emulator's floods have goals.
-	newQEMU = 10
-)
+// newQEMU is the version from which on the emulator's floods have goals.
+const newQEMU = 10
 
 // target is a back end that is measured.
 type target struct {
@@ -87,22 +84,23 @@ func emulators() (all targetList, cleanUp func(), err error) {
 		}
 	}
 	name := fmt.Sprintf("QEMU %d", newQEMU)
-	if _, err := os.Stat(filepath.Join(fetched, "bin", x86Emulator)); err != nil {
-		left(name, fmt.Errorf("%w; scripts/fetch-linux fetches it", err))
-		return all, cleanUp, nil
-	}
-	dir, err := wrapper()
-	if err != nil {
-		return nil, nil, err
-	}
-	cleanUp = func() { _ = os.RemoveAll(dir) }
-	newer, err := emulator(filepath.Join(dir, x86Emulator))
+	command, err := bed.QEMU()
 	if err != nil {
 		left(name, err)
 		return all, cleanUp, nil
 	}
-	found(newer.name, fetched)
-	return append(all, newer), cleanUp, nil
+	dir, err := wrapper(command)
+	if err != nil {
+		return nil, nil, err
+	}
+	cleanUp = func() { _ = os.RemoveAll(dir) }
+	fetched, err := emulator(filepath.Join(dir, x86Emulator))
+	if err != nil {
+		left(name, err)
+		return all, cleanUp, nil
+	}
+	found(fetched.name, command[0])
+	return append(all, fetched), cleanUp, nil
 }
 
 // x86Emulator is the program as the back end looks for it.
@@ -120,20 +118,17 @@ func emulator(program string) (target, error) {
 	return t, err
 }
 
-// wrapper makes a folder in which the fetched QEMU looks like an installed one: it is built to find what
-// it needs under /usr.
-func wrapper() (string, error) {
-	root, err := filepath.Abs(fetched)
-	if err != nil {
-		return "", err
-	}
+// wrapper makes a folder in which a QEMU with arguments of its own looks like an installed one.
+func wrapper(command []string) (string, error) {
 	dir, err := os.MkdirTemp("", "bench-qemu-*")
 	if err != nil {
 		return "", err
 	}
-	quoted := "'" + strings.ReplaceAll(root, "'", `'\''`) + "'"
-	text := fmt.Sprintf("#!/bin/sh\nexec %[1]s/bin/%[2]s -L %[1]s/share/seabios -L %[1]s/share/qemu \"$@\"\n", quoted, x86Emulator)
-	if err := os.WriteFile(filepath.Join(dir, x86Emulator), []byte(text), 0o755); err != nil {
+	text := "#!/bin/sh\nexec"
+	for _, word := range command {
+		text += " '" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	}
+	if err := os.WriteFile(filepath.Join(dir, x86Emulator), []byte(text+" \"$@\"\n"), 0o755); err != nil {
 		return "", errors.Join(err, os.RemoveAll(dir))
 	}
 	return dir, nil

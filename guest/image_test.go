@@ -2,11 +2,17 @@ package guest_test
 
 import (
 	"bytes"
+	"debug/buildinfo"
+	"debug/elf"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
@@ -38,4 +44,75 @@ func TestImageIsBuiltFromItsSource(t *testing.T) {
 	if !bytes.Equal(built, guest.Demo) {
 		t.Error("the committed image is not what its source gives: run \"make guest\" and commit the image")
 	}
+}
+
+// maxAgent bounds the agent, in bytes: a guest's kernel unpacks it at every boot.
+const maxAgent = 3_000_000
+
+// The committed agent is what its source gives, byte for byte, where the Go that it names builds it.
+func TestAgentIsBuiltFromItsSource(t *testing.T) {
+	committed := agent(t)
+	info, err := buildinfo.Read(bytes.NewReader(committed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool := needs.Tool(t, "go")
+	t.Setenv("GOTOOLCHAIN", info.GoVersion)
+	if out, err := exec.Command(tool, "version").CombinedOutput(); err != nil {
+		needs.Missing(t, info.GoVersion, fmt.Errorf("%w: %s", err, out))
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command(tool, "run", "./pack", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	packed, err := os.ReadFile(filepath.Join(dir, "agent-x86_64.zst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	built, err := r.DecodeAll(packed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(built, committed) {
+		t.Errorf("the committed agent is not what its source gives, built by %s: run \"make guest\" and commit it", info.GoVersion)
+	}
+}
+
+func TestAgentIsSmallAndStatic(t *testing.T) {
+	program := agent(t)
+	if len(program) > maxAgent {
+		t.Errorf("the agent has %d bytes, it may have %d", len(program), maxAgent)
+	}
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Error("the agent is dynamically linked")
+		}
+	}
+	if f.Machine != elf.EM_X86_64 {
+		t.Errorf("the agent is for %v", f.Machine)
+	}
+}
+
+func TestAgentOfNoGuest(t *testing.T) {
+	if _, err := guest.Agent("z80"); !errors.Is(err, guest.ErrArch) {
+		t.Error(err)
+	}
+}
+
+func agent(t *testing.T) []byte {
+	t.Helper()
+	program, err := guest.Agent("x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,14 +10,21 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 )
 
-// consoleLimit is how much of a console waits for a slow reader, in bytes. The guest does not wait:
+// consolePending is how much of a console waits for a slow reader, in bytes. The guest does not wait:
 // what is more than that is left out.
-const consoleLimit = 4 << 20
+const consolePending = 4 << 20
+
+// defaultConsoleLimit is how much of a console --console takes: a guest may write without end.
+const defaultConsoleLimit = 64 << 20
 
 // console is where the guest's console goes beside the report.
 type console struct {
-	sinks []*consoleSink
-	file  *os.File
+	writers    []io.Writer
+	sinks      []*consoleSink
+	limited    *limitedConsole
+	visible    *report.Visible
+	file       *os.File
+	fileStream *report.Stream
 }
 
 type consoleSink struct {
@@ -26,7 +34,7 @@ type consoleSink struct {
 
 // Write takes what there is room for, and never fails: the other sinks shall have it too.
 func (s *consoleSink) Write(p []byte) (int, error) {
-	if s.Pending()+len(p) > consoleLimit {
+	if s.Pending()+len(p) > consolePending {
 		s.omitted += len(p)
 		return len(p), nil
 	}
@@ -34,44 +42,93 @@ func (s *consoleSink) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// openConsole opens what the flags ask for.
-func (o *options) openConsole(stderr io.Writer) (*console, error) {
+// openConsole opens what the flags ask for. The console's bytes go to stdout as they are only where that is asked
+// for by name: a guest's control characters are for a terminal to act on.
+func (o *options) openConsole(stdout, stderr *report.Stream) (*console, error) {
 	c := &console{}
 	if o.console != "" {
-		var err error
-		if c.file, err = os.Create(o.console); err != nil {
-			return nil, fmt.Errorf("--console %q: %w", o.console, err)
+		raw := stdout
+		if o.console != "-" {
+			var err error
+			if c.file, err = os.Create(o.console); err != nil {
+				return nil, fmt.Errorf("--console %q: %w", o.console, err)
+			}
+			c.fileStream = report.NewStream(c.file)
+			raw = c.fileStream
 		}
-		c.sinks = append(c.sinks, &consoleSink{Stream: report.NewStream(c.file)})
+		c.limited = &limitedConsole{w: c.sink(raw), left: uint64(o.consoleLimit), limit: o.consoleLimit}
+		c.writers = append(c.writers, c.limited)
 	}
 	if o.verbose {
-		c.sinks = append(c.sinks, &consoleSink{Stream: report.NewStream(stderr)})
+		c.visible = report.NewVisible(c.sink(stderr))
+		c.writers = append(c.writers, c.visible)
 	}
 	return c, nil
 }
 
-// writer is where the guest's console is written to; nil where nobody asked for it.
-func (c *console) writer() io.Writer {
-	if len(c.sinks) == 0 {
-		return nil
-	}
-	var writers []io.Writer
-	for _, s := range c.sinks {
-		writers = append(writers, s)
-	}
-	return io.MultiWriter(writers...)
+func (c *console) sink(w *report.Stream) *consoleSink {
+	s := &consoleSink{Stream: w}
+	c.sinks = append(c.sinks, s)
+	return s
 }
 
-func (c *console) close() error {
+// writer is where the guest's console is written to; nil where nobody asked for it.
+func (c *console) writer() io.Writer {
+	if len(c.writers) == 0 {
+		return nil
+	}
+	return io.MultiWriter(c.writers...)
+}
+
+func (c *console) close(ctx context.Context) error {
 	var errs []error
+	if c.visible != nil {
+		_ = c.visible.Flush() // a sink takes all
+	}
+	if c.limited != nil {
+		errs = append(errs, c.limited.err())
+	}
 	for _, s := range c.sinks {
-		errs = append(errs, s.Close(flushLimit))
+		errs = append(errs, s.Flush(ctx))
 		if s.omitted > 0 {
 			errs = append(errs, fmt.Errorf("%d bytes were left out for a slow reader", s.omitted))
 		}
 	}
 	if c.file != nil {
-		errs = append(errs, c.file.Close())
+		if err := c.fileStream.Close(ctx); err == nil { // else it is still being written
+			errs = append(errs, c.file.Close())
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// limitedConsole passes on a console's first bytes, and says where it stopped.
+type limitedConsole struct {
+	w       io.Writer
+	limit   size
+	left    uint64 // bytes
+	omitted uint64
+}
+
+func (l *limitedConsole) Write(p []byte) (int, error) {
+	n := min(uint64(len(p)), l.left)
+	if n > 0 {
+		_, _ = l.w.Write(p[:n]) // a sink takes all
+		l.left -= n
+	}
+	if more := uint64(len(p)) - n; more > 0 {
+		if l.omitted == 0 {
+			_, _ = fmt.Fprintf(l.w, "\n[ktstr-vmm: --console-limit %v is reached, the rest is left out]\n", &l.limit)
+		}
+		l.omitted += more
+	}
+	return len(p), nil
+}
+
+// err says how much was left out; nil where nothing was.
+func (l *limitedConsole) err() error {
+	if l.omitted == 0 {
+		return nil
+	}
+	return fmt.Errorf("--console-limit %v was reached: %d bytes were left out", &l.limit, l.omitted)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -39,10 +40,8 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.run(c, run.Config{
-				VM:         vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline},
-				KernelName: "demo:" + name,
-				Drive:      drivers[name],
+			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, func() (vm.Config, io.Closer, error) {
+				return vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline}, io.NopCloser(nil), nil
 			})
 		},
 	}

@@ -5,14 +5,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-
-	"github.com/ktstr/ktstr-vmm/pkg/agent"
 )
 
 func main() {
-	if agent.IsInit() {
-		agent.Main()
-	}
 	// Who reads our output may go away; the run goes on, and its exit code is what it is.
 	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(execute(os.Args[1:], os.Stdout, os.Stderr))

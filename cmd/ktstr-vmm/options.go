@@ -27,8 +27,9 @@ type options struct {
 	metricsLinger        time.Duration
 	logLevel, logFormat  string
 
-	console string // file for the console
-	verbose bool
+	console      string // file for the console, "-" for stdout
+	consoleLimit size
+	verbose      bool
 
 	// linux is for guests that run a command under Linux: the command's output is ours, and nothing
 	// else is shown unless something went wrong.

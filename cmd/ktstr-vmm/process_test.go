@@ -211,24 +211,8 @@ func TestKilledProgramLeavesNoChild(t *testing.T) {
 func TestOutputThatNobodyReads(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		path := program(t)
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		// Full pipe: the first byte that is written blocks.
-		fd := int(w.Fd()) // once: each call makes the file blocking
-		if err := syscall.SetNonblock(fd, true); err != nil {
-			t.Fatal(err)
-		}
-		for {
-			if _, err := syscall.Write(fd, make([]byte, 4096)); err != nil {
-				break
-			}
-		}
-		if err := syscall.SetNonblock(fd, false); err != nil {
-			t.Fatal(err)
-		}
+		w := pipe(t, stuck)
+		defer w.Close()
 		report := filepath.Join(t.TempDir(), "report.json")
 		cmd := exec.Command(path, "demo", "--accel", b.Name(), "--scenario", "fail", "--report", report, "--report-format", "json")
 		cmd.Stdout = w

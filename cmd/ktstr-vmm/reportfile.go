@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/rand"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -20,16 +23,23 @@ func openReport(path string) (*reportFile, error) {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		return &reportFile{File: f}, err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".ktstr-vmm-report-*")
+	f, err := createTemp(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	r := &reportFile{File: f, path: path}
-	if err := f.Chmod(0o644); err != nil {
-		r.discard()
-		return nil, err
+	return &reportFile{File: f, path: path}, nil
+}
+
+// createTemp makes a file as os.Create does, so that the umask says who may read it; os.CreateTemp's are for their
+// owner alone.
+func createTemp(dir string) (*os.File, error) {
+	for {
+		path := filepath.Join(dir, ".ktstr-vmm-report-"+rand.Text())
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if !errors.Is(err, fs.ErrExist) {
+			return f, err
+		}
 	}
-	return r, nil
 }
 
 // commit gives the file its name.

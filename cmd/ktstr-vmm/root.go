@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,15 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// say writes a program's last words, and does not wait for ever for who reads them.
+func say(w io.Writer, text string) {
+	ctx, cancel := context.WithTimeout(context.Background(), run.DefaultFlushLimit)
+	defer cancel()
+	s := report.NewStream(w)
+	_, _ = io.WriteString(s, text)
+	_ = s.Close(ctx) // there is no place left to say it
+}
+
 // execute runs the program and returns its exit code. An error is one line on stderr; without
 // a code of its own it is the user's or the host's: 125.
 func execute(args []string, stdout, stderr io.Writer) int {
@@ -48,7 +58,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	exit := &exitError{code: run.CodeFailed, err: err}
 	errors.As(err, &exit)
 	if exit.err != nil {
-		fmt.Fprintf(stderr, "ktstr-vmm: %s\n", report.Printable(err.Error()))
+		say(stderr, "ktstr-vmm: "+report.Printable(err.Error())+"\n")
 	}
 	return exit.code
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,8 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 func runCommand() *cobra.Command {
@@ -25,17 +28,28 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			if g.Kernel == "" {
-				return fmt.Errorf("--kernel is needed: a bzImage or a vmlinux")
+				return errors.New("--kernel is needed: a bzImage or a vmlinux")
+			}
+			if len(args) == 0 {
+				return errors.New("run takes a command behind --")
+			}
+			if c.ArgsLenAtDash() != 0 {
+				return fmt.Errorf("%q is neither a flag nor behind --, where run takes its command", args[0])
 			}
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
-			cfg, files, err := g.Config()
-			if err != nil {
-				return err
+			g.OnSkip = func(s initramfs.Skipped) {
+				fmt.Fprintf(c.ErrOrStderr(), "ktstr-vmm: left out of the guest: %q, %s\n", s.Path, s.Kind())
 			}
-			defer files.Close()
 			o.linux = true
-			return o.run(c, run.Config{VM: cfg, KernelName: filepath.Base(g.Kernel)})
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func() (vm.Config, io.Closer, error) {
+				cfg, files, err := g.Config()
+				err = byFlag(err)
+				if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {
+					err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", err)
+				}
+				return cfg, files, err
+			})
 		},
 	}
 	f := c.Flags()
@@ -43,14 +57,36 @@ func runCommand() *cobra.Command {
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
+	f.StringVar(&g.Sysroot, "sysroot", "", "a folder in which the programs and what they need are looked up, as for another architecture")
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
 	f.StringVar(&scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
 	f.BoolVar(&g.TTY, "tty", false, "give the command a terminal; all of its output comes on stdout then")
-	f.StringVar(&o.console, "console", "", "file for the guest's console")
-	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, and let its kernel say more")
+	f.StringVar(&o.console, "console", "", "file for the guest's console as it is, - for stdout")
+	o.consoleLimit = defaultConsoleLimit
+	f.Var(&o.consoleLimit, "console-limit", "how much of it --console takes")
+	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, control characters made visible, and let its kernel say more")
 	o.register(c)
 	return c
+}
+
+// guestFlags are the flags that set a guest's fields.
+var guestFlags = map[string]string{
+	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
+	"Sysroot": "--sysroot",
+}
+
+// byFlag puts the flag in the place of the field that an error names. The command has none.
+func byFlag(err error) error {
+	var field *linux.FieldError
+	if !errors.As(err, &field) {
+		return err
+	}
+	flag, ok := guestFlags[field.Field]
+	if !ok {
+		return field.Err
+	}
+	return &linux.FieldError{Field: flag, Value: field.Value, Err: field.Err}
 }
 
 // sameFile reports whether both are one file, pipe or terminal, where a reader sees their order.

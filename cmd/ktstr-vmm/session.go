@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,88 +22,171 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 )
 
-// run runs a guest as the flags say and shows it; its error carries the exit code.
-func (o *options) run(c *cobra.Command, cfg run.Config) error {
-	if err := o.checkMemory(cfg.VM.Kernel.Board()); err != nil {
-		return err
-	}
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(signals)
+// lastWordsLimit is how long a reader of our output can hold up the program's end beside what a run waits for
+// it: for the summary, the report and the error message.
+const lastWordsLimit = time.Second
 
-	log := o.logger(c.ErrOrStderr())
-	var file *reportFile
-	if o.report != "" && o.report != "-" {
-		var err error
-		if file, err = openReport(o.report); err != nil {
-			return fmt.Errorf("--report %q: %w", o.report, err)
-		}
-		defer file.discard()
-	}
+// session is one run of a guest as the flags say. All that it writes to stdout and stderr goes through
+// streams: a reader that is stuck holds up nothing.
+type session struct {
+	*options
+	stdout, stderr *report.Stream
+	stdoutFile     io.Writer // what is behind them, to ask whether it is a terminal
+	stderrFile     io.Writer
+	log            *zap.Logger
+	signals        chan os.Signal
+	server         *metricsServer
+	view           view
+	files          chan files // what prepare opened
+	guestEnded     time.Time  // when the flush of its output began
+}
 
-	var server *metricsServer
-	cfg.Version = version()
-	if o.metricsListen != "" {
-		registry := prometheus.NewRegistry()
-		var err error
-		if server, err = listenMetrics(o.metricsListen, registry); err != nil {
-			return fmt.Errorf("--metrics-listen %q: %w", o.metricsListen, err)
-		}
-		defer server.close()
-		cfg.Registry = registry
-		cfg.OnStart = func() {
-			server.serve()
-			log.Info("metrics are served", zap.String("url", server.url()))
-		}
-	}
+// files are what a session writes beside its output.
+type files struct {
+	report  *reportFile // nil: none
+	console *console
+}
 
-	backend, note := accel.Choose(accel.Mode(o.accel), accel.Guest{Board: cfg.VM.Kernel.Board(), KernelMode: o.linux})
-	if note != "" {
-		log.Info(note)
+// run runs a guest and shows it; its error carries the exit code. prepare describes the machine, as far as the
+// kernel goes.
+func (o *options) run(c *cobra.Command, cfg run.Config, prepare func() (vm.Config, io.Closer, error)) error {
+	s := &session{
+		options: o,
+		stdout:  report.NewStream(c.OutOrStdout()), stdoutFile: c.OutOrStdout(),
+		stderr: report.NewStream(c.ErrOrStderr()), stderrFile: c.ErrOrStderr(),
+		signals: make(chan os.Signal, 4),
+		files:   make(chan files, 1),
 	}
-	cfg.VM.Backend = backend
-
-	console, err := o.openConsole(c.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	cfg.VM.Console = console.writer()
-
-	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
+	signal.Notify(s.signals, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(s.signals)
+	s.log = o.logger(s.stderr)
+	s.view = s.newView()
+	cfg.Version, cfg.Log, cfg.Signals = version(), s.log, s.signals
 	cfg.Timeout, cfg.Grace, cfg.Poll = o.timeout, o.grace, o.poll
 	if o.grace == 0 {
 		cfg.Grace = -1
 	}
-	cfg.Signals = signals
-	cfg.Log = log
-	v := o.view(c)
-	cfg.OnMessage = v.message
-
+	cfg.OnMessage = s.view.message
+	cfg.Flush = func(ctx context.Context) uint64 {
+		s.guestEnded = time.Now()
+		return s.view.flush(ctx)
+	}
+	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(prepare) }
+	if err := s.serveMetrics(&cfg); err != nil {
+		return err
+	}
 	result := run.Run(c.Context(), cfg)
-	if err := console.close(); err != nil {
-		log.Warn("the console was not written to its end", zap.Error(err))
-	}
-	if err := v.finish(result); err != nil {
-		log.Warn("the output was not read to its end", zap.Error(err))
-	}
-	exit := &exitError{code: result.ExitCode}
-	if result.Outcome == run.Failed {
-		exit.err = errors.New(result.Reason + advice(result.Err))
-	}
-	if err := o.writeReport(c, file, result); err != nil {
-		exit = &exitError{code: run.CodeFailed, err: fmt.Errorf("--report %q: %w", o.report, err)}
-	}
-	if server != nil && server.serving() && o.metricsLinger > 0 {
-		log.Info("metrics linger", zap.Duration("for", o.metricsLinger))
-		select {
-		case <-signals:
-		case <-time.After(o.metricsLinger):
-		}
-	}
-	if exit.code == 0 && exit.err == nil {
+	exit := s.end(result)
+	s.linger()
+	if exit == 0 {
 		return nil
 	}
-	return exit
+	return &exitError{code: exit}
+}
+
+// prepare opens what is to be written, and makes the machine's configuration whole. It may wait for a file
+// system, or for who opens a pipe's other end.
+func (s *session) prepare(machine func() (vm.Config, io.Closer, error)) (cfg vm.Config, opened io.Closer, err error) {
+	f, err := s.open()
+	if err != nil {
+		return cfg, nil, err
+	}
+	s.files <- f
+	if cfg, opened, err = machine(); err != nil {
+		return cfg, nil, err
+	}
+	board := cfg.Kernel.Board()
+	if err := s.checkMemory(board); err != nil {
+		return cfg, nil, errors.Join(err, opened.Close())
+	}
+	backend, note := accel.Choose(accel.Mode(s.accel), accel.Guest{Board: board, KernelMode: s.linux})
+	if note != "" {
+		s.log.Info(note)
+	}
+	cfg.Backend, cfg.Console = backend, f.console.writer()
+	cfg.Memory, cfg.Reserved, cfg.CPUs = uint64(s.memory), uint64(s.shmSize), s.cpus
+	return cfg, opened, nil
+}
+
+func (s *session) open() (f files, err error) {
+	if s.report != "" && s.report != "-" {
+		if f.report, err = openReport(s.report); err != nil {
+			return f, fmt.Errorf("--report %q: %w", s.report, err)
+		}
+	}
+	if f.console, err = s.openConsole(s.stdout, s.stderr); err != nil && f.report != nil {
+		f.report.discard()
+	}
+	return f, err
+}
+
+func (s *session) serveMetrics(cfg *run.Config) error {
+	if s.metricsListen == "" {
+		return nil
+	}
+	registry := prometheus.NewRegistry()
+	server, err := listenMetrics(s.metricsListen, registry)
+	if err != nil {
+		return fmt.Errorf("--metrics-listen %q: %w", s.metricsListen, err)
+	}
+	s.server = server
+	cfg.Registry = registry
+	cfg.OnStart = func() {
+		server.serve()
+		s.log.Info("metrics are served", zap.String("url", server.url()))
+	}
+	return nil
+}
+
+// end shows and writes down what became of the run, and returns the exit code. Whoever has to take that has
+// what is left of a run's time for slow readers, and lastWordsLimit at least.
+func (s *session) end(r *run.Result) int {
+	left := run.DefaultFlushLimit
+	if !s.guestEnded.IsZero() {
+		left -= time.Since(s.guestEnded)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), max(left, lastWordsLimit))
+	defer cancel()
+	var f files
+	select {
+	case f = <-s.files:
+	default: // the run ended before they were open
+	}
+	code := r.ExitCode
+	if f.console != nil {
+		if err := f.console.close(ctx); err != nil {
+			s.log.Warn("the console was not written to its end", zap.Error(err))
+		}
+	}
+	s.view.summary(r)
+	if r.Outcome == run.Failed {
+		s.fail(r.Reason + advice(r.Err))
+	}
+	if err := s.writeReportBy(ctx, f.report, r); err != nil {
+		code = run.CodeFailed
+		s.fail(fmt.Sprintf("--report %q: %v", s.report, err))
+	}
+	for _, stream := range []*report.Stream{s.stdout, s.stderr} {
+		_ = stream.Close(ctx) // there is no place left to say it
+	}
+	return code
+}
+
+// fail says what went wrong, in a line.
+func (s *session) fail(text string) { fmt.Fprintf(s.stderr, "ktstr-vmm: %s\n", report.Printable(text)) }
+
+// linger serves the metrics of a run that is over for as long as was asked, or until a signal.
+func (s *session) linger() {
+	if s.server == nil {
+		return
+	}
+	if s.server.serving() && s.metricsLinger > 0 {
+		select {
+		case <-s.signals:
+		case <-time.After(s.metricsLinger):
+		}
+	}
+	s.server.close()
 }
 
 // advice says which flag may help where the host could not run the guest.
@@ -118,22 +202,34 @@ func advice(err error) string {
 	return ""
 }
 
-// view is what the user gets to see. Where the report is what stdout is for, live messages make
+// newView is what the user gets to see. Where the report is what stdout is for, live messages make
 // way.
-func (o *options) view(c *cobra.Command) view {
+func (s *session) newView() view {
 	switch {
-	case o.linux:
-		return newCommandView(c.OutOrStdout(), c.ErrOrStderr(), !o.verbose)
-	case o.report == "-" && o.reportFormat != "text":
-		return newLiveView(c.ErrOrStderr(), false)
+	case s.linux:
+		return &commandView{stdout: s.stdout, stderr: s.stderr, colour: wantsColour(s.stderrFile), console: !s.verbose}
+	case s.report == "-" && s.reportFormat != "text":
+		return newLiveView(s.stderr, false, false)
 	}
-	return newLiveView(c.OutOrStdout(), true)
+	return newLiveView(s.stdout, true, wantsColour(s.stdoutFile))
+}
+
+// writeReportBy is writeReport for as long as ctx allows: a pipe's reader or a disk may be stuck.
+func (s *session) writeReportBy(ctx context.Context, file *reportFile, r *run.Result) error {
+	done := make(chan error, 1)
+	go func() { done <- s.writeReport(file, r) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: nobody took it in time", io.ErrShortWrite)
+	}
 }
 
 // writeReport puts the report where --report wants it; the text of stdout is there already.
-func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result) error {
+func (s *session) writeReport(file *reportFile, r *run.Result) error {
 	write := func(w io.Writer) error {
-		switch o.reportFormat {
+		switch s.reportFormat {
 		case "json":
 			return report.JSON(w, version(), r)
 		case "junit":
@@ -143,13 +239,13 @@ func (o *options) writeReport(c *cobra.Command, file *reportFile, r *run.Result)
 	}
 	switch {
 	case file != nil:
+		defer file.discard()
 		if err := write(file); err != nil {
 			return err
 		}
 		return file.commit()
-	case o.report == "-" && (o.linux || o.reportFormat != "text"):
-		out := report.NewStream(c.OutOrStdout())
-		return errors.Join(write(out), out.Close(flushLimit))
+	case s.report == "-" && (s.linux || s.reportFormat != "text"):
+		return write(s.stdout)
 	}
 	return nil
 }

@@ -2,93 +2,105 @@ package main
 
 import (
 	"bytes"
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
-const (
-	// flushLimit is how long a reader of our output that takes nothing can hold us up.
-	flushLimit = 5 * time.Second
-	// outputLimit is how much of a command's output waits for a slow reader of ours: then the
-	// ring fills, and the command waits.
-	outputLimit = 4 << 20 // bytes
-)
+// outputLimit is how much of a command's output waits for a slow reader of ours: then the ring fills, and the
+// command waits.
+const outputLimit = 4 << 20 // bytes
 
 // view is what a user sees of a run while it goes on, and when it is over.
 type view interface {
-	message(at time.Duration, m shm.Message)
-	finish(r *run.Result) error
+	// message shows a message, or says monitor.NotNow.
+	message(at time.Duration, m shm.Message) monitor.Verdict
+	// flush waits until what was shown is written, or ctx ends, and returns how much of the guest's output
+	// is lost, in bytes.
+	flush(ctx context.Context) uint64
+	// summary shows what became of the run.
+	summary(r *run.Result)
 }
 
 // liveView shows each message in a line, and a summary where it is wanted.
 type liveView struct {
-	to      io.Writer
-	summary bool
-	out     *report.Stream
-	live    *report.Live
+	out           *report.Stream
+	live          *report.Live
+	shown, colour bool // whether the summary is shown, and how
 }
 
-func newLiveView(to io.Writer, summary bool) *liveView {
-	out := report.NewStream(to)
-	return &liveView{to, summary, out, report.NewLive(out)}
+func newLiveView(out *report.Stream, shown, colour bool) *liveView {
+	return &liveView{out, report.NewLive(out), shown, colour}
 }
 
-func (v *liveView) message(at time.Duration, m shm.Message) { v.live.Message(at, m) }
+func (v *liveView) message(at time.Duration, m shm.Message) monitor.Verdict {
+	v.live.Message(at, m)
+	return monitor.Continue
+}
 
-func (v *liveView) finish(r *run.Result) error {
+func (v *liveView) flush(ctx context.Context) uint64 {
 	v.live.Close()
-	if v.summary {
-		_ = report.Text(v.out, r, wantsColour(v.to)) // a Stream takes all
+	_ = v.out.Flush(ctx) // lines that nobody reads are no loss of the guest's
+	return 0
+}
+
+func (v *liveView) summary(r *run.Result) {
+	if v.shown {
+		_ = report.Text(v.out, r, v.colour) // a Stream takes all
 	}
-	return v.out.Close(flushLimit)
 }
 
 // commandView passes on what a guest's command writes, as if it ran here. Only an ending that is
 // not the command's own gets a summary.
 type commandView struct {
-	to             io.Writer // stderr
 	stdout, stderr *report.Stream
+	colour         bool
 	console        bool // whether the summary shows the console's end
 }
 
-func newCommandView(stdout, stderr io.Writer, console bool) *commandView {
-	return &commandView{stderr, report.NewBoundedStream(stdout, outputLimit, flushLimit), report.NewBoundedStream(stderr, outputLimit, flushLimit), console}
-}
-
-func (v *commandView) message(_ time.Duration, m shm.Message) {
+func (v *commandView) message(_ time.Duration, m shm.Message) monitor.Verdict {
+	taken := true
 	switch {
 	case !m.CRCOK:
 	case m.Type == shm.Stdout:
-		_, _ = v.stdout.Write(m.Payload) // its error comes with Close
+		taken = v.stdout.TryWrite(m.Payload, outputLimit)
 	case m.Type == shm.Stderr:
-		_, _ = v.stderr.Write(m.Payload)
+		taken = v.stderr.TryWrite(m.Payload, outputLimit)
 	}
+	if !taken {
+		return monitor.NotNow
+	}
+	return monitor.Continue
 }
 
-// finish shows the summary behind all of the output: both may go to one place.
-func (v *commandView) finish(r *run.Result) error {
-	err := v.stdout.Close(flushLimit)
+func (v *commandView) flush(ctx context.Context) uint64 {
+	for _, s := range []*report.Stream{v.stdout, v.stderr} {
+		_ = s.Flush(ctx) // Lost says more
+	}
+	return v.stdout.Lost() + v.stderr.Lost()
+}
+
+func (v *commandView) summary(r *run.Result) {
 	if r.Outcome != run.Exited && r.Outcome != run.Failed {
 		shown := *r
 		if !v.console {
 			shown.Console = nil
 		}
-		_ = report.Text(v.stderr, &shown, wantsColour(v.to))
+		_ = report.Text(v.stderr, &shown, v.colour) // a Stream takes all
 		if r.Outcome == run.TimedOut {
-			fmt.Fprint(v.stderr, timeoutHints(r))
+			_, _ = io.WriteString(v.stderr, timeoutHints(r))
 		}
 	}
 	if r.Outcome == run.Exited && r.ExitCode == killed && bytes.Contains(r.Console, []byte(outOfMemory)) {
 		fmt.Fprintln(v.stderr, "\nThe guest's kernel ran out of memory and killed the command; try more --memory.")
 	}
-	return errors.Join(err, v.stderr.Close(flushLimit))
 }
 
 // timeoutHints says what else can be behind a timeout than the command.

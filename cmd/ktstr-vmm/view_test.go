@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -23,17 +24,23 @@ func TestCommandView(t *testing.T) {
 		"shown as it was": {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, false, true, false, ""},
 		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, false, "The command had not started."},
 		"too slow":        {run.Result{Outcome: run.TimedOut, Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, ""},
-		"emulated":      {run.Result{Outcome: run.TimedOut, Accelerator: "emulator", Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, "try more --timeout"},
+		"emulated":        {run.Result{Outcome: run.TimedOut, Accelerator: "emulator", Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, "try more --timeout"},
 		"out of memory":   {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("[ 1.0] Out of memory: Killed process 7 (a)")}, true, false, false, "try more --memory"},
 		"killed":          {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
 	} {
 		var stdout, stderr bytes.Buffer
-		v := newCommandView(&stdout, &stderr, tc.console)
+		v := &commandView{stdout: report.NewStream(&stdout), stderr: report.NewStream(&stderr), console: tc.console}
 		v.message(0, shm.Message{Type: shm.Stdout, CRCOK: true, Payload: []byte("out\x00")})
 		v.message(0, shm.Message{Type: shm.Stderr, CRCOK: true, Payload: []byte("err")})
 		v.message(0, shm.Message{Type: shm.Stdout, Payload: []byte("damaged")})
-		if err := v.finish(&tc.result); err != nil {
-			t.Fatal(err)
+		if lost := v.flush(t.Context()); lost != 0 {
+			t.Errorf("%s: %d bytes are lost", name, lost)
+		}
+		v.summary(&tc.result)
+		for _, s := range []*report.Stream{v.stdout, v.stderr} {
+			if err := s.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 		text, ok := strings.CutPrefix(stderr.String(), "err")
 		if stdout.String() != "out\x00" || !ok || strings.Contains(text, "exit code") != tc.summary || strings.Contains(text, "end of the console") != tc.shown ||

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -25,8 +26,11 @@ const maxReply = 4 << 10
 // ErrTooLarge is a request of more bytes than its receiver takes.
 var ErrTooLarge = errors.New("message is too large")
 
-// WriteRequest sends a message.
+// WriteRequest sends a message; ErrTooLarge where its length has no place in a request.
 func WriteRequest(w io.Writer, t shm.Type, payload []byte) error {
+	if uint64(len(payload)) > math.MaxUint32 {
+		return fmt.Errorf("%w: %v of %d bytes, at most %d", ErrTooLarge, t, len(payload), uint32(math.MaxUint32))
+	}
 	b := make([]byte, 8, 8+len(payload))
 	binary.LittleEndian.PutUint32(b, uint32(t))
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(payload)))
@@ -34,8 +38,8 @@ func WriteRequest(w io.Writer, t shm.Type, payload []byte) error {
 	return err
 }
 
-// ReadRequest receives a message of at most limit bytes: ErrTooLarge where it has more, io.EOF where
-// there is no other.
+// ReadRequest receives a message of at most limit bytes; io.EOF where there is no other. One that has
+// more is passed over and is ErrTooLarge, after which the next can be read.
 func ReadRequest(r io.Reader, limit uint64) (shm.Type, []byte, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -43,6 +47,9 @@ func ReadRequest(r io.Reader, limit uint64) (shm.Type, []byte, error) {
 	}
 	t, n := shm.Type(binary.LittleEndian.Uint32(head[:])), binary.LittleEndian.Uint32(head[4:])
 	if uint64(n) > limit {
+		if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
+			return t, nil, fmt.Errorf("%v of %d bytes: %w", t, n, err)
+		}
 		return t, nil, fmt.Errorf("%w: %v of %d bytes, at most %d", ErrTooLarge, t, n, limit)
 	}
 	payload := make([]byte, n)
@@ -73,7 +80,10 @@ func ReadReply(r io.Reader) error {
 	if n == 0 {
 		return nil
 	}
-	text := make([]byte, min(n, maxReply))
+	if n > maxReply {
+		return fmt.Errorf("no answer from the agent: it has %d bytes, at most %d", n, maxReply)
+	}
+	text := make([]byte, n)
 	if _, err := io.ReadFull(r, text); err != nil {
 		return fmt.Errorf("no answer from the agent: %w", err)
 	}

@@ -14,28 +14,18 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// EachBackend runs a test on each back end that this host has, as a subtest with the back end's name.
+// backend is the attribute that says on which back end a test runs, for the tests' summary.
+const backend = "backend"
+
+// EachBackend runs a test on each back end, as a subtest with the back end's name; one that this host does not
+// have skips it.
 func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Helper()
-	var why error
-	ran := false
-	for _, b := range []struct {
-		backend vm.Backend
-		missing error
-	}{
-		{kvm.Backend{}, (kvm.Backend{}).Check(x86.Board{})},
-		{qemu.Backend{}, EmulatorMissing()},
-	} {
-		if b.missing != nil {
-			why = b.missing
-			continue
-		}
-		ran = true
-		t.Run(b.backend.Name(), func(t *testing.T) { test(t, b.backend) })
-	}
-	if !ran {
-		Missing(t, "KVM or QEMU", why)
-	}
+	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
+		KVM(t)
+		test(t, kvm.Backend{})
+	})
+	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, Emulator(t)) })
 }
 
 // Backend returns a back end for a test that can do with any.
@@ -50,6 +40,7 @@ func Backend(t testing.TB) vm.Backend {
 // KVM is for tests of KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
+	t.Attr(backend, (kvm.Backend{}).Name())
 	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
 		t.Skipf("this test needs a usable /dev/kvm: %v", err)
 	}
@@ -58,6 +49,7 @@ func KVM(t testing.TB) {
 // Emulator is for tests of the emulator alone. There is none in the bed, which needs one itself.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
+	t.Attr(backend, (qemu.Backend{}).Name())
 	if err := EmulatorMissing(); err != nil {
 		if (kvm.Backend{}).Check(x86.Board{}) == nil {
 			t.Skipf("this test needs QEMU: %v", err)

@@ -5,6 +5,7 @@ package smaps
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -13,6 +14,7 @@ type Mapping struct {
 	Start, End uint64 // addresses
 	Memfd      bool   // it is of a memfd
 	RSS        int    // KiB
+	NoDump     bool   // core dumps leave it out
 }
 
 // Size is the mapping's length in bytes.
@@ -32,6 +34,8 @@ func Read(pid int) ([]Mapping, error) {
 			all = append(all, m)
 		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.RSS); n == 1 && len(all) > 0 {
 			all[len(all)-1].RSS = m.RSS
+		} else if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && len(all) > 0 {
+			all[len(all)-1].NoDump = slices.Contains(strings.Fields(flags), "dd")
 		}
 	}
 	return all, nil

@@ -1,60 +1,96 @@
+// Package agent is the guest's side of a run with a Linux kernel: the program that is PID 1. It
+// maps the ring, sets up what programs expect, runs the command and reports through the ring.
+//
+// A guest's kernel unpacks it at every boot, so it is small: it does without packages such as net and
+// encoding/json where a few lines will do.
 package agent
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
+	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// IsInit reports whether this process is a guest's first one and should call Main.
-func IsInit() bool { return os.Getpid() == 1 && len(os.Args) > 0 && os.Args[0] == "/init" }
-
-// Main is PID 1. It never returns: at the end the machine is reset.
+// Main is PID 1. It never returns: at the end the machine is reset. Any other process is ended at
+// once, for it may be on a host.
 func Main() {
-	defer reset()
-	a := &agent{}
+	if os.Getpid() != 1 || len(os.Args) == 0 || os.Args[0] != "/init" {
+		fmt.Fprintln(os.Stderr, "ktstr-vmm agent: this is /init of a guest and resets its machine; it does nothing elsewhere")
+		os.Exit(1)
+	}
+	end := unix.LINUX_REBOOT_CMD_RESTART
+	defer func() { endMachine(end) }()
+	a := newAgent("/", os.Stderr, theKernel)
 	defer a.reportPanic()
-	if err := a.run(); err != nil {
+	if err := a.run(context.Background()); err != nil {
 		a.crash(err.Error())
 	}
+	end = a.machineEnd()
 }
 
 // crash tells the host, and the console, what kept the agent from its work.
 func (a *agent) crash(text string) {
-	fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %s\n", text)
+	fmt.Fprintf(a.console, "ktstr-vmm agent: %s\n", text)
 	if a.writer != nil {
 		_ = a.writer.TryWrite(shm.Crash, []byte("the guest's agent: "+text))
 	}
 }
 
-// reset ends the machine by the way that the host watches for.
-func reset() {
+// endMachine ends the machine by reboot(2), and by the way that the host watches for where that
+// fails.
+func endMachine(how int) {
 	unix.Sync()
+	_ = unix.Reboot(how)
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {} // the kernel panics where PID 1 ends
 }
 
 // agent is the state of PID 1.
 type agent struct {
-	spec    Spec
-	writer  *shm.Writer
-	control shm.Control
-	reaper  *reaper
-	doors   *doors
+	root    string // what the guest's files are below: "/", but in tests
+	console io.Writer
+	kernel  kernel
+	limits  limits
 
-	scheduler int // its process, 0 where there is none or it is gone
+	job      job.Job
+	hostname string
+	writer   *shm.Writer
+	control  shm.Control
+	reaper   *reaper
+	doors    *doors
+	running  sync.WaitGroup // the agent's own goroutines
+
+	scheduler *scheduler // nil where none was started
+	schedGone sync.Once  // the host was told that it is gone
+
+	stopping chan struct{} // closed when the run is to end before the command does by itself
+	stop     sync.Once
+	asked    atomic.Value // the os.Signal that asked PID 1 for the end
 
 	sending atomic.Int32  // goroutines that have output which is not in the ring yet
 	sent    atomic.Uint64 // pieces of output that are
+
+	exit     sync.Mutex // held while an EXIT is sent
+	exitSent bool       // by a door
+}
+
+func newAgent(root string, console io.Writer, k kernel) *agent {
+	return &agent{root: root, console: console, kernel: k, limits: defaultLimits, stopping: make(chan struct{})}
+}
+
+// path returns where a file of the guest is.
+func (a *agent) path(elem ...string) string {
+	return filepath.Join(append([]string{a.root}, elem...)...)
 }
 
 // doorsDir is where the guest's processes find the ways to send messages.
@@ -67,25 +103,34 @@ const (
 	codeSignalled     = 128 // plus the signal's number
 )
 
-func (a *agent) run() error {
-	if err := mountAll(); err != nil {
+// run does all of the agent's work. ctx ends in tests only.
+func (a *agent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer a.running.Wait()
+	defer cancel()
+	if err := a.mountAll(); err != nil {
 		return err
 	}
 	if err := a.openRing(); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(SpecPath)
+	text, err := os.ReadFile(a.path(job.Path))
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(text, &a.spec); err != nil {
-		return fmt.Errorf("%s: %w", SpecPath, err)
+	if a.job, err = job.Parse(string(text)); err != nil {
+		return fmt.Errorf("%s: %w", job.Path, err)
 	}
+	a.setUp()
+	a.try(a.spare(true))
 	a.reaper = startReaper()
-	ctx := context.Background()
-	if a.doors, err = openDoors(doorsDir, a.writer.Capacity()-shm.MessageHeaderSize, a.writer.WriteWait, a.warn, a.reportPanic); err != nil {
+	a.background(func() { a.reaper.run(ctx) })
+	a.background(func() { a.watch(ctx) })
+	largest := a.writer.Capacity() - shm.MessageHeaderSize
+	if a.doors, err = openDoors(a.path(doorsDir), largest, a.sendForDoor, a.warn, a.reportPanic); err != nil {
 		return err
 	}
+	defer a.doors.close()
 	if err := a.startScheduler(ctx); err != nil {
 		return err
 	}
@@ -94,15 +139,53 @@ func (a *agent) run() error {
 	}
 	code := a.runCommand(ctx)
 	a.doors.flush()
+	a.lookAtScheduler(ctx)
+	if err := a.writer.WriteWait(ctx, shm.ScenarioEnd, nil); err != nil {
+		return err
+	}
+	return a.sendExit(ctx, code)
+}
+
+// background runs f in a goroutine.
+func (a *agent) background(f func()) {
+	a.running.Go(func() {
+		defer a.reportPanic()
+		f()
+	})
+}
+
+// sendForDoor sends a message of one of the guest's processes.
+func (a *agent) sendForDoor(ctx context.Context, t shm.Type, payload []byte) error {
+	if t != shm.Exit {
+		return a.writer.WriteWait(ctx, t, payload)
+	}
+	a.exit.Lock()
+	defer a.exit.Unlock()
+	err := a.writer.WriteWait(ctx, t, payload)
+	a.exitSent = a.exitSent || err == nil
+	return err
+}
+
+// sendExit reports the command's exit code. The host takes the last EXIT, and a process that sent one
+// by a door has had the last word; where somebody asked PID 1 for the machine's end, nobody knows how
+// the command would have ended.
+func (a *agent) sendExit(ctx context.Context, code int) error {
+	a.exit.Lock()
+	defer a.exit.Unlock()
+	if a.exitSent {
+		return nil
+	}
+	if s, ok := a.asked.Load().(unix.Signal); ok {
+		a.warn(fmt.Errorf("the guest was asked to end, by %s to PID 1: the command's exit code %d is no result",
+			unix.SignalName(s), code))
+		return nil
+	}
 	payload := shm.EncodeCode(int32(code))
-	return errors.Join(
-		a.writer.WriteWait(ctx, shm.ScenarioEnd, nil),
-		a.writer.WriteWait(ctx, shm.Exit, payload[:]),
-	)
+	return a.writer.WriteWait(ctx, shm.Exit, payload[:])
 }
 
 // complain says on the console what went wrong but keeps nobody from going on.
-func (a *agent) complain(err error) { fmt.Fprintf(os.Stderr, "ktstr-vmm agent: %v\n", err) }
+func (a *agent) complain(err error) { fmt.Fprintf(a.console, "ktstr-vmm agent: %v\n", err) }
 
 // warn tells the command's user, too.
 func (a *agent) warn(err error) {
@@ -110,10 +193,16 @@ func (a *agent) warn(err error) {
 	a.try(a.writer.WriteWait(context.Background(), shm.Stderr, fmt.Appendf(nil, "ktstr-vmm: %v\n", err)))
 }
 
+func (a *agent) try(err error) {
+	if err != nil {
+		a.complain(err)
+	}
+}
+
 // reportPanic is deferred by each of the agent's goroutines: its own panic is the guest's crash.
 func (a *agent) reportPanic() {
 	if a.panicked(recover()) {
-		reset()
+		endMachine(unix.LINUX_REBOOT_CMD_RESTART)
 	}
 }
 
@@ -122,36 +211,4 @@ func (a *agent) panicked(p any) bool {
 		a.crash(fmt.Sprintf("panic: %v\n%s", p, debug.Stack()))
 	}
 	return p != nil
-}
-
-// reaper waits for all children, as PID 1 has to: its own and those whose parents are gone.
-type reaper struct {
-	signals chan os.Signal // holds one, so that a child which ends between two looks is not missed
-}
-
-type exited struct {
-	pid    int
-	status unix.WaitStatus
-}
-
-func startReaper() *reaper {
-	r := &reaper{signals: make(chan os.Signal, 1)}
-	signal.Notify(r.signals, unix.SIGCHLD)
-	return r
-}
-
-// next returns the next child that has ended, or false when ctx does.
-func (r *reaper) next(ctx context.Context) (exited, bool) {
-	for {
-		var ws unix.WaitStatus
-		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
-		if err == nil && pid > 0 {
-			return exited{pid, ws}, true
-		}
-		select {
-		case <-ctx.Done():
-			return exited{}, false
-		case <-r.signals:
-		}
-	}
 }

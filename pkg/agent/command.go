@@ -5,8 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,35 +14,44 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-const (
-	// outputChunk is the largest piece of output that one message carries.
-	outputChunk = 64 << 10
-	// lingerLimit is how long more output may fail to come when the command has ended: a child
-	// that it left behind may hold its pipes open for ever. What has come is sent, however long
-	// the host takes to make room for it.
-	lingerLimit = 500 * time.Millisecond
-	lingerPoll  = 50 * time.Millisecond
-	// controlPoll is how often the control bytes are looked at.
-	controlPoll = 10 * time.Millisecond
-	// termLimit is how long a command that was asked to end may take to.
-	termLimit = 2 * time.Second
-)
+// outputChunk is the largest piece of output that one message carries.
+const outputChunk = 64 << 10
+
+// limits are how long things may take.
+type limits struct {
+	// term is how long a command that was asked to end may take to.
+	term time.Duration
+	// schedulerUp is how long the scheduler may take to be in charge.
+	schedulerUp time.Duration
+	// schedulerSettles is how long it has to live where the kernel has no word for it, and how long
+	// its end may take to be seen at the run's end.
+	schedulerSettles time.Duration
+}
+
+var defaultLimits = limits{
+	term:             2 * time.Second,
+	schedulerUp:      10 * time.Second,
+	schedulerSettles: 100 * time.Millisecond,
+}
 
 // runCommand runs the command to its end and returns its exit code, as a shell does.
 func (a *agent) runCommand(ctx context.Context) int {
-	if err := os.MkdirAll(a.spec.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(a.path(a.job.Dir), 0o755); err != nil {
 		a.complain(err)
 	}
-	cmd := &exec.Cmd{
-		Path:        a.spec.Args[0],
-		Args:        a.spec.Args,
-		Env:         append(a.spec.Env, a.doors.env()...),
-		Dir:         a.spec.Dir,
-		SysProcAttr: &unix.SysProcAttr{Setsid: true},
+	p := program{
+		args: a.job.Args,
+		env:  slices.Concat(a.environment(), a.doors.env()),
+		dir:  a.path(a.job.Dir),
+		sys:  unix.SysProcAttr{Setsid: true},
 	}
-	ends, outputs, err := a.connect(ctx, cmd)
+	ends, outputs, err := a.connect(ctx, &p)
+	var command *process
 	if err == nil {
-		err = cmd.Start()
+		// The agent's children have its mark for the OOM killer.
+		a.try(a.spare(false))
+		command, err = a.reaper.start(&p)
+		a.try(a.spare(true))
 	}
 	for _, f := range ends {
 		f.Close()
@@ -53,24 +61,30 @@ func (a *agent) runCommand(ctx context.Context) int {
 		a.warn(err)
 		return startCode(err)
 	}
-	done, cancel := context.WithCancel(ctx)
-	var watcher sync.WaitGroup
-	watcher.Go(func() {
-		defer a.reportPanic()
-		a.answerControl(done, cmd.Process.Pid)
-	})
-	code := a.wait(ctx, cmd.Process.Pid)
-	cancel()
-	watcher.Wait()
+	a.wait(ctx, command)
+	a.linger(ctx, outputs)
+	select {
+	case <-command.ended:
+		return shellCode(command.status)
+	default: // ctx has ended
+		return codeNotExecutable
+	}
+}
 
-	a.flush(outputs)
-	return code
+// spare says whether the agent, and what it starts from now on, is spared by the OOM killer:
+// proc_pid_oom_score_adj(5).
+func (a *agent) spare(spared bool) error {
+	text := "0"
+	if spared {
+		text = "-1000"
+	}
+	return os.WriteFile(a.path("/proc/self/oom_score_adj"), []byte(text+"\n"), 0)
 }
 
 // connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. It
 // returns the command's ends of them, and a group of goroutines that send what comes out of the
 // others.
-func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (ends []*os.File, outputs *sync.WaitGroup, err error) {
+func (a *agent) connect(ctx context.Context, p *program) (ends []*os.File, outputs *sync.WaitGroup, err error) {
 	outputs = &sync.WaitGroup{}
 	output := func(open func() (r, w *os.File, err error), typ shm.Type) (*os.File, error) {
 		r, w, err := open()
@@ -85,23 +99,23 @@ func (a *agent) connect(ctx context.Context, cmd *exec.Cmd) (ends []*os.File, ou
 		return w, nil
 	}
 	open := os.Pipe
-	if a.spec.TTY {
+	if a.job.TTY {
 		open = openTerminal
 	}
 	w, err := output(open, shm.Stdout)
 	if err != nil {
 		return ends, outputs, err
 	}
-	cmd.Stdout, cmd.Stderr = w, w
+	p.stdout, p.stderr = w, w
 	switch {
-	case a.spec.TTY:
-		cmd.Stdin = w
-		cmd.SysProcAttr.Setctty = true // fd 0
-	case !a.spec.OneOutput:
+	case a.job.TTY:
+		p.stdin = w
+		p.sys.Setctty = true // fd 0
+	case !a.job.OneOutput:
 		if w, err = output(open, shm.Stderr); err != nil {
 			return ends, outputs, err
 		}
-		cmd.Stderr = w
+		p.stderr = w
 	}
 	return ends, outputs, nil
 }
@@ -114,48 +128,29 @@ func startCode(err error) int {
 	return codeNotExecutable
 }
 
-// flush waits until all output was sent: until the pipes are closed, or empty for long enough.
-func (a *agent) flush(outputs *sync.WaitGroup) {
-	flushed := make(chan struct{})
-	go func() {
-		outputs.Wait()
-		close(flushed)
-	}()
-	for idle := time.Duration(0); idle < lingerLimit; idle += lingerPoll {
-		before := a.sent.Load()
-		select {
-		case <-flushed:
-			return
-		case <-time.After(lingerPoll):
-		}
-		if a.sending.Load() > 0 || a.sent.Load() != before {
-			idle = 0
-		}
+// wait returns when the command has ended. Where the run is to end before, the command is asked to,
+// and ended if it does not.
+func (a *agent) wait(ctx context.Context, command *process) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-command.ended:
+		return
+	case <-a.stopping:
 	}
-}
-
-// wait reaps children until pid has ended. That the scheduler ends meanwhile is reported at once.
-func (a *agent) wait(ctx context.Context, pid int) int {
-	for {
-		e, ok := a.reaper.next(ctx)
-		if !ok {
-			return codeNotExecutable
-		}
-		switch e.pid {
-		case pid:
-			return shellCode(e.status)
-		case a.scheduler:
-			a.try(a.schedulerGone(ctx, shellCode(e.status)))
-		}
+	_ = command.signalGroup(unix.SIGTERM)
+	select {
+	case <-ctx.Done():
+		return
+	case <-command.ended:
+		return
+	case <-time.After(a.limits.term):
 	}
-}
-
-// shellCode is how a shell names the end of a process.
-func shellCode(s unix.WaitStatus) int {
-	if s.Signaled() {
-		return codeSignalled + int(s.Signal())
+	_ = command.signalGroup(unix.SIGKILL)
+	select {
+	case <-ctx.Done():
+	case <-command.ended:
 	}
-	return s.ExitStatus()
 }
 
 // forward sends what the command writes, in order and all of it.
@@ -164,54 +159,30 @@ func (a *agent) forward(ctx context.Context, r *os.File, typ shm.Type) {
 	buf := make([]byte, outputChunk)
 	for {
 		n, err := r.Read(buf)
-		a.sending.Add(1)
-		for part := buf[:n]; len(part) > 0; {
-			m := min(len(part), a.chunk())
-			if err := a.writer.WriteWait(ctx, typ, part[:m]); err != nil {
+		if n > 0 {
+			if err := a.sendOutput(ctx, typ, buf[:n]); err != nil {
 				a.complain(err)
 				return
 			}
-			part = part[m:]
 		}
-		a.sent.Add(1)
-		a.sending.Add(-1)
 		if err != nil {
 			return
 		}
 	}
 }
 
+func (a *agent) sendOutput(ctx context.Context, typ shm.Type, output []byte) error {
+	a.sending.Add(1)
+	defer a.sending.Add(-1)
+	for part := range slices.Chunk(output, a.chunk()) {
+		if err := a.writer.WriteWait(ctx, typ, part); err != nil {
+			return err
+		}
+	}
+	a.sent.Add(1)
+	return nil
+}
+
 // chunk is how much output one message carries: a quarter of the ring at most, so that the host
 // reads one while the guest writes the next.
 func (a *agent) chunk() int { return int(min(outputChunk, a.writer.Capacity()/4)) }
-
-// answerControl does what the host asks for by the control bytes, until ctx ends.
-func (a *agent) answerControl(ctx context.Context, pid int) {
-	tick := time.NewTicker(controlPoll)
-	defer tick.Stop()
-	asked := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if a.control.TakeDump() {
-			a.try(os.WriteFile("/proc/sysrq-trigger", []byte("D"), 0))
-		}
-		if a.control.TakeStall() {
-			a.try(os.WriteFile(filepath.Join("/tmp", "ktstr_stall"), nil, 0o644))
-		}
-		if v, err := a.control.Read(shm.SlotHost); err == nil && v == shm.SignalShutdown && !asked {
-			asked = true
-			_ = unix.Kill(-pid, unix.SIGTERM) // its session's group
-			time.AfterFunc(termLimit, func() { _ = unix.Kill(-pid, unix.SIGKILL) })
-		}
-	}
-}
-
-func (a *agent) try(err error) {
-	if err != nil {
-		a.complain(err)
-	}
-}

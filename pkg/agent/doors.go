@@ -1,17 +1,15 @@
 package agent
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,11 +17,9 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// maxLine bounds a line of the message file, in bytes.
-const maxLine = 256 << 10
-
-// endOfFile, as a line of the message file, is the agent's own: what came before it is handled.
-const endOfFile = "\x00end"
+// acceptPause is how long accept waits where there is no file descriptor or no memory for another
+// connection.
+const acceptPause = 10 * time.Millisecond
 
 // doors are where the guest's processes put messages of their own: a socket, for pkg/ktstr, and a
 // named pipe that takes a message a line.
@@ -35,21 +31,26 @@ type doors struct {
 
 	ctx      context.Context
 	cancel   context.CancelFunc
-	listener net.Listener
+	listener *os.File
 	file     *os.File
-	flushed  chan struct{} // closed when the line endOfFile was read
+	flushed  chan struct{} // closed when all lines that were there at flush's call were read
 	running  sync.WaitGroup
 
 	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	conns map[*os.File]struct{}
 }
 
 // openDoors opens both in a directory of their own.
-func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []byte) error, complain func(error), guard func()) (*doors, error) {
+func openDoors(
+	dir string, limit uint64, send func(context.Context, shm.Type, []byte) error, complain func(error), guard func(),
+) (*doors, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	d := &doors{limit: limit, send: send, complain: complain, guard: guard, flushed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
+	d := &doors{
+		limit: limit, send: send, complain: complain, guard: guard,
+		flushed: make(chan struct{}), conns: map[*os.File]struct{}{},
+	}
 	pipe := filepath.Join(dir, "messages")
 	if err := unix.Mkfifo(pipe, 0o666); err != nil {
 		return nil, fmt.Errorf("%s: %w", pipe, err)
@@ -60,7 +61,7 @@ func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []
 	if d.file, err = os.OpenFile(pipe, os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
-	if d.listener, err = net.Listen("unix", filepath.Join(dir, "socket")); err != nil {
+	if d.listener, err = listen(filepath.Join(dir, "socket")); err != nil {
 		return nil, errors.Join(err, d.file.Close())
 	}
 	for _, name := range []string{"messages", "socket"} { // whatever the umask and the user
@@ -76,13 +77,14 @@ func openDoors(dir string, limit uint64, send func(context.Context, shm.Type, []
 
 // env tells the command where they are.
 func (d *doors) env() []string {
-	return []string{door.SocketEnv + "=" + d.listener.Addr().String(), door.FileEnv + "=" + d.file.Name()}
+	return []string{door.SocketEnv + "=" + d.listener.Name(), door.FileEnv + "=" + d.file.Name()}
 }
 
-// flush returns when what was written to the pipe before is in the ring. What came by the socket
-// was answered when it was.
+// flush returns when what was written to the pipe before is in the ring, and ends its reading. What
+// came by the socket was answered when it was.
 func (d *doors) flush() {
-	if _, err := io.WriteString(d.file, "\n"+endOfFile+"\n"); err != nil {
+	// The reader is told by a deadline, which nobody else can write into the pipe.
+	if err := d.file.SetReadDeadline(time.Now()); err != nil {
 		d.complain(err)
 		return
 	}
@@ -102,13 +104,28 @@ func (d *doors) close() {
 	d.running.Wait()
 }
 
+// accept serves connections until the doors are closed.
 func (d *doors) accept() {
 	defer d.guard()
-	for {
-		c, err := d.listener.Accept()
+	for lacking := false; ; {
+		c, err := accept(d.listener)
 		if err != nil {
-			return
+			if d.ctx.Err() != nil || errors.Is(err, os.ErrClosed) {
+				return
+			}
+			// accept(2) names many errors, and none of them is the listener's end: a connection that
+			// is gone again, or a lack that passes.
+			if !lacking {
+				d.complain(fmt.Errorf("%s: taking a connection: %w; trying again", d.listener.Name(), err))
+			}
+			lacking = true
+			select {
+			case <-d.ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
+		lacking = false
 		d.mu.Lock()
 		d.conns[c] = struct{}{}
 		d.mu.Unlock()
@@ -126,64 +143,96 @@ func (d *doors) accept() {
 	}
 }
 
-// serve answers one connection's requests. One that is too large ends it: what follows can't be
-// told apart any more.
-func (d *doors) serve(c net.Conn) {
+// serve answers one connection's requests.
+func (d *doors) serve(c *os.File) {
 	for {
 		t, payload, err := door.ReadRequest(c, d.limit)
-		switch {
-		case err == nil:
+		if err == nil {
 			err = d.accepted(t, payload)
-			if door.WriteReply(c, err) != nil {
-				return
-			}
-		case errors.Is(err, door.ErrTooLarge):
-			_ = door.WriteReply(c, err)
+		} else if !errors.Is(err, door.ErrTooLarge) {
 			return
-		default:
+		}
+		if door.WriteReply(c, err) != nil {
 			return
 		}
 	}
 }
 
-func (d *doors) accepted(t shm.Type, payload []byte) error {
-	if !t.Known() || t == shm.Stdout || t == shm.Stderr {
+// accepted sends a request's message, if it is one that the host can do something with.
+func (d *doors) accepted(t shm.Type, payload []byte) (err error) {
+	switch {
+	case !t.Known() || t == shm.Stdout || t == shm.Stderr:
 		return fmt.Errorf("%v is no type that a test may send", t)
+	case t == shm.Exit || t == shm.SchedulerExit:
+		_, err = shm.DecodeCode(payload)
+	case t == shm.Stimulus:
+		_, err = shm.DecodeStimulus(payload)
+	}
+	if err != nil {
+		return err
 	}
 	return d.send(d.ctx, t, payload)
 }
 
-// readLines reads the pipe up to endOfFile. Whoever writes to it never waits long: what is no
-// message is passed over.
+// readLines reads the pipe until flush is called, and then what is in it. Whoever writes to it never
+// waits long: what is no message is passed over.
 func (d *doors) readLines() {
 	defer d.guard()
 	defer close(d.flushed)
-	in := bufio.NewReaderSize(d.file, maxLine)
-	for {
-		line, long, err := in.ReadLine()
-		for more := long; more && err == nil; {
-			_, more, err = in.ReadLine()
-		}
-		switch {
-		case err != nil:
-			if d.ctx.Err() == nil {
-				d.complain(fmt.Errorf("reading messages: %w; no more are read", err))
-			}
+	in := &lines{line: d.line, tooLong: func([]byte) {
+		d.complain(fmt.Errorf("a message of more than %d bytes in a line: not sent", maxLine))
+	}}
+	_, err := io.Copy(in, struct{ io.Reader }{d.file})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = d.readRest(in)
+	}
+	if err != nil && d.ctx.Err() == nil {
+		d.complain(fmt.Errorf("reading messages: %w; no more are read", err))
+	}
+	in.end()
+}
+
+// readRest reads what is in the pipe now and waits for no more: somebody may hold it open, and write
+// to it without end.
+func (d *doors) readRest(to io.Writer) error {
+	pipe, err := d.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failure error
+	err = pipe.Control(func(fd uintptr) {
+		var left int
+		if left, failure = unix.IoctlGetInt(int(fd), unix.TIOCINQ); failure != nil {
 			return
-		case long:
-			d.complain(fmt.Errorf("a message of more than %d bytes in a line: not sent", maxLine))
-		case string(line) == endOfFile:
-			return
-		case len(bytes.TrimSpace(line)) > 0:
-			if err := d.line(line); err != nil {
-				d.complain(fmt.Errorf("message %.100q: %w", line, err))
-			}
 		}
+		for buf := make([]byte, 32<<10); left > 0; {
+			var n int
+			n, failure = unix.Read(int(fd), buf[:min(left, len(buf))])
+			if failure == unix.EINTR {
+				continue
+			}
+			if n <= 0 { // somebody else has read it
+				if failure == unix.EAGAIN {
+					failure = nil
+				}
+				return
+			}
+			left -= n
+			_, _ = to.Write(buf[:n])
+		}
+	})
+	return errors.Join(err, failure)
+}
+
+// line handles a line of the pipe.
+func (d *doors) line(line []byte) {
+	if err := d.message(line); err != nil {
+		d.complain(fmt.Errorf("message %.100q: %w", line, err))
 	}
 }
 
-// line sends a line of the pipe: a type, a blank, and the payload as text.
-func (d *doors) line(line []byte) error {
+// message sends a line of the pipe: a type, a blank, and the payload as text.
+func (d *doors) message(line []byte) error {
 	name, payload, _ := bytes.Cut(line, []byte(" "))
 	switch string(name) {
 	case shm.TestResult.String():
@@ -193,10 +242,8 @@ func (d *doors) line(line []byte) error {
 	case shm.RawOutput.String():
 		return d.send(d.ctx, shm.RawOutput, payload)
 	case shm.Stimulus.String():
-		var s shm.StimulusEvent
-		dec := json.NewDecoder(bytes.NewReader(payload))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&s); err != nil {
+		s, err := parseStimulus(string(payload))
+		if err != nil {
 			return fmt.Errorf("STIM takes a JSON object as the report has it: %w", err)
 		}
 		p := s.Encode()

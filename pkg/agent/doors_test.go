@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,8 +11,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/door"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -72,7 +74,7 @@ func open(t *testing.T, size uint64) *opened {
 func (o *opened) messages(t *testing.T) []string {
 	t.Helper()
 	var got []string
-	d := o.reader.Drain(func(m shm.Message) { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)) })
+	d := o.reader.Drain(func(m shm.Message) bool { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)); return true })
 	if d.Fault.Kind != shm.NoFault {
 		t.Fatal(d.Fault)
 	}
@@ -126,23 +128,122 @@ func TestSocketRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	for _, typ := range []shm.Type{shm.Stdout, 7} {
-		if err := door.WriteRequest(raw, typ, nil); err != nil {
+	for _, typ := range []shm.Type{shm.Stdout, 7, shm.Exit, shm.SchedulerExit, shm.Stimulus} {
+		if err := door.WriteRequest(raw, typ, []byte("abc")); err != nil {
 			t.Fatal(err)
 		}
-		if err := door.ReadReply(raw); err == nil || !strings.Contains(err.Error(), typ.String()) {
+		if err := door.ReadReply(raw); err == nil || !strings.Contains(err.Error(), typ.String()) && !strings.Contains(err.Error(), "of 3 bytes") {
 			t.Errorf("%v: %v", typ, err)
 		}
-	}
-	if err := h.Crash(strings.Repeat("x", 8<<10)); err == nil || !strings.Contains(err.Error(), "too large") {
-		t.Errorf("larger than the ring: %v", err)
-	}
-	if err := h.Crash("x"); err == nil {
-		t.Error("a connection whose place is lost goes on")
 	}
 	if got := o.messages(t); len(got) != 0 {
 		t.Errorf("got %q", got)
 	}
+}
+
+// A payload that is too large gets that answer, however large it is, and the connection goes on.
+func TestTooLargePayload(t *testing.T) {
+	o := open(t, 8<<10)
+	h, err := ktstr.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for _, size := range []int{8 << 10, 4 << 20} {
+		if err := h.Crash(strings.Repeat("x", size)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("too large: CRSH of %d bytes", size)) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	if err := h.Crash("x"); err != nil {
+		t.Error(err)
+	}
+	if got := o.messages(t); !slices.Equal(got, []string{"CRSH x"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The pipe's end is the agent's to tell: no line of a guest's is one, and a writer without end does
+// not keep it from coming.
+func TestPipesEnd(t *testing.T) {
+	o := open(t, 1<<20)
+	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("\x00end\nTEST 1\n"); err != nil {
+		t.Fatal(err)
+	}
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for err := error(nil); err == nil; {
+			_, err = f.WriteString("no message\n")
+		}
+	})
+	o.flush()
+	f.Close()
+	writer.Wait()
+	if got := o.messages(t); !slices.Equal(got, []string{"TEST 1"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A lack of file descriptors passes, and connections are taken again.
+func TestLackOfDescriptors(t *testing.T) {
+	o := open(t, 64<<10)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	var held []*os.File
+	release := func() {
+		for _, f := range held {
+			f.Close()
+		}
+		held = nil
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	}
+	defer release()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			break
+		}
+		held = append(held, f)
+	}
+	held[0].Close() // for the client's side
+	h, err := ktstr.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for end := time.Now().Add(hangs); !o.complained("too many open files"); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no complaint")
+		}
+	}
+	release()
+	taken := make(chan error, 1)
+	go func() { taken <- h.Crash("x") }()
+	select {
+	case err := <-taken:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(hangs):
+		t.Fatal("no connection is taken any more")
+	}
+}
+
+// complained reports whether a complaint says something.
+func (o *opened) complained(something string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return strings.Contains(strings.Join(o.complaints, "\n"), something)
 }
 
 // Lines that come before the flush are in the ring when it returns; what is no message is said, and
@@ -200,36 +301,52 @@ func TestCloseWhileWaiting(t *testing.T) {
 
 // The agent's own panic is the guest's crash, with a trace.
 func TestPanicIsACrash(t *testing.T) {
-	memory, err := guestmem.New(guestmem.Region{Base: 0, Mem: make([]byte, 64<<10)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	region, err := memory.Window(0, 64<<10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := shm.Init(region); err != nil {
-		t.Fatal(err)
-	}
-	a := &agent{}
-	if a.writer, err = shm.NewWriter(region); err != nil {
+	g := newGuest(t, "")
+	if err := g.openRing(); err != nil {
 		t.Fatal(err)
 	}
 	func() {
-		defer func() { a.panicked(recover()) }()
+		defer func() { g.panicked(recover()) }()
 		var nowhere *agent
-		nowhere.complain(errors.New(nowhere.spec.Dir))
+		nowhere.complain(errors.New(nowhere.job.Dir))
 	}()
-	reader, err := shm.NewReader(region, shm.Limits{})
+	got := g.drain(nil)
+	if len(got) != 1 || !strings.HasPrefix(got[0], "CRSH ") || !strings.Contains(got[0], "nil pointer") || !strings.Contains(got[0], "TestPanicIsACrash") {
+		t.Errorf("got %q", got)
+	}
+	if !strings.Contains(g.says.String(), "nil pointer") {
+		t.Errorf("the console has %q", g.says)
+	}
+}
+
+// Output that could not be sent is not waited for.
+func TestCountAfterAFailure(t *testing.T) {
+	g := newGuest(t, "")
+	if err := g.openRing(); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader.Drain(func(m shm.Message) {
-		if m.Type != shm.Crash || !bytes.Contains(m.Payload, []byte("nil pointer")) || !bytes.Contains(m.Payload, []byte("TestPanicIsACrash")) {
-			t.Errorf("%v %s", m.Type, m.Payload)
-		}
-	})
-	if n := reader.Stats().Messages; n != 1 {
-		t.Errorf("%d messages", n)
+	defer w.Close()
+	if _, err := w.WriteString(strings.Repeat("x", 2000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.writer.Write(shm.Stdout, make([]byte, ringSize-1000)); err != nil { // there is no room
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.forward(gone, r, shm.Stdout)
+	flushed := make(chan struct{})
+	go func() {
+		defer close(flushed)
+		g.flush(t.Context(), nil, 0)
+	}()
+	select {
+	case <-flushed:
+	case <-time.After(hangs):
+		t.Fatal("output that failed is still waited for")
 	}
 }

@@ -13,7 +13,7 @@ import (
 // openRing maps the ring that the kernel's command line names. /dev/mem is opened without O_SYNC,
 // which would map it uncached.
 func (a *agent) openRing() error {
-	cmdline, err := os.ReadFile("/proc/cmdline")
+	cmdline, err := os.ReadFile(a.path("/proc/cmdline"))
 	if err != nil {
 		return err
 	}
@@ -21,7 +21,7 @@ func (a *agent) openRing() error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Open("/dev/mem", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(a.path("/dev/mem"), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("/dev/mem: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"time"
 
@@ -14,62 +13,136 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
+// What the kernel says of sched_ext schedulers: Linux 6.12 and later, where it is configured.
 const (
-	// schedExtState says whether a sched_ext scheduler is in charge: kernel 6.12 and later, where
-	// it is configured.
-	schedExtState = "/sys/kernel/sched_ext/state"
-	// schedulerUp is how long the scheduler may take to be.
-	schedulerUp = 10 * time.Second
-	// schedulerSettles is how long it has to live where the kernel has no word for it.
-	schedulerSettles = 100 * time.Millisecond
+	schedExtState = "/sys/kernel/sched_ext/state"    // whether one is in charge
+	schedExtOps   = "/sys/kernel/sched_ext/root/ops" // its name, where one is
+
+	schedExtEnabled = "enabled"
 )
 
-// startScheduler starts the scheduler under test and waits until it is up. One that can't be started
-// is gone as far as the host is concerned; one that does not come up, or ends at once, is seen by
-// wait.
+// codeNotScheduler is the code of a scheduler that is not in charge and whose process has not ended:
+// no process ends with it.
+const codeNotScheduler = -1
+
+// schedulerPoll is how often the kernel is asked whether it is in charge.
+const schedulerPoll = 5 * time.Millisecond
+
+// scheduler is the scheduler under test.
+type scheduler struct {
+	*process
+	known bool   // the kernel says whether it is in charge
+	ops   string // the name by which the kernel has it in charge, "" where it says none
+}
+
+// startScheduler starts the scheduler under test and waits until it is in charge. What ends it, or
+// keeps it from that, is told to the host at once.
 func (a *agent) startScheduler(ctx context.Context) error {
-	if len(a.spec.Scheduler) == 0 {
+	if len(a.job.Scheduler) == 0 {
 		return nil
 	}
-	cmd := &exec.Cmd{Path: a.spec.Scheduler[0], Args: a.spec.Scheduler, Env: a.spec.Env, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
-	if err := cmd.Start(); err != nil {
-		a.complain(fmt.Errorf("starting the scheduler: %w", err))
-		return a.schedulerGone(ctx, startCode(err))
+	// In a session of its own, by which its processes are told from the command's.
+	p := program{
+		args: a.job.Scheduler, env: a.environment(), dir: a.path("/"), stdout: os.Stdout, stderr: os.Stderr,
+		sys: unix.SysProcAttr{Setsid: true},
 	}
-	a.scheduler = cmd.Process.Pid
-	pidfd, err := unix.PidfdOpen(a.scheduler, 0)
-	if err != nil { // before Linux 5.3, which had no sched_ext either
-		time.Sleep(schedulerSettles)
+	child, err := a.reaper.start(&p)
+	if err != nil {
+		a.schedulerGone(ctx, startCode(err), fmt.Sprintf("could not be started: %v", err))
 		return nil
 	}
-	defer unix.Close(pidfd)
-	if _, err := os.Stat(schedExtState); err != nil {
-		goneWithin(pidfd, schedulerSettles)
-		return nil
-	}
-	for end := time.Now().Add(schedulerUp); time.Now().Before(end) && !goneWithin(pidfd, time.Millisecond); {
-		state, err := os.ReadFile(schedExtState)
-		if err == nil && strings.TrimSpace(string(state)) == "enabled" {
-			break
+	a.scheduler = &scheduler{process: child}
+	a.background(func() {
+		select {
+		case <-child.ended:
+			a.schedulerGone(ctx, shellCode(child.status), "")
+		case <-ctx.Done():
 		}
+	})
+	if _, err := os.Stat(a.path(schedExtState)); err != nil {
+		a.scheduler.endsWithin(ctx, a.limits.schedulerSettles)
+		return nil
 	}
+	a.scheduler.known = true
+	a.awaitScheduler(ctx)
 	return nil
 }
 
-// goneWithin waits until a process has ended, at most for d: pidfd_open(2).
-func goneWithin(pidfd int, d time.Duration) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	for end := time.Now().Add(d); ; {
-		n, err := unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds()))
-		if n > 0 || time.Now().After(end) || err != nil && !errors.Is(err, unix.EINTR) {
-			return n > 0
+// awaitScheduler waits until the kernel has the scheduler in charge.
+func (a *agent) awaitScheduler(ctx context.Context) {
+	for end := time.Now().Add(a.limits.schedulerUp); ; {
+		state := a.kernelSays(schedExtState)
+		if state == schedExtEnabled {
+			a.scheduler.ops = a.kernelSays(schedExtOps)
+			return
+		}
+		if time.Now().After(end) {
+			a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
+				a.limits.schedulerUp, schedExtState, state))
+			return
+		}
+		select {
+		case <-a.stopping:
+			return
+		default:
+		}
+		if a.scheduler.endsWithin(ctx, schedulerPoll) {
+			return
 		}
 	}
 }
 
-// schedulerGone tells the host that the scheduler ended with a code, as a shell gives them.
-func (a *agent) schedulerGone(ctx context.Context, code int) error {
-	a.scheduler = 0
-	payload := shm.EncodeCode(int32(code))
-	return a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:])
+// endsWithin reports whether the scheduler ends, waiting for that at most for d.
+func (s *scheduler) endsWithin(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-s.ended:
+		return true
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return false
+}
+
+// lookAtScheduler sees to it that a scheduler which is gone at the run's end is told to be: one that
+// ended with the command, and one that the kernel threw out though its process lives on.
+func (a *agent) lookAtScheduler(ctx context.Context) {
+	s := a.scheduler
+	if s == nil {
+		return
+	}
+	gone := s.endsWithin(ctx, a.limits.schedulerSettles)
+	a.reaper.reap()
+	select {
+	case <-s.ended:
+		gone = true
+	default:
+	}
+	state, ops := a.kernelSays(schedExtState), a.kernelSays(schedExtOps)
+	const thrownOut = "is not the scheduler any more, though its process lives: "
+	switch {
+	case gone:
+		a.schedulerGone(ctx, shellCode(s.status), "")
+	case s.known && state != schedExtEnabled:
+		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s is %q", schedExtState, state))
+	case s.known && ops != s.ops && s.ops != "":
+		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s was %q and is %q", schedExtOps, s.ops, ops))
+	}
+}
+
+// kernelSays is what a file of the kernel's has, "" where there is none.
+func (a *agent) kernelSays(path string) string {
+	text, _ := os.ReadFile(a.path(path))
+	return strings.TrimSpace(string(text))
+}
+
+// schedulerGone tells the host, once, that the scheduler is gone: with a code, as a shell gives them,
+// and on stderr with a reason where the code does not say all.
+func (a *agent) schedulerGone(ctx context.Context, code int, reason string) {
+	a.schedGone.Do(func() {
+		if reason != "" {
+			a.warn(errors.New("the scheduler under test " + reason))
+		}
+		payload := shm.EncodeCode(int32(code))
+		a.try(a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:]))
+	})
 }

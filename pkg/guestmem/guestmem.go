@@ -79,6 +79,7 @@ func (m *Memory) Write(src []byte, a Addr) error { return m.s.write(src, uint64(
 // before it reads anything, or with r's error (io.ErrUnexpectedEOF where r ends early), and
 // then the range's contents are undefined.
 func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
+	m.populate(a, n)
 	return m.s.each(uint64(a), n, func(mem []byte) error {
 		_, err := io.ReadFull(r, mem)
 		if errors.Is(err, io.EOF) {
@@ -90,7 +91,19 @@ func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 
 // Writer returns a writer that fills the n bytes at a in order, for one goroutine. What does not
 // fit, or is not RAM, is refused with ErrOutside.
-func (m *Memory) Writer(a Addr, n uint64) io.Writer { return &writer{m, a, n} }
+func (m *Memory) Writer(a Addr, n uint64) io.Writer {
+	m.populate(a, n)
+	return &writer{m, a, n}
+}
+
+// populate takes the page faults of what is about to be filled all at once, which costs a tenth of taking them
+// one by one.
+func (m *Memory) populate(a Addr, n uint64) {
+	_ = m.s.each(uint64(a), n, func(mem []byte) error {
+		populate(mem)
+		return nil
+	})
+}
 
 type writer struct {
 	m    *Memory

@@ -26,6 +26,7 @@ func MapAnonymous(size uint64) ([]byte, error) {
 		_ = unix.MunmapPtr(p, before)
 	}
 	_ = unix.MunmapPtr(unsafe.Add(p, before+uintptr(size)), hugePage-before)
+	leaveOutOfDumps(mem)
 	return mem, nil
 }
 
@@ -56,10 +57,29 @@ func mapSealed(fd int, size uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return unsafe.Slice((*byte)(p), size), nil
+	mem := unsafe.Slice((*byte)(p), size)
+	leaveOutOfDumps(mem)
+	return mem, nil
 }
+
+// leaveOutOfDumps keeps what a guest has in memory out of our core dumps: it is not ours to give away, and large.
+// It fails for no mapping of memory, and a dump that has more is no reason to have no guest.
+func leaveOutOfDumps(mem []byte) { _ = unix.Madvise(mem, unix.MADV_DONTDUMP) }
 
 // Unmap gives back what MapAnonymous or MapShared mapped.
 func Unmap(mem []byte) {
 	_ = unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))) // fails only for what is no mapping
+}
+
+// worthPopulating is from how many bytes on a system call costs less than the page faults.
+const worthPopulating = 256 << 10
+
+// populate makes pages of all of mem that lies in whole ones. It is an offer: a kernel that does not know it
+// (before 5.14) refuses, as it does for memory that is no mapping, and nothing changes.
+func populate(mem []byte) {
+	const page = 4 << 10
+	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % page)
+	if len(mem) >= worthPopulating {
+		_ = unix.Madvise(mem[skip:skip+(len(mem)-skip)/page*page], unix.MADV_POPULATE_WRITE)
+	}
 }

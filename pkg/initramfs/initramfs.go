@@ -1,86 +1,187 @@
-// Package initramfs builds a guest's initial RAM file system on the fly: the agent as /init, a
-// command with all that it needs to start, and what the user adds. Nothing is copied before it is
-// written, straight to where the guest will find it.
+// Package initramfs builds a guest's initial RAM file system on the fly: files of the host, a
+// program with all that it needs to start, and content that is in memory. Nothing is copied before
+// it is written, straight to where the guest will find it.
 package initramfs
 
 import (
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
+	"math"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+	"syscall"
 
 	"github.com/u-root/u-root/pkg/cpio"
-	"github.com/u-root/u-root/pkg/ldd"
 )
 
 // ErrFile is a file that can't be put into an archive, for errors.Is.
 var ErrFile = errors.New("can't be put into the guest")
 
 // Archive is an initramfs to be. The same files and calls give the same bytes, whatever the order
-// of the calls.
+// of the calls; of two calls for one path, the later counts.
 type Archive struct {
-	records map[string]cpio.Record
-	base    io.Reader
-	baseLen uint64
+	// Sysroot is a folder of the host's that stands for the root in which programs are looked up first, and
+	// their interpreters and libraries only. "" is this host's own root.
+	Sysroot string
+	// Arch is the guest's architecture, as vm.Board names it; "" is any.
+	Arch string
+
+	entries []*entry
+	skipped []Skipped
+	laidOut []cpio.Record
+	base    struct {
+		io.ReaderAt
+		size int64
+		*tree
+	}
 }
 
 // New returns an archive with nothing in it but a console.
 func New() *Archive {
-	a := &Archive{records: map[string]cpio.Record{}}
-	a.put(cpio.CharDev("dev/console", 0o600, 5, 1))
+	a := &Archive{}
+	a.put(entry{Record: cpio.CharDev("dev/console", 0o600, 5, 1)})
 	return a
 }
 
-// SetBase puts another initramfs of n bytes below this one; it may be compressed.
-func (a *Archive) SetBase(r io.Reader, n uint64) { a.base, a.baseLen = r, n }
-
-// put adds a record and the folders that lead to it. What is there is replaced, but a folder that
-// was added by itself keeps its mode.
-func (a *Archive) put(r cpio.Record) {
-	r = cpio.MakeReproducible(r)
-	for dir := filepath.Dir(r.Name); dir != "."; dir = filepath.Dir(dir) {
-		if _, ok := a.records[dir]; !ok {
-			a.records[dir] = cpio.MakeReproducible(cpio.Directory(dir, 0o755))
-		}
+// SetBase puts another initramfs of n bytes below this one. It may be several archives, one after the other,
+// each plain or packed with gzip, xz, zstd or lz4. Its folders and links are read at once, for they stay: a file
+// that is put behind one of its links lies where the link leads. A base that can't be read is refused: ErrBase.
+func (a *Archive) SetBase(r io.ReaderAt, n uint64) error {
+	if n > math.MaxInt64 {
+		return fmt.Errorf("%w: %d bytes", ErrBase, n)
 	}
-	a.records[r.Name] = r
-}
-
-// inside is a guest's path as an archive has it.
-func inside(path string) string { return strings.TrimPrefix(filepath.Clean("/"+path), "/") }
-
-// AddText adds a file with the given content.
-func (a *Archive) AddText(path, text string, mode os.FileMode) {
-	a.put(cpio.StaticFile(inside(path), text, uint64(mode.Perm())))
-}
-
-// AddFile adds the file at a host's path as a plain file at a guest's path, with its mode.
-func (a *Archive) AddFile(host, guest string) error {
-	info, err := os.Stat(host)
+	tree, err := readTree(r, int64(n), maxUnpacked)
 	if err != nil {
-		return fmt.Errorf("%s %w: %w", host, ErrFile, err)
+		return err
 	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s %w: it is no plain file but %v", host, ErrFile, info.Mode().Type())
-	}
-	a.put(cpio.Record{
-		ReaderAt: &lazyFile{path: host, size: info.Size()},
-		Info:     cpio.Info{Name: inside(guest), Mode: cpio.S_IFREG | uint64(info.Mode().Perm()), FileSize: uint64(info.Size())},
-	})
+	a.base.ReaderAt, a.base.size, a.base.tree, a.laidOut = r, int64(n), tree, nil
 	return nil
 }
 
-// AddTree adds a file, a link or a folder with all that is in it; modes and links are kept.
+func (a *Archive) put(e entry) {
+	a.entries, a.laidOut = append(a.entries, &e), nil
+}
+
+// AddText adds a file with the given content.
+func (a *Archive) AddText(path, text string, mode os.FileMode) {
+	a.AddBytes(path, []byte(text), mode)
+}
+
+// AddBytes is AddText for any content, which must not be changed before it is written.
+func (a *Archive) AddBytes(path string, content []byte, mode os.FileMode) {
+	info := cpio.Info{Name: inside(path), Mode: cpio.S_IFREG | uint64(mode.Perm())}
+	a.put(entry{Record: cpio.StaticRecord(content, info)})
+}
+
+// AddFile adds the file at a host's path as a plain file at a guest's path, with its mode. The names of one
+// file are names of one file in the guest, too.
+func (a *Archive) AddFile(host, guest string) error {
+	info, err := os.Stat(host)
+	if err != nil {
+		return cantPut(host, err)
+	}
+	name, stat := inside(guest), status(info)
+	switch {
+	case !info.Mode().IsRegular():
+		return cantPut(host, fmt.Errorf("it is no plain file but %s", kind(info.Mode())))
+	case info.Size() > math.MaxUint32:
+		const most = math.MaxUint32 // the newc format has 8 digits for it
+		return cantPut(host, fmt.Errorf("it has %d bytes, an initramfs takes at most %d a file", info.Size(), most))
+	case name == "" || name == cpio.Trailer:
+		return cantPut(host, fmt.Errorf("no file can be /%s there", name))
+	}
+	f, err := os.Open(host) // whether it can be read is better known now than in the middle of the archive
+	if err != nil {
+		return cantPut(host, err)
+	}
+	f.Close()
+	e := entry{Record: cpio.Record{
+		ReaderAt: &lazyFile{path: host, size: info.Size()},
+		Info:     cpio.Info{Name: name, Mode: cpio.S_IFREG | uint64(stat.Mode&0o7777), FileSize: uint64(info.Size())},
+	}}
+	if stat.Nlink > 1 {
+		e.inode = inode{uint64(stat.Dev), stat.Ino}
+	}
+	a.put(e)
+	return nil
+}
+
+func cantPut(path string, err error) error { return fmt.Errorf("%s %w: %w", path, ErrFile, err) }
+
+// status is what the host's kernel says of a file.
+func status(info fs.FileInfo) syscall.Stat_t {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return *s
+	}
+	return syscall.Stat_t{Mode: uint32(info.Mode().Perm())}
+}
+
+// Skipped is what was left out of a tree: nothing of the host's is behind it in a guest.
+type Skipped struct {
+	Path string
+	Type fs.FileMode
+}
+
+// Kind is what it is, in words.
+func (s Skipped) Kind() string { return kind(s.Type) }
+
+func kind(mode fs.FileMode) string {
+	switch mode.Type() {
+	case 0:
+		return "a plain file"
+	case fs.ModeDir:
+		return "a folder"
+	case fs.ModeSocket:
+		return "a socket"
+	case fs.ModeNamedPipe:
+		return "a named pipe"
+	case fs.ModeDevice, fs.ModeDevice | fs.ModeCharDevice:
+		return "a device"
+	}
+	return mode.Type().String()
+}
+
+// Skipped returns what was left out of all trees so far.
+func (a *Archive) Skipped() []Skipped { return a.skipped }
+
+// AddTree adds a file or a folder with all that is in it; modes and links are kept. Sockets, named pipes and
+// devices in it are left out: Skipped has them. Where host itself is a link, what it leads to is added: at
+// guest or, if that is the same path, in its own place, with the link to it.
 func (a *Archive) AddTree(host, guest string) error {
+	info, err := os.Lstat(host)
+	if err != nil {
+		return cantPut(host, err)
+	}
+	if info.Mode()&fs.ModeSymlink == 0 {
+		return a.addTree(host, guest)
+	}
+	real, err := filepath.EvalSymlinks(host)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return cantPut(host, err)
+	}
+	if inside(host) != inside(guest) {
+		return a.addTree(real, guest)
+	}
+	target, err := os.Readlink(host)
+	if err != nil {
+		return cantPut(host, err)
+	}
+	if filepath.Join(filepath.Dir(host), target) != real {
+		target = real // the folders that lead to it are no links in the guest
+	}
+	a.put(entry{Record: cpio.Symlink(inside(guest), target)})
+	return a.addTree(real, real)
+}
+
+func (a *Archive) addTree(host, guest string) error {
 	return filepath.WalkDir(host, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return fmt.Errorf("%s %w: %w", path, ErrFile, err)
+			return cantPut(path, err)
 		}
 		rel, err := filepath.Rel(host, path)
 		if err != nil {
@@ -91,116 +192,24 @@ func (a *Archive) AddTree(host, guest string) error {
 		case d.Type()&fs.ModeSymlink != 0:
 			target, err := os.Readlink(path)
 			if err != nil {
-				return fmt.Errorf("%s %w: %w", path, ErrFile, err)
+				return cantPut(path, err)
 			}
-			a.put(cpio.Symlink(to, target))
+			a.put(entry{Record: cpio.Symlink(to, target)})
 		case d.IsDir():
 			info, err := d.Info()
 			if err != nil {
-				return fmt.Errorf("%s %w: %w", path, ErrFile, err)
+				return cantPut(path, err)
 			}
 			if to != "" {
-				a.put(cpio.Directory(to, uint64(info.Mode().Perm())))
+				a.put(entry{Record: cpio.Directory(to, uint64(status(info).Mode&0o7777))})
 			}
+		case !d.Type().IsRegular() && path != host:
+			a.skipped = append(a.skipped, Skipped{path, d.Type()})
 		default:
 			return a.AddFile(path, to)
 		}
 		return nil
 	})
-}
-
-// AddProgram adds a program at its own path, with its interpreter and its libraries: an ELF file's
-// loader says which, a script's first line does.
-func (a *Archive) AddProgram(path string) error { return a.addProgram(path, path, 0) }
-
-// AddInit adds an ELF program as /init, with its libraries, and without what only debuggers read:
-// what lies behind its last segment.
-func (a *Archive) AddInit(path string) error {
-	if err := a.addProgram(path, "init", 0); err != nil {
-		return err
-	}
-	f, err := elf.Open(path)
-	if err != nil {
-		return fmt.Errorf("%s %w: %w", path, ErrFile, err)
-	}
-	defer f.Close()
-	end := uint64(0)
-	for _, p := range f.Progs {
-		end = max(end, p.Off+p.Filesz)
-	}
-	r := a.records["init"]
-	r.FileSize = min(r.FileSize, end)
-	r.ReaderAt = &lazyFile{path: path, size: int64(r.FileSize)}
-	a.records["init"] = r
-	return nil
-}
-
-func (a *Archive) addProgram(path, guest string, depth int) error {
-	if depth > 4 { // as the kernel's own limit for scripts
-		return fmt.Errorf("%s %w: too many interpreters", path, ErrFile)
-	}
-	if err := a.AddFile(path, guest); err != nil {
-		return err
-	}
-	interpreter, argument, err := shebang(path)
-	if err != nil {
-		return err
-	}
-	if interpreter != "" {
-		if filepath.Base(interpreter) == "env" && argument != "" {
-			if program, err := LookPath(argument); err == nil {
-				if err := a.addProgram(program, program, depth+1); err != nil {
-					return err
-				}
-			}
-		}
-		return a.addProgram(interpreter, interpreter, depth+1)
-	}
-	libraries, err := ldd.FList(path)
-	if err != nil {
-		return nil // no dynamic ELF file: what it is, the guest's kernel will say
-	}
-	for _, lib := range libraries {
-		if lib == path {
-			continue
-		}
-		if err := a.AddFile(lib, lib); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// shebang reads a script's first line.
-func shebang(path string) (interpreter, argument string, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", "", fmt.Errorf("%s %w: %w", path, ErrFile, err)
-	}
-	defer f.Close()
-	head := make([]byte, 256) // BINPRM_BUF_SIZE
-	n, _ := io.ReadFull(f, head)
-	line, ok := strings.CutPrefix(string(head[:n]), "#!")
-	if !ok {
-		return "", "", nil
-	}
-	line, _, _ = strings.Cut(line, "\n")
-	interpreter, argument, _ = strings.Cut(strings.TrimSpace(line), " ")
-	return interpreter, strings.TrimSpace(argument), nil
-}
-
-// LookPath finds a program as a shell does, and returns its absolute path.
-func LookPath(name string) (string, error) {
-	if !strings.Contains(name, "/") {
-		for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-			path := filepath.Join(dir, name)
-			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
-				return filepath.Abs(path)
-			}
-		}
-		return "", fmt.Errorf("%s: %w on PATH", name, fs.ErrNotExist)
-	}
-	return filepath.Abs(name)
 }
 
 const headerLen = 110 // newc: cpio(5), "New ASCII Format"
@@ -211,37 +220,59 @@ func recordSize(name string, size uint64) uint64 {
 	return round4(headerLen+uint64(len(name))+1) + round4(size)
 }
 
-// Size is how many bytes WriteTo writes.
-func (a *Archive) Size() uint64 {
-	n := round4(a.baseLen) + recordSize(cpio.Trailer, 0)
-	for name, r := range a.records {
-		size := r.FileSize
-		if r.ReaderAt == nil {
-			size = 0
-		}
-		n += recordSize(name, size)
+// padding is how many zeros follow the base. Linux's lz4 takes what follows for a block, unless that is zero.
+func (a *Archive) padding() int64 {
+	n := -a.base.size & 3
+	if a.base.tree != nil && a.base.lz4 {
+		n += 8
 	}
 	return n
 }
 
-// WriteTo writes the archive, sorted by name.
-func (a *Archive) WriteTo(to io.Writer) (int64, error) {
-	w := &counter{w: to}
-	if a.base != nil {
-		if n, err := io.Copy(w, a.base); err != nil || uint64(n) != a.baseLen {
-			return w.n, fmt.Errorf("base initramfs: %d of %d bytes: %w", n, a.baseLen, errors.Join(err, io.ErrUnexpectedEOF))
+// Size is how many bytes WriteTo writes.
+func (a *Archive) Size() uint64 {
+	records, err := a.records()
+	if err != nil {
+		return 0 // WriteTo says so
+	}
+	n := uint64(a.base.size+a.padding()) + recordSize(cpio.Trailer, 0)
+	for _, r := range records {
+		size := r.FileSize
+		if r.ReaderAt == nil {
+			size = 0
 		}
-		if _, err := w.Write(make([]byte, round4(a.baseLen)-a.baseLen)); err != nil {
+		n += recordSize(r.Name, size)
+	}
+	return n
+}
+
+// WriteTo writes the archive, sorted by name. Where links lead things to places in which they can't be, it
+// writes nothing and fails with ErrFile.
+func (a *Archive) WriteTo(to io.Writer) (int64, error) {
+	records, err := a.records()
+	if err != nil {
+		return 0, err
+	}
+	w := &counter{w: to}
+	if a.base.ReaderAt != nil {
+		n, err := io.Copy(w, io.NewSectionReader(a.base, 0, a.base.size))
+		if err == nil && n != a.base.size {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return w.n, fmt.Errorf("%w: %d of %d bytes: %w", ErrBase, n, a.base.size, err)
+		}
+		if _, err := w.Write(make([]byte, a.padding())); err != nil {
 			return w.n, err
 		}
 	}
-	records := cpio.Newc.Writer(w)
-	for _, name := range slices.Sorted(maps.Keys(a.records)) {
-		if err := records.WriteRecord(a.records[name]); err != nil {
-			return w.n, fmt.Errorf("%s: %w", name, err)
+	for _, r := range records {
+		// A writer for each: one for all of them writes a name only once.
+		if err := cpio.Newc.Writer(w).WriteRecord(r); err != nil {
+			return w.n, cantPut("/"+r.Name, err)
 		}
 	}
-	err := cpio.WriteTrailer(records)
+	err = cpio.WriteTrailer(cpio.Newc.Writer(w))
 	return w.n, err
 }
 

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +79,7 @@ func TestTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.AddText("/etc/name", "value\n", 0o644)
+	a.AddBytes("/init", []byte("\x7fELF\x00"), 0o755)
 	_, records := archived(t, a)
 	for name, want := range map[string]struct {
 		mode    uint64
@@ -84,6 +88,7 @@ func TestTree(t *testing.T) {
 		"dev/console":   {cpio.S_IFCHR | 0o600, ""},
 		"etc":           {cpio.S_IFDIR | 0o755, ""},
 		"etc/name":      {cpio.S_IFREG | 0o644, "value\n"},
+		"init":          {cpio.S_IFREG | 0o755, "\x7fELF\x00"},
 		"data/a/b":      {cpio.S_IFDIR | 0o755, ""},
 		"data/a/b/deep": {cpio.S_IFREG | 0o640, "content of a/b/deep"},
 		"data/a/run":    {cpio.S_IFREG | 0o755, "content of a/run"},
@@ -122,27 +127,23 @@ func TestDeterministic(t *testing.T) {
 }
 
 func TestBaseComesFirst(t *testing.T) {
+	base := merged(t)
 	a := initramfs.New()
-	a.SetBase(strings.NewReader("compressed"), 10)
+	if err := a.SetBase(bytes.NewReader(base), uint64(len(base))); err != nil {
+		t.Fatal(err)
+	}
 	var out bytes.Buffer
 	if n, err := a.WriteTo(&out); err != nil || uint64(n) != a.Size() {
 		t.Fatal(n, err)
 	}
-	if got := out.String(); !strings.HasPrefix(got, "compressed\x00\x00070701") {
-		t.Errorf("%.30q", got)
-	}
-	a.SetBase(strings.NewReader("short"), 10)
-	if _, err := a.WriteTo(&out); err == nil {
-		t.Error("a base that ends early")
+	if got := out.Bytes(); !bytes.HasPrefix(got, base) || !bytes.HasPrefix(got[len(base):], []byte("070701")) {
+		t.Errorf("%.30q", got[len(base):])
 	}
 }
 
 // A dynamically linked program comes with its loader and libraries, a script with its interpreter:
 // enough to run it in a root that has nothing else.
 func TestProgramRunsInItsArchive(t *testing.T) {
-	if os.Geteuid() != 0 {
-		needs.Missing(t, "root", os.ErrPermission)
-	}
 	dir := t.TempDir()
 	script := filepath.Join(dir, "script")
 	if err := os.WriteFile(script, []byte("#!/usr/bin/env bash\necho \"hello from $1\"\n"), 0o755); err != nil {
@@ -152,7 +153,23 @@ func TestProgramRunsInItsArchive(t *testing.T) {
 	if err := a.AddProgram(script); err != nil {
 		t.Fatal(err)
 	}
-	_, records := archived(t, a)
+	out, err := inItsRoot(t, a, script, "inside")
+	if err != nil || string(out) != "hello from inside\n" {
+		t.Errorf("%v, %s", err, out)
+	}
+}
+
+// inItsRoot runs a command in a root that has what is in an archive and nothing else.
+func inItsRoot(t *testing.T, a *initramfs.Archive, command ...string) ([]byte, error) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		needs.Missing(t, "root", os.ErrPermission)
+	}
+	out, _ := archived(t, a)
+	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	root := t.TempDir()
 	for _, r := range records {
 		if r.Mode&cpio.S_IFMT == cpio.S_IFCHR {
@@ -162,10 +179,7 @@ func TestProgramRunsInItsArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command(needs.Tool(t, "chroot"), root, script, "inside").CombinedOutput()
-	if err != nil || string(out) != "hello from inside\n" {
-		t.Errorf("%v, %s", err, out)
-	}
+	return exec.Command(needs.Tool(t, "chroot"), append([]string{root}, command...)...).CombinedOutput()
 }
 
 func TestRefuses(t *testing.T) {
@@ -207,30 +221,233 @@ func TestFileThatShrinks(t *testing.T) {
 	}
 }
 
-// /init is this very test binary, without what its last segment leaves out, and still runs.
-func TestInitIsTrimmed(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+// All of a file's mode is kept: set-user-ID, set-group-ID, and a folder's sticky bit.
+func TestModesAreKept(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]os.FileMode{"tree/su": 0o755, "tree/sg": 0o755})
+	for name, mode := range map[string]os.FileMode{"su": 0o755 | os.ModeSetuid, "sg": 0o750 | os.ModeSetgid, ".": 0o777 | os.ModeSticky} {
+		if err := os.Chmod(filepath.Join(dir, "tree", name), mode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	a := initramfs.New()
-	if err := a.AddInit(self); err != nil {
+	if err := errors.Join(a.AddTree(filepath.Join(dir, "tree"), "/t"), a.AddFile(filepath.Join(dir, "tree/su"), "/su")); err != nil {
 		t.Fatal(err)
 	}
 	_, records := archived(t, a)
-	whole, err := os.ReadFile(self)
+	for name, want := range map[string]uint64{"t/su": 0o104755, "su": 0o104755, "t/sg": 0o102750, "t": 0o041777} {
+		if got := records[name].Mode; got != want {
+			t.Errorf("%s: %o, want %o", name, got, want)
+		}
+	}
+}
+
+// The names of one file are hard links in the guest: one inode, whose content comes once, with the last.
+func TestHardLinksAreLinks(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]os.FileMode{"one": 0o644, "other": 0o644})
+	for _, name := range []string{"sub/two", "zzz"} {
+		if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Link(filepath.Join(dir, "one"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := initramfs.New()
+	if err := a.AddTree(dir, "/d"); err != nil {
+		t.Fatal(err)
+	}
+	_, records := archived(t, a)
+	one, two, last, other := records["d/one"], records["d/sub/two"], records["d/zzz"], records["d/other"]
+	if one.Ino == 0 || one.Ino != two.Ino || one.Ino != last.Ino || one.NLink != 3 || two.NLink != 3 || last.NLink != 3 {
+		t.Errorf("inodes %d, %d, %d with %d, %d, %d links", one.Ino, two.Ino, last.Ino, one.NLink, two.NLink, last.NLink)
+	}
+	if content(t, one)+content(t, two) != "" || content(t, last) != "content of one" {
+		t.Errorf("%q, %q, %q", content(t, one), content(t, two), content(t, last))
+	}
+	if other.Ino == one.Ino || other.NLink != 1 || content(t, other) != "content of other" {
+		t.Errorf("a file with one name: inode %d, %d links, %q", other.Ino, other.NLink, content(t, other))
+	}
+}
+
+// Sockets, named pipes and devices of a tree are left out and told of; asked for by name they are refused. None
+// of them is opened: that would wait for a writer.
+func TestSpecialFilesAreSkippedAndSaid(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]os.FileMode{"tree/file": 0o644})
+	fifo, socket := filepath.Join(dir, "tree/fifo"), filepath.Join(dir, "tree/socket")
+	if err := syscall.Mkfifo(fifo, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := content(t, records["init"])
-	if len(got) >= len(whole) || !strings.HasPrefix(string(whole), got) {
-		t.Errorf("/init has %d bytes, the program %d", len(got), len(whole))
-	}
-	path := filepath.Join(t.TempDir(), "init")
-	if err := os.WriteFile(path, []byte(got), 0o755); err != nil {
+	defer l.Close()
+	a := initramfs.New()
+	if err := a.AddTree(filepath.Join(dir, "tree"), "/t"); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(path, "-test.run=^$").CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+	var said []string
+	for _, s := range a.Skipped() {
+		said = append(said, s.Path+": "+s.Kind())
+	}
+	if want := []string{fifo + ": a named pipe", socket + ": a socket"}; !slices.Equal(said, want) {
+		t.Errorf("%q, want %q", said, want)
+	}
+	_, records := archived(t, a)
+	if _, ok := records["t/file"]; !ok || len(records) != 4 { // dev, dev/console, t, t/file
+		t.Errorf("%v", records)
+	}
+	if err := a.AddTree(fifo, "/fifo"); !errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), "a named pipe") {
+		t.Error(err)
+	}
+	if err := a.AddProgram(fifo); !errors.Is(err, initramfs.ErrFile) {
+		t.Error(err)
+	}
+}
+
+// A link that is asked for by name leads to what it leads to here.
+func TestNamedLinkIsFollowed(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]os.FileMode{"usr/lib64/ld.so": 0o755})
+	if err := errors.Join(os.Symlink("usr/lib64", filepath.Join(dir, "lib64")), os.Symlink("lib64/ld.so", filepath.Join(dir, "ld"))); err != nil {
+		t.Fatal(err)
+	}
+	a := initramfs.New()
+	lib64 := filepath.Join(dir, "lib64")
+	if err := errors.Join(a.AddTree(lib64, lib64), a.AddTree(lib64, "/other"), a.AddTree(filepath.Join(dir, "ld"), "/ld")); err != nil {
+		t.Fatal(err)
+	}
+	_, records := archived(t, a)
+	at := dir[1:]
+	if r := records[at+"/lib64"]; r.Mode&cpio.S_IFMT != cpio.S_IFLNK || content(t, r) != "usr/lib64" {
+		t.Errorf("lib64: %o", r.Mode)
+	}
+	for _, name := range []string{at + "/usr/lib64/ld.so", "other/ld.so", "ld"} {
+		if r := records[name]; r.Mode&cpio.S_IFMT != cpio.S_IFREG {
+			t.Errorf("%s: %o", name, r.Mode)
+		}
+	}
+}
+
+// A program's loader is not lost to what is included beside it.
+func TestIncludedFolderKeepsTheLoader(t *testing.T) {
+	for _, include := range []string{"/lib64", "/lib64:/lib64/", "/usr/lib64:/lib64"} {
+		src, dst, ok := strings.Cut(include, ":")
+		if !ok {
+			dst = src
+		}
+		if _, err := os.Stat(src); err != nil {
+			continue
+		}
+		a := initramfs.New()
+		if err := errors.Join(a.AddTree(src, dst), a.AddProgram("/bin/sh"), a.AddTree(src, dst)); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := inItsRoot(t, a, "/bin/sh", "-c", "echo runs"); err != nil || string(out) != "runs\n" {
+			t.Errorf("--include %s: %v, %s", include, err, out)
+		}
+	}
+}
+
+// A file that an initramfs can't hold is refused by its name.
+func TestFileOf4GiBIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := initramfs.New()
+	for size, ok := range map[int64]bool{1<<32 - 1: true, 1 << 32: false} {
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		err := a.AddFile(path, "/large")
+		if (err == nil) != ok || err != nil && (!errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "4294967296 bytes")) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// A file that can't be read is named when it is added or, where it is gone later, when it is written.
+func TestUnreadableFileIsNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("content"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := initramfs.New()
+	if err := a.AddFile(path, "/file"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	_, err := a.WriteTo(&bytes.Buffer{})
+	if !errors.Is(err, initramfs.ErrFile) || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	err = a.AddFile(path, "/file")
+	if root := os.Geteuid() == 0; !root && (!errors.Is(err, fs.ErrPermission) || !errors.Is(err, initramfs.ErrFile)) {
+		t.Error(err)
+	}
+}
+
+// A script's first line is read as the kernel does: blanks and tabs around the interpreter and its argument.
+func TestScripts(t *testing.T) {
+	for line, want := range map[string][]string{
+		"#!/bin/sh\t-e":               {"/bin/sh"},
+		"#! \t/bin/sh":                {"/bin/sh"},
+		"#!/bin/sh -e ":               {"/bin/sh"},
+		"#!/usr/bin/env\tsh":          {"/usr/bin/env", "/bin/sh"},
+		"#!/usr/bin/env -S A=b sh -e": {"/usr/bin/env", "/bin/sh"},
+		"#!/usr/bin/env -Ssh -e":      {"/usr/bin/env", "/bin/sh"},
+		"#!":                          nil,
+		"text":                        nil,
+	} {
+		script := filepath.Join(t.TempDir(), "script")
+		if err := os.WriteFile(script, []byte(line+"\n:\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		a := initramfs.New()
+		t.Setenv("PATH", "/bin:/usr/bin")
+		if err := a.AddProgram(script); err != nil {
+			t.Errorf("%q: %v", line, err)
+			continue
+		}
+		_, records := archived(t, a)
+		for _, w := range want {
+			if _, ok := records[strings.TrimPrefix(w, "/")]; !ok {
+				t.Errorf("%q: no %s", line, w)
+			}
+		}
+		if _, ok := records["bin/sh"]; ok && len(want) == 0 {
+			t.Errorf("%q: there is a shell", line)
+		}
+	}
+}
+
+// What can't be where it is asked for is refused by name, before anything is written.
+func TestPlacesThatCannotBe(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]os.FileMode{"folder/file": 0o644, "file": 0o644})
+	for name, add := range map[string]func(a *initramfs.Archive) error{
+		"a file that is a folder too": func(a *initramfs.Archive) error {
+			return errors.Join(a.AddFile(filepath.Join(dir, "file"), "/f"), a.AddTree(filepath.Join(dir, "folder"), "/f"))
+		},
+		"a file as the root":             func(a *initramfs.Archive) error { return a.AddFile(filepath.Join(dir, "file"), "/") },
+		"a file with the trailer's name": func(a *initramfs.Archive) error { return a.AddFile(filepath.Join(dir, "file"), cpio.Trailer) },
+	} {
+		a := initramfs.New()
+		err := add(a)
+		if err == nil {
+			_, err = a.WriteTo(&bytes.Buffer{})
+		}
+		if !errors.Is(err, initramfs.ErrFile) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -10,9 +10,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
-	"github.com/ktstr/ktstr-vmm/pkg/agent"
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/internal/job"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -32,21 +36,41 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 type Guest struct {
 	Kernel  string   // path of a bzImage or a vmlinux
 	Command []string // a program, as a shell finds it on this host, and its arguments
-	Agent   string   // path of the program that is /init, and calls agent.Main then; "": this one
 
-	Include   []string // SRC or SRC:DST: what the guest gets beside the command
+	Include   []string // SRC or SRC:DST: what the guest gets beside the command; below DST where that ends in /
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
 	TTY       bool     // the command gets a controlling terminal
 	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
 	Verbose   bool     // the kernel says all it has to say
 	Initrd    string   // path of an initramfs that lies below what is made here; "": none
+	Sysroot   string   // folder in which programs and what they need are looked up; "": this host's root
+
+	// OnSkip hears of each file in a tree that is left out of the guest; nil: nobody does.
+	OnSkip func(initramfs.Skipped)
 
 	Append      string // what is added to Cmdline
 	CmdlineOnly string // what replaces it, and Append; "": nothing
 }
 
-// Config returns the machine's configuration, and what is to be closed when the machine is built.
+// FieldError says which field of a Guest is of no use, and why.
+type FieldError struct {
+	Field string // its name in Guest
+	Value string // what a message shows of its value; "" where Err names it
+	Err   error
+}
+
+func (e *FieldError) Error() string {
+	if e.Value == "" {
+		return fmt.Sprintf("%s: %v", e.Field, e.Err)
+	}
+	return fmt.Sprintf("%s %s: %v", e.Field, e.Value, e.Err)
+}
+
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// Config returns the machine's configuration, and what is to be closed when the machine is built. A
+// field that is of no use is a *FieldError.
 func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	var open closers
 	defer func() {
@@ -55,32 +79,42 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 		}
 	}()
 	if len(g.Command) == 0 {
-		return cfg, nil, errors.New("run takes a command behind --")
+		return cfg, nil, &FieldError{Field: "Command", Err: errors.New("there is none")}
 	}
 	kernel, err := os.Open(g.Kernel)
 	if err != nil {
-		return cfg, nil, fmt.Errorf("--kernel: %w", err)
+		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
 	open = append(open, kernel)
 	cfg.Kernel, err = x86.Open(kernel)
 	if err != nil {
-		return cfg, nil, fmt.Errorf("--kernel %s: %w", g.Kernel, err)
+		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
 	}
-	archive, err := g.archive()
+	archive, err := g.archive(cfg.Kernel.Board().Arch())
 	if err != nil {
 		return cfg, nil, err
 	}
 	if g.Initrd != "" {
 		f, err := os.Open(g.Initrd)
 		if err != nil {
-			return cfg, nil, fmt.Errorf("--initrd: %w", err)
+			return cfg, nil, &FieldError{Field: "Initrd", Err: err}
 		}
 		open = append(open, f)
 		info, err := f.Stat()
 		if err != nil {
-			return cfg, nil, fmt.Errorf("--initrd: %w", err)
+			return cfg, nil, &FieldError{Field: "Initrd", Err: err}
 		}
-		archive.SetBase(f, uint64(info.Size()))
+		if !info.Mode().IsRegular() {
+			return cfg, nil, &FieldError{"Initrd", g.Initrd, errors.New("it is no plain file")}
+		}
+		if err := archive.SetBase(f, uint64(info.Size())); err != nil {
+			return cfg, nil, &FieldError{"Initrd", g.Initrd, err}
+		}
+	}
+	if g.OnSkip != nil {
+		for _, s := range archive.Skipped() {
+			g.OnSkip(s)
+		}
 	}
 	cfg.Initrd = archive
 	cfg.Cmdline = g.cmdline()
@@ -111,74 +145,121 @@ func (c closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// archive is the guest's initramfs.
-func (g Guest) archive() (*initramfs.Archive, error) {
+// archive is the initramfs of a guest of an architecture.
+func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
-	init := g.Agent
-	if init == "" {
-		if init, err = os.Executable(); err != nil {
-			return nil, err
-		}
-	}
-	a := initramfs.New()
-	if err := a.AddInit(init); err != nil {
-		return nil, err
-	}
-	program, err := addCommand(a, g.Command[0])
+	init, err := guest.Agent(arch)
 	if err != nil {
 		return nil, err
+	}
+	a := initramfs.New()
+	a.Arch = arch
+	if a.Sysroot, err = g.sysroot(); err != nil {
+		return nil, err
+	}
+	a.AddBytes("/init", init, 0o755)
+	program, err := addCommand(a, g.Command[0])
+	if err != nil {
+		return nil, &FieldError{Field: "Command", Err: err}
 	}
 	if data := filepath.Join(dir, "testdata"); isGoTest(program) && isDir(data) {
 		if err := a.AddTree(data, data); err != nil {
 			return nil, err
 		}
 	}
-	spec := agent.Spec{Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput}
+	j := job.Job{
+		Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+	}
 	if len(g.Scheduler) > 0 {
 		scheduler, err := addCommand(a, g.Scheduler[0])
 		if err != nil {
-			return nil, fmt.Errorf("--scheduler: %w", err)
+			return nil, &FieldError{Field: "Scheduler", Err: err}
 		}
-		spec.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
+		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
 	}
-	for _, include := range g.Include {
-		src, dst, ok := strings.Cut(include, ":")
-		if src, err = filepath.Abs(src); err != nil {
-			return nil, err
-		}
-		if !ok {
-			dst = src
-		}
-		if err := a.AddTree(src, dst); err != nil {
-			return nil, fmt.Errorf("--include %s: %w", include, err)
-		}
-	}
-	spec.Env = []string{"PATH=" + path, "HOME=/root", "TERM=" + os.Getenv("TERM")}
-	for _, e := range g.Env {
-		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
-			return nil, fmt.Errorf("--env %q: it is NAME=VALUE", e)
-		}
-		spec.Env = append(spec.Env, e)
-	}
-	text, err := spec.Encode()
-	if err != nil {
+	if err := g.addIncluded(a); err != nil {
 		return nil, err
 	}
-	a.AddText(agent.SpecPath, string(text), 0o644)
+	if j.Env, err = g.environment(); err != nil {
+		return nil, err
+	}
+	a.AddText(job.Path, j.Encode(), 0o644)
 	return a, nil
+}
+
+// sysroot is the absolute path of Sysroot.
+func (g Guest) sysroot() (string, error) {
+	if g.Sysroot == "" {
+		return "", nil
+	}
+	if !isDir(g.Sysroot) {
+		return "", &FieldError{"Sysroot", g.Sysroot, errors.New("there is no such folder")}
+	}
+	return filepath.Abs(g.Sysroot)
+}
+
+var errInclude = errors.New("it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty")
+
+func (g Guest) addIncluded(a *initramfs.Archive) error {
+	for _, include := range g.Include {
+		src, dst, ok := strings.Cut(include, ":")
+		if src == "" || ok && dst == "" {
+			return &FieldError{"Include", include, errInclude}
+		}
+		src, err := filepath.Abs(src)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !ok:
+			dst = src
+		case strings.HasSuffix(dst, "/") && !isDir(src):
+			dst += filepath.Base(src)
+		}
+		if err := a.AddTree(src, dst); err != nil {
+			return &FieldError{"Include", include, err}
+		}
+	}
+	return nil
+}
+
+// callersOpenFiles is how many files a program may have open that this process's parent starts: Go has
+// raised this process's own limit.
+func callersOpenFiles() job.Limit {
+	var l unix.Rlimit
+	if err := unix.Prlimit(os.Getppid(), unix.RLIMIT_NOFILE, nil, &l); err != nil { // it is another user's
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+			return job.Limit{}
+		}
+	}
+	return job.Limit{Soft: l.Cur, Hard: l.Max}
+}
+
+// environment is the command's.
+func (g Guest) environment() ([]string, error) {
+	env := []string{"PATH=" + path, "HOME=/root", "TERM=" + os.Getenv("TERM")}
+	for _, e := range g.Env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
+			return nil, &FieldError{"Env", strconv.Quote(e), errors.New("it is NAME=VALUE")}
+		}
+		env = append(env, e)
+	}
+	return env, nil
 }
 
 // addCommand adds a program and returns its path in the guest. One that is not here may be in the
 // guest's base or what it includes; where it is not, the guest says so: 127.
 func addCommand(a *initramfs.Archive, name string) (string, error) {
-	path, err := initramfs.LookPath(name)
+	path, err := a.LookPath(name)
 	if err != nil {
 		return name, nil
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	_, err = os.Stat(path)
+	_, errBelow := os.Lstat(filepath.Join(a.Sysroot, path)) // a link there leads to somewhere else in the guest
+	if errors.Is(err, fs.ErrNotExist) && errors.Is(errBelow, fs.ErrNotExist) {
 		return path, nil
 	}
 	return path, a.AddProgram(path)

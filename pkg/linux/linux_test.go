@@ -2,17 +2,20 @@ package linux_test
 
 import (
 	"bytes"
-	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"github.com/ktstr/ktstr-vmm/pkg/agent"
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -29,15 +32,15 @@ func kernel(t *testing.T) string {
 	return path
 }
 
-// described returns a guest's machine, the names in its initramfs, and what its agent is told.
-func described(t *testing.T, g linux.Guest) (vm.Config, []string, agent.Spec) {
+// described returns a guest's machine, the files in its initramfs, and what its agent is told.
+func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, job.Job) {
 	t.Helper()
 	g.Kernel = kernel(t)
-	cfg, files, err := g.Config()
+	cfg, opened, err := g.Config()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer files.Close()
+	defer opened.Close()
 	var out bytes.Buffer
 	if _, err := cfg.Initrd.WriteTo(&out); err != nil {
 		t.Fatal(err)
@@ -46,21 +49,21 @@ func described(t *testing.T, g linux.Guest) (vm.Config, []string, agent.Spec) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := map[string]bool{}
-	var spec agent.Spec
+	files := map[string]string{}
 	for _, r := range records {
-		names["/"+r.Name] = true
-		if "/"+r.Name == agent.SpecPath {
-			text := make([]byte, r.FileSize)
-			if _, err := r.ReadAt(text, 0); err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal(text, &spec); err != nil {
+		content := make([]byte, r.FileSize)
+		if len(content) > 0 {
+			if _, err := r.ReadAt(content, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
+		files["/"+r.Name] = string(content)
 	}
-	return cfg, slices.Collect(maps.Keys(names)), spec
+	told, err := job.Parse(files[job.Path])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, files, told
 }
 
 func TestGuest(t *testing.T) {
@@ -81,19 +84,95 @@ func TestGuest(t *testing.T) {
 	}
 	golden := filepath.Join(dir, "testdata/sub/golden")
 
-	_, names, spec := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"}, Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
+	_, files, told := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"}, Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
 	for _, want := range []string{"/init", "/dev/console", self, golden, "/there/file", "/bin/sh"} {
-		if !slices.Contains(names, want) {
-			t.Errorf("no %s in %q", want, names)
+		if _, ok := files[want]; !ok {
+			t.Errorf("no %s in %q", want, slices.Sorted(maps.Keys(files)))
 		}
 	}
-	if !slices.Equal(spec.Args, []string{self, "-test.v"}) || spec.Dir != dir || !spec.TTY || spec.OneOutput || !slices.Equal(spec.Scheduler, []string{"/bin/sh", "-x"}) ||
-		!slices.Contains(spec.Env, "A=b=c") || !slices.Contains(spec.Env, "TERM=dumb") || !slices.Contains(spec.Env, "HOME=/root") {
-		t.Errorf("%+v", spec)
+	if agent, err := guest.Agent("x86_64"); err != nil || files["/init"] != string(agent) {
+		t.Errorf("/init has %d bytes, the agent %d: %v", len(files["/init"]), len(agent), err)
+	}
+	if !slices.Equal(told.Args, []string{self, "-test.v"}) || told.Dir != dir || !told.TTY || told.OneOutput || !slices.Equal(told.Scheduler, []string{"/bin/sh", "-x"}) ||
+		told.OpenFiles.Soft == 0 || told.OpenFiles.Hard < told.OpenFiles.Soft || !slices.Contains(told.Env, "A=b=c") || !slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
+		t.Errorf("%+v", told)
 	}
 
-	if _, names, _ := described(t, linux.Guest{Command: []string{"/bin/sh"}}); slices.Contains(names, golden) {
+	_, files, _ = described(t, linux.Guest{Command: []string{"/bin/sh"}})
+	if _, ok := files[golden]; ok {
 		t.Error("a command that is no Go test has testdata")
+	}
+}
+
+// A testdata that is a link comes with what it leads to.
+func TestTestdataThatIsALink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "shared/golden"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "shared/golden/file"), []byte("golden"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "pkg"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../shared/golden", filepath.Join(dir, "pkg/testdata")); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Join(dir, "pkg"))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, files, _ := described(t, linux.Guest{Command: []string{self}})
+	if files[filepath.Join(dir, "pkg/testdata")] != "../shared/golden" || files[filepath.Join(dir, "shared/golden/file")] != "golden" {
+		t.Errorf("%q", slices.Sorted(maps.Keys(files)))
+	}
+}
+
+// A DST that ends in a slash is the folder in which a file comes to lie.
+func TestIncludeIntoFolder(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(os.Mkdir("tree", 0o755), os.WriteFile("file", []byte("text"), 0o644), os.WriteFile("tree/leaf", []byte("leaf"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	_, files, _ := described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{"file:/", "file:/in/", "file:/as", "tree:/in/", "tree:/"}})
+	for name, want := range map[string]string{"/file": "text", "/in/file": "text", "/as": "text", "/in/leaf": "leaf", "/leaf": "leaf"} {
+		if files[name] != want {
+			t.Errorf("%s: %q in %q", name, files[name], slices.Sorted(maps.Keys(files)))
+		}
+	}
+}
+
+// What is left out of a tree is told of.
+func TestOnSkip(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{dir}, OnSkip: func(s initramfs.Skipped) { said = append(said, s.Path) }})
+	if !slices.Equal(said, []string{filepath.Join(dir, "fifo")}) {
+		t.Errorf("%q", said)
+	}
+}
+
+// With a sysroot a command is looked for in it first, and then on this host.
+func TestSysroot(t *testing.T) {
+	root := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, "bin/sh"), []byte("text of its own"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(t.TempDir(), "mine")
+	if err := os.WriteFile(mine, []byte("text of mine"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", "/bin")
+	for command, want := range map[string]string{"sh": "/bin/sh", "/bin/sh": "/bin/sh", mine: mine, "/none": "/none"} {
+		_, files, told := described(t, linux.Guest{Command: []string{command}, Sysroot: root})
+		if told.Args[0] != want || want == "/bin/sh" && files[want] != "text of its own" || want == mine && files[want] != "text of mine" {
+			t.Errorf("%s: %q, %q", command, told.Args, files[want])
+		}
 	}
 }
 
@@ -114,22 +193,31 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// What is of no use is told by the field that has it.
 func TestRefusals(t *testing.T) {
-	good := kernel(t)
+	good, command := kernel(t), []string{"true"}
+	dir := t.TempDir()
 	for name, tc := range map[string]struct {
 		guest linux.Guest
 		says  string
 	}{
-		"no command":   {linux.Guest{Kernel: good}, "command behind --"},
-		"no kernel":    {linux.Guest{Kernel: "/no/such/kernel", Command: []string{"true"}}, "--kernel"},
-		"bad kernel":   {linux.Guest{Kernel: "/proc/self/status", Command: []string{"true"}}, "neither a bzImage nor an ELF file"},
-		"no include":   {linux.Guest{Kernel: good, Command: []string{"true"}, Include: []string{"/no/such/file"}}, "--include"},
-		"bad env":      {linux.Guest{Kernel: good, Command: []string{"true"}, Env: []string{"=b"}}, "--env"},
-		"no initrd":    {linux.Guest{Kernel: good, Command: []string{"true"}, Initrd: "/no/such/initrd"}, "--initrd"},
-		"no agent":     {linux.Guest{Kernel: good, Command: []string{"true"}, Agent: "/no/such/agent"}, "/no/such/agent"},
-		"not an agent": {linux.Guest{Kernel: good, Command: []string{"true"}, Agent: "/proc/self/status"}, "/proc/self/status"},
+		"no command":    {linux.Guest{Kernel: good}, "Command: there is none"},
+		"bad command":   {linux.Guest{Kernel: good, Command: []string{dir}}, "Command: " + dir + " can't be put into the guest"},
+		"no kernel":     {linux.Guest{Kernel: "/no/such/kernel", Command: command}, "Kernel: open /no/such/kernel"},
+		"bad kernel":    {linux.Guest{Kernel: "/proc/self/status", Command: command}, "Kernel /proc/self/status: bad kernel: neither a bzImage nor an ELF file"},
+		"no include":    {linux.Guest{Kernel: good, Command: command, Include: []string{"/no/such/file:/x"}}, "Include /no/such/file:/x: /no/such/file can't"},
+		"bad env":       {linux.Guest{Kernel: good, Command: command, Env: []string{"=b"}}, `Env "=b": it is NAME=VALUE`},
+		"no initrd":     {linux.Guest{Kernel: good, Command: command, Initrd: "/no/such/initrd"}, "Initrd: open /no/such/initrd"},
+		"no DST":        {linux.Guest{Kernel: good, Command: command, Include: []string{dir + ":"}}, "Include " + dir + ":: it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty"},
+		"no SRC":        {linux.Guest{Kernel: good, Command: command, Include: []string{":/x"}}, "Include :/x: it is SRC"},
+		"bad initrd":    {linux.Guest{Kernel: good, Command: command, Initrd: good}, "Initrd " + good + ": the base initramfs can't be read"},
+		"initrd folder": {linux.Guest{Kernel: good, Command: command, Initrd: dir}, "Initrd " + dir + ": it is no plain file"},
+		"no sysroot":    {linux.Guest{Kernel: good, Command: command, Sysroot: "/no/such"}, "Sysroot /no/such: there is no such folder"},
+		"bad scheduler": {linux.Guest{Kernel: good, Command: command, Scheduler: []string{dir}}, "Scheduler: " + dir + " can't be put into the guest"},
 	} {
-		if _, files, err := tc.guest.Config(); err == nil || files != nil || !strings.Contains(err.Error(), tc.says) {
+		_, files, err := tc.guest.Config()
+		var field *linux.FieldError
+		if !errors.As(err, &field) || files != nil || !strings.HasPrefix(err.Error(), tc.says) {
 			t.Errorf("%s: %v, want %q", name, err, tc.says)
 		}
 	}

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -36,18 +37,20 @@ type Monitor struct {
 	mux     *Mux
 	poll    time.Duration
 	onFault func(string, error)
-	handle  func(shm.Message) // m.message, made once
+	handle  func(shm.Message) bool // m.message, made once
 
 	counters  *counters
 	types     map[shm.Type]int // index into byType
 	perType   []uint64         // the loop's own counts, published once a drain
 	rejected  uint64
+	omitted   uint64 // bytes
+	late      bool   // messages that a handler has no room for are omitted
 	duration  prometheus.Histogram
 	lateness  prometheus.Histogram
 	descs     descs
 	ticker    *ticker // from Start on
 	verdict   chan error
-	sync      chan chan struct{}
+	syncs     syncs
 	quit      chan struct{}
 	loopEnded chan struct{}
 	stopOnce  sync.Once
@@ -64,7 +67,6 @@ func New(cfg Config) *Monitor {
 		types:     map[shm.Type]int{},
 		descs:     newDescs(),
 		verdict:   make(chan error, 1),
-		sync:      make(chan chan struct{}, 1),
 		quit:      make(chan struct{}),
 		loopEnded: make(chan struct{}),
 	}
@@ -106,26 +108,58 @@ func (m *Monitor) Stop() {
 // Verdict gets the first reason to stop that a handler had.
 func (m *Monitor) Verdict() <-chan error { return m.verdict }
 
-// Sync makes a started monitor drain now, and returns when it has: what the guest had written
-// before the call has been handled then. It returns at once where the loop has ended.
-func (m *Monitor) Sync() {
+// Sync makes a started monitor drain now. The channel is closed when it has: what the guest had written before
+// the call has been handled then, up to a message that a handler has no room for. It is closed at once where
+// the loop has ended.
+func (m *Monitor) Sync() <-chan struct{} {
 	done := make(chan struct{})
-	select {
-	case m.sync <- done:
-		m.ticker.poke()
-	case <-m.loopEnded:
-		return
-	}
-	select {
-	case <-done:
-	case <-m.loopEnded:
-	}
+	m.syncs.add(done)
+	m.ticker.poke()
+	return done
 }
 
-// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest
-// writes no more.
-func (m *Monitor) Finish() {
-	for m.drain().More {
+// syncs are who waits for the next drain.
+type syncs struct {
+	mu      sync.Mutex
+	waiting []chan struct{}
+	ended   bool // there will be none
+}
+
+func (s *syncs) add(done chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		close(done)
+		return
+	}
+	s.waiting = append(s.waiting, done)
+}
+
+// take returns who waits now; the last time, for whom comes later there is no wait.
+func (s *syncs) take(last bool) []chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting := s.waiting
+	s.waiting, s.ended = nil, last
+	return waiting
+}
+
+// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest writes no
+// more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
+func (m *Monitor) Finish(ctx context.Context) {
+	for {
+		d := m.drain()
+		switch {
+		case d.More:
+			continue
+		case !d.Held:
+			return
+		}
+		select {
+		case <-ctx.Done():
+			m.late = true
+		case <-time.After(m.poll):
+		}
 	}
 }
 
@@ -135,6 +169,11 @@ func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()
 func (m *Monitor) loop() {
 	defer close(m.loopEnded)
 	defer m.ticker.close()
+	defer func() {
+		for _, done := range m.syncs.take(true) {
+			close(done)
+		}
+	}()
 	last := time.Now()
 	p := pace{poll: m.poll, half: float64(m.reader.Capacity()) / 2, wait: m.poll}
 	for wait := m.poll; ; {
@@ -147,10 +186,13 @@ func (m *Monitor) loop() {
 		select {
 		case <-m.quit:
 			return
-		case done := <-m.sync:
-			m.tick()
-			close(done)
 		default:
+		}
+		if waiting := m.syncs.take(false); waiting != nil {
+			m.tick()
+			for _, done := range waiting {
+				close(done)
+			}
 		}
 		if !ticked {
 			continue
@@ -226,6 +268,7 @@ func (m *Monitor) drain() shm.Drained {
 	c.drops.Store(s.Drops)
 	c.crcErrors.Store(s.CRCErrors)
 	c.lost.Store(s.Lost)
+	c.omitted.Store(m.omitted)
 	c.used.Store(d.Unread)
 	for i, n := range m.perType {
 		c.byType[i].Store(n)
@@ -247,14 +290,20 @@ func (m *Monitor) fault(f shm.Fault) {
 // faultKinds is shm.FaultKinds, made once for drain.
 var faultKinds = shm.FaultKinds()
 
-// message counts one message and gives it to its handlers.
-func (m *Monitor) message(msg shm.Message) {
+// message gives one message to its handlers and counts it, and reports whether it was taken.
+func (m *Monitor) message(msg shm.Message) bool {
+	v := m.mux.dispatch(msg, m.late)
+	if v.notNow {
+		if !m.late {
+			return false
+		}
+		m.omitted += uint64(len(msg.Payload))
+	}
 	i, known := m.types[msg.Type]
 	if !known {
 		i = len(m.types)
 	}
 	m.perType[i]++
-	v := m.mux.dispatch(msg)
 	if v.reject != nil {
 		m.rejected++
 		m.onFault(BadPayload, v.reject)
@@ -265,4 +314,5 @@ func (m *Monitor) message(msg shm.Message) {
 		default: // there is a verdict already
 		}
 	}
+	return true
 }

@@ -1,6 +1,7 @@
 package monitor_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -97,10 +98,10 @@ func TestHandlersGetTheirMessages(t *testing.T) {
 	b.start()
 	b.write(shm.TestResult, "a")
 	b.write(shm.Crash, "b")
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.write(shm.Exit, "c")
 	b.mem[40+16+1+16+1+16] ^= 1 // damaged: for those who take all only
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	want := []string{`all TEST "a"`, `first TEST "a"`, `second TEST "a"`, `all CRSH "b"`, `all EXIT "b"`}
 	if !slices.Equal(log, want) {
@@ -131,7 +132,7 @@ func TestVerdict(t *testing.T) {
 	b.write(shm.Exit, "")
 	b.monitor.Stop()
 	b.write(shm.Exit, "")
-	b.monitor.Finish()
+	b.monitor.Finish(t.Context())
 	if seen != 3 {
 		t.Errorf("%d of 3 messages handled", seen)
 	}
@@ -142,7 +143,7 @@ func TestRejectIsAFault(t *testing.T) {
 	b.mux.HandleFunc(shm.Exit, func(shm.Message) monitor.Verdict { return monitor.Reject(errors.New("five bytes")) })
 	b.start()
 	b.write(shm.Exit, "12345")
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	if s := b.monitor.Stats(); s.Faults[monitor.BadPayload] != 1 || s.FaultCount() != 1 {
 		t.Errorf("%+v", s)
@@ -155,9 +156,9 @@ func TestRejectIsAFault(t *testing.T) {
 func TestFaultsAreCounted(t *testing.T) {
 	b := newBench(t, 4096, time.Millisecond)
 	b.start()
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	atomicStore(t, b, 16, 1<<40) // write_ptr
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	s := b.monitor.Stats()
 	if s.Faults["write_ptr_ahead"] != 1 || s.Lost != 4056 || len(b.faults) != 1 {
@@ -203,7 +204,7 @@ func TestBusyWriter(t *testing.T) {
 			}
 		}
 		b.monitor.Stop()
-		b.monitor.Finish()
+		b.monitor.Finish(t.Context())
 		if next.Load() != count {
 			t.Errorf("ring of %d: %d of %d arrived", size, next.Load(), count)
 		}
@@ -214,13 +215,13 @@ func TestSyncAfterStopReturns(t *testing.T) {
 	b := newBench(t, 4096, time.Hour)
 	b.start()
 	b.write(shm.Exit, "")
-	b.monitor.Sync() // does not wait for the hour
+	<-b.monitor.Sync() // does not wait for the hour
 	if n := b.monitor.Stats().Messages; n != 1 {
 		t.Errorf("%d messages", n)
 	}
 	b.monitor.Stop()
 	for range 3 {
-		b.monitor.Sync()
+		<-b.monitor.Sync()
 	}
 	b.monitor.Stop()
 }
@@ -231,7 +232,7 @@ func TestMetrics(t *testing.T) {
 	b.write(shm.Exit, "abcd")
 	b.write(0x42, "")
 	atomicStore(t, b, 32, 5) // drops
-	b.monitor.Sync()
+	<-b.monitor.Sync()
 	b.monitor.Stop()
 	r := prometheus.NewPedanticRegistry()
 	if err := r.Register(b.monitor); err != nil {
@@ -287,5 +288,45 @@ ktstr_vmm_ring_messages_total{type="unknown"} 1
 		"header_changed": true, "bad_payload": true}
 	if !maps.Equal(kinds, wantKinds) {
 		t.Errorf("kinds of faults: %v", kinds)
+	}
+}
+
+// A message that a handler has no room for stays in the ring with those behind it, and comes again, also to
+// handlers that had it before; when the run is over for good it is counted, and what is behind it is read.
+func TestNotNow(t *testing.T) {
+	b := newBench(t, 4096, time.Hour) // drains at Sync alone
+	room := 1
+	var log []string
+	b.mux.HandleAll(monitor.HandlerFunc(func(m shm.Message) monitor.Verdict {
+		if m.Type == shm.Stdout {
+			if room == 0 {
+				return monitor.NotNow
+			}
+			room--
+		}
+		log = append(log, string(m.Payload))
+		return monitor.Continue
+	}))
+	b.start()
+	for _, text := range []string{"a", "b", "c"} {
+		b.write(shm.Stdout, text)
+	}
+	b.write(shm.RawOutput, "d")
+	<-b.monitor.Sync()
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a"}) || s.Messages != 1 || s.ByType["STDO"] != 1 {
+		t.Errorf("%q, %+v", log, s)
+	}
+	<-b.monitor.Sync()
+	room = 1
+	<-b.monitor.Sync()
+	if !slices.Equal(log, []string{"a", "b"}) {
+		t.Errorf("%q", log)
+	}
+	b.monitor.Stop()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.monitor.Finish(over)
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 || s.Messages != 4 || s.ByType["STDO"] != 3 {
+		t.Errorf("%q, %+v", log, s)
 	}
 }

@@ -9,6 +9,7 @@ import "github.com/ktstr/ktstr-vmm/pkg/shm"
 type Verdict struct {
 	stop   error
 	reject error
+	notNow bool
 }
 
 // Continue lets the run go on.
@@ -20,6 +21,11 @@ func Stop(reason error) Verdict { return Verdict{stop: reason} }
 // Reject lets the run go on and counts the message as a bad_payload fault: its CRC is right, but
 // its payload is none that its type allows.
 func Reject(err error) Verdict { return Verdict{reject: err} }
+
+// NotNow leaves the message in the ring, and those behind it: the handler has no room for it. It comes again
+// with the next tick, to the handlers that have had it already too, so who may say this goes first. When the
+// guest has ended and Finish's time is over, the message is omitted instead.
+var NotNow = Verdict{notNow: true}
 
 // Handler acts on messages. It runs on the monitor's goroutine and must not block; the
 // message's payload is valid until it returns.
@@ -52,21 +58,26 @@ func (x *Mux) HandleFunc(t shm.Type, f func(shm.Message) Verdict) { x.Handle(t, 
 // HandleAll adds a handler for every message, CRC-bad ones too, before those of its type.
 func (x *Mux) HandleAll(h Handler) { x.all = append(x.all, h) }
 
-// dispatch gives a message to its handlers. The first reason to stop and the first rejection
-// count.
-func (x *Mux) dispatch(m shm.Message) (v Verdict) {
+// dispatch gives a message to its handlers, up to one that says NotNow. It is given to all of them where it is
+// late, for it will not come again. The first reason to stop and the first rejection count.
+func (x *Mux) dispatch(m shm.Message, late bool) (v Verdict) {
 	for _, h := range x.all {
-		v.merge(h.HandleMessage(m))
+		if v.merge(h.HandleMessage(m)); v.notNow && !late {
+			return v
+		}
 	}
 	if m.CRCOK {
 		for _, h := range x.byType[m.Type] {
-			v.merge(h.HandleMessage(m))
+			if v.merge(h.HandleMessage(m)); v.notNow && !late {
+				return v
+			}
 		}
 	}
 	return v
 }
 
 func (v *Verdict) merge(w Verdict) {
+	v.notNow = v.notNow || w.notNow
 	if v.stop == nil {
 		v.stop = w.stop
 	}

@@ -21,6 +21,7 @@ type Stats struct {
 	CRCErrors uint64
 	Faults    map[string]uint64 // by kind, every kind
 	Lost      uint64            // bytes given up by faults
+	Omitted   uint64            // bytes of messages that a handler had no room for to the end
 	Used      uint64            // bytes that waited in the ring at the last drain
 	Capacity  uint64            // bytes
 }
@@ -36,9 +37,9 @@ func (s Stats) FaultCount() (n uint64) {
 // counters are the monitor's statistics. Its goroutine alone writes them, once a drain; anyone
 // reads them.
 type counters struct {
-	messages, bytes, drops, crcErrors, lost, used atomic.Uint64
-	byType                                        []atomic.Uint64 // as shm.Types, then unknown
-	faults                                        []atomic.Uint64 // as shm.FaultKinds, then BadPayload
+	messages, bytes, drops, crcErrors, lost, omitted, used atomic.Uint64
+	byType                                                 []atomic.Uint64 // as shm.Types, then unknown
+	faults                                                 []atomic.Uint64 // as shm.FaultKinds, then BadPayload
 }
 
 func newCounters() *counters {
@@ -57,6 +58,7 @@ func (c *counters) snapshot(capacity uint64) Stats {
 		CRCErrors: c.crcErrors.Load(),
 		Faults:    map[string]uint64{BadPayload: c.faults[len(c.faults)-1].Load()},
 		Lost:      c.lost.Load(),
+		Omitted:   c.omitted.Load(),
 		Used:      c.used.Load(),
 		Capacity:  capacity,
 	}

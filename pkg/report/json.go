@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -18,6 +19,7 @@ const schema = 1
 type jsonReport struct {
 	Schema        int                 `json:"schema"`
 	ID            string              `json:"id"`
+	Name          string              `json:"name"` // what ran
 	Version       string              `json:"version"`
 	Arch          string              `json:"arch"`
 	Accelerator   string              `json:"accelerator"`
@@ -76,6 +78,7 @@ type jsonOmitted struct {
 	Results      uint64 `json:"results"`
 	CrashBytes   uint64 `json:"crash_bytes"`
 	ConsoleBytes uint64 `json:"console_bytes"`
+	OutputBytes  uint64 `json:"output_bytes"`
 }
 
 // JSON writes the result as one JSON object.
@@ -83,6 +86,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	j := jsonReport{
 		Schema:        schema,
 		ID:            r.ID,
+		Name:          r.Name,
 		Version:       version,
 		Arch:          r.Arch,
 		Accelerator:   r.Accelerator,
@@ -131,7 +135,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		j.Results = append(j.Results, testResult(payload))
 	}
 	if r.Omitted != (run.Omitted{}) {
-		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes}
+		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes, r.Omitted.OutputBytes}
 	}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
@@ -139,9 +143,10 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	return enc.Encode(j)
 }
 
-// testResult is a TEST payload as it is where it is JSON, else {"base64": …}.
+// testResult is a TEST payload as it is where it is JSON, else {"base64": …}. JSON is UTF-8 (RFC 8259, 8.1), which
+// json.Valid does not look at.
 func testResult(payload []byte) json.RawMessage {
-	if json.Valid(payload) {
+	if utf8.Valid(payload) && json.Valid(payload) {
 		return payload
 	}
 	text, _ := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(payload)}) // strings always marshal

@@ -1,32 +1,34 @@
 package report
 
 import (
+	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
 
 type junitSuite struct {
-	XMLName   xml.Name  `xml:"testsuite"`
-	Name      string    `xml:"name,attr"`
-	Tests     int       `xml:"tests,attr"`
-	Failures  int       `xml:"failures,attr"`
-	Errors    int       `xml:"errors,attr"`
-	Time      string    `xml:"time,attr"`
-	Timestamp string    `xml:"timestamp,attr"`
-	Case      junitCase `xml:"testcase"`
+	XMLName   xml.Name    `xml:"testsuite"`
+	Name      string      `xml:"name,attr"`
+	Tests     int         `xml:"tests,attr"`
+	Failures  int         `xml:"failures,attr"`
+	Errors    int         `xml:"errors,attr"`
+	Time      string      `xml:"time,attr"`
+	Timestamp string      `xml:"timestamp,attr"`
+	Cases     []junitCase `xml:"testcase"`
+	SystemOut string      `xml:"system-out,omitempty"`
 }
 
 type junitCase struct {
 	Name      string        `xml:"name,attr"`
 	ClassName string        `xml:"classname,attr"`
-	Time      string        `xml:"time,attr"`
+	Time      string        `xml:"time,attr,omitempty"`
 	Failure   *junitProblem `xml:"failure"`
 	Error     *junitProblem `xml:"error"`
-	SystemOut string        `xml:"system-out,omitempty"`
 }
 
 type junitProblem struct {
@@ -35,27 +37,34 @@ type junitProblem struct {
 	Text    string `xml:",chardata"`
 }
 
-// JUnit writes the result as a JUnit test suite of one case: a failure where the guest's own code
-// says so, an error where the run ended in any other way.
+// JUnit writes the result as a JUnit test suite, whose name and class say what ran on which kernel: readers know a
+// case by its class and name, whatever file it is from. The first case is the run itself: a failure where the guest's
+// own code says so, an error where it ended in any other way. Each TEST result that says whether it passed is a case
+// of its own, by its name.
 func JUnit(w io.Writer, r *run.Result) error {
+	name := r.Name
+	if name == "" {
+		name = "ktstr-vmm"
+	}
+	class := xmlText(name + " on " + r.Kernel)
 	seconds := fmt.Sprintf("%.3f", r.Duration.Seconds())
 	s := junitSuite{
-		Name:      "ktstr-vmm",
-		Tests:     1,
+		Name:      class,
 		Time:      seconds,
 		Timestamp: r.StartedAt.UTC().Format("2006-01-02T15:04:05"),
-		Case:      junitCase{Name: xmlText(r.Kernel), ClassName: "ktstr-vmm", Time: seconds, SystemOut: xmlText(string(r.Console))},
+		Cases:     append([]junitCase{runCase(r, name, seconds)}, resultCases(r.TestResults, name)...),
+		SystemOut: xmlText(string(r.Console)),
 	}
-	problem := &junitProblem{Type: string(r.Outcome), Message: xmlText(r.Reason)}
-	if r.Crash != nil {
-		problem.Text = xmlText(*r.Crash)
-	}
-	switch {
-	case r.Outcome == run.Exited && r.ExitCode == 0:
-	case r.Outcome == run.Exited:
-		s.Failures, s.Case.Failure = 1, problem
-	default:
-		s.Errors, s.Case.Error = 1, problem
+	for i := range s.Cases {
+		c := &s.Cases[i]
+		c.Name, c.ClassName = xmlText(c.Name), class
+		s.Tests++
+		if c.Failure != nil {
+			s.Failures++
+		}
+		if c.Error != nil {
+			s.Errors++
+		}
 	}
 	if _, err := io.WriteString(w, xml.Header); err != nil {
 		return err
@@ -67,6 +76,58 @@ func JUnit(w io.Writer, r *run.Result) error {
 	}
 	_, err := io.WriteString(w, "\n")
 	return err
+}
+
+// runCase is the case of the run itself.
+func runCase(r *run.Result, name, seconds string) junitCase {
+	c := junitCase{Name: name, Time: seconds}
+	problem := &junitProblem{Type: string(r.Outcome), Message: xmlText(r.Reason)}
+	if r.Crash != nil {
+		problem.Text = xmlText(*r.Crash)
+	}
+	switch {
+	case r.Outcome == run.Exited && r.ExitCode == 0:
+	case r.Outcome == run.Exited:
+		c.Failure = problem
+	default:
+		c.Error = problem
+	}
+	return c
+}
+
+// resultCases are the cases of TEST results: objects whose "passed" is true or false. What "message" says of a
+// failure is its text, and where that is not there, the whole result is. taken is a name that none of them may have.
+func resultCases(results [][]byte, taken string) (cases []junitCase) {
+	seen := map[string]int{taken: 1}
+	for i, payload := range results {
+		var result struct {
+			Name, Message any // strings, but a guest may have sent anything
+			Passed        *bool
+		}
+		if !utf8.Valid(payload) || json.Unmarshal(payload, &result) != nil || result.Passed == nil {
+			continue
+		}
+		name, _ := result.Name.(string)
+		if name == "" {
+			name = fmt.Sprintf("result %d", i+1)
+		}
+		seen[name]++
+		if n := seen[name]; n > 1 {
+			name = fmt.Sprintf("%s (%d)", name, n)
+		}
+		c := junitCase{Name: name}
+		if !*result.Passed {
+			message, _ := result.Message.(string)
+			text := message
+			if text == "" {
+				text = string(payload)
+			}
+			first, _, _ := strings.Cut(text, "\n")
+			c.Failure = &junitProblem{Type: "TEST", Message: xmlText(first), Text: xmlText(text)}
+		}
+		cases = append(cases, c)
+	}
+	return cases
 }
 
 // xmlText replaces what XML 1.0, section 2.2, does not allow in a document.

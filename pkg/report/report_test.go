@@ -2,6 +2,7 @@ package report_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -29,7 +31,7 @@ const nasty = "a\x1b[2Jb\x00]]><x>&\"\xff\u202e"
 func result() *run.Result {
 	seven, crash := int32(7), nasty+"\nsecond line"
 	return &run.Result{
-		ID: "id", Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
+		ID: "id", Name: "test " + nasty, Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
 		Outcome: run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
 		Arch: "x86_64", Accelerator: "emulator", CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
 		Ring:          monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0}, Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}},
@@ -54,7 +56,7 @@ func TestJSON(t *testing.T) {
 	}
 	clean := "a\x1b[2Jb\x00]]><x>&\"\ufffd\u202e"
 	want := map[string]any{
-		"schema": 1.0, "id": "id", "version": "v1", "arch": "x86_64", "accelerator": "emulator", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
+		"schema": 1.0, "id": "id", "name": "test " + clean, "version": "v1", "arch": "x86_64", "accelerator": "emulator", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
 		"outcome": "crash", "reason": "the guest crashed", "exit_code": 122.0, "guest_exit_code": 7.0,
 		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20), "shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
 		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0}, "drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,
@@ -65,10 +67,87 @@ func TestJSON(t *testing.T) {
 			"worker_count": 6.0, "total_iterations": 7.0}},
 		"results":      []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
 		"console_tail": "boot\r\n" + clean + "\r\n",
-		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0},
+		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0, "output_bytes": 0.0},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A result whose text is not UTF-8 does not make the report invalid: it is not JSON.
+func TestJSONIsUTF8WhateverAGuestSends(t *testing.T) {
+	r := result()
+	r.TestResults = [][]byte{[]byte("{\"name\":\"\xff\"}"), []byte("\"\xed\xa0\x80\""), []byte(`{"name":"ü"}`)}
+	var out bytes.Buffer
+	if err := report.JSON(&out, "v1", r); err != nil {
+		t.Fatal(err)
+	}
+	if !utf8.Valid(out.Bytes()) {
+		t.Errorf("%q", out.String())
+	}
+	var got struct{ Results []map[string]string }
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []map[string]string{{"base64": "eyJuYW1lIjoi/yJ9"}, {"base64": "Iu2ggCI="}, {"name": "ü"}}
+	if diff := cmp.Diff(want, got.Results); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Each result is a case of its own, with its failure's text; the same test in another package or on another kernel is
+// another case.
+func TestJUnitHasACaseForEachResult(t *testing.T) {
+	type problem struct {
+		Message string `xml:"message,attr"`
+		Text    string `xml:",chardata"`
+	}
+	type testCase struct {
+		Name    string   `xml:"name,attr"`
+		Class   string   `xml:"classname,attr"`
+		Failure *problem `xml:"failure"`
+	}
+	type suite struct {
+		Name     string     `xml:"name,attr"`
+		Tests    int        `xml:"tests,attr"`
+		Failures int        `xml:"failures,attr"`
+		Errors   int        `xml:"errors,attr"`
+		Cases    []testCase `xml:"testcase"`
+	}
+	r := &run.Result{
+		Name: "example.test/a", Kernel: "vmlinuz-6.12", Outcome: run.Exited, ExitCode: 1, Reason: "the guest exited with code 1",
+		TestResults: [][]byte{
+			[]byte(`{"name":"fast","passed":true}`), []byte(`{"name":"slow","passed":false,"message":"too slow:\n5 s"}`), []byte(`{"name":"slow","passed":false}`),
+			[]byte(`{"passed":true}`), []byte(`{"name":7,"passed":false,"message":[]}`), []byte(`{"name":"no verdict"}`), []byte(`[1]`), []byte("\xff"),
+			[]byte(`{"name":"example.test/a","passed":true}`),
+		},
+	}
+	var out bytes.Buffer
+	if err := report.JUnit(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	var got suite
+	if err := xml.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	const class = "example.test/a on vmlinuz-6.12"
+	want := suite{class, 7, 4, 0, []testCase{
+		{"example.test/a", class, &problem{"the guest exited with code 1", ""}},
+		{"fast", class, nil},
+		{"slow", class, &problem{"too slow:", "too slow:\n5 s"}},
+		{"slow (2)", class, &problem{`{"name":"slow","passed":false}`, `{"name":"slow","passed":false}`}},
+		{"result 4", class, nil},
+		{"result 5", class, &problem{`{"name":7,"passed":false,"message":[]}`, `{"name":7,"passed":false,"message":[]}`}},
+		{"example.test/a (2)", class, nil},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, other := range []run.Result{{Name: "example.test/b", Kernel: r.Kernel}, {Name: r.Name, Kernel: "vmlinuz-6.1"}} {
+		out.Reset()
+		if err := report.JUnit(&out, &other); err != nil || strings.Contains(out.String(), `"`+class+`"`) {
+			t.Errorf("%s, %v", out.String(), err)
+		}
 	}
 }
 
@@ -93,17 +172,19 @@ func TestJUnitIsXML(t *testing.T) {
 			t.Fatal(err)
 		}
 		var suite struct {
-			Failures int `xml:"failures,attr"`
-			Errors   int `xml:"errors,attr"`
+			Failures int    `xml:"failures,attr"`
+			Errors   int    `xml:"errors,attr"`
+			Out      string `xml:"system-out"`
 			Case     struct {
-				Name string `xml:"name,attr"`
-				Out  string `xml:"system-out"`
+				Name  string `xml:"name,attr"`
+				Class string `xml:"classname,attr"`
 			} `xml:"testcase"`
 		}
 		if err := xml.Unmarshal(out.Bytes(), &suite); err != nil {
 			t.Fatalf("%v in\n%s", err, out.String())
 		}
-		if suite.Failures != want[0] || suite.Errors != want[1] || !strings.HasPrefix(suite.Case.Name, "demo:a") || !strings.HasPrefix(suite.Case.Out, "boot") {
+		if suite.Failures != want[0] || suite.Errors != want[1] || !strings.HasPrefix(suite.Case.Name, "test a") ||
+			!strings.Contains(suite.Case.Class, " on demo:a") || !strings.HasPrefix(suite.Out, "boot") {
 			t.Errorf("%s: %+v", outcome, suite)
 		}
 	}
@@ -181,7 +262,7 @@ func TestLiveCountsFloods(t *testing.T) {
 	l.Message(time.Second, shm.Message{Type: shm.Exit, CRCOK: true, Payload: code[:]})
 	l.Message(time.Second, shm.Message{Type: shm.RawOutput})
 	l.Close()
-	if err := s.Close(10 * time.Second); err != nil {
+	if err := s.Close(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	text := out.String()
@@ -210,9 +291,17 @@ func TestLiveShowsWhatItHeld(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	l.Close()
-	if err := s.Close(10 * time.Second); err != nil {
+	if err := s.Close(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// within is a context that ends after a time.
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func TestStreamDoesNotWaitForItsReader(t *testing.T) {
@@ -221,23 +310,35 @@ func TestStreamDoesNotWaitForItsReader(t *testing.T) {
 	for i := range 1000 {
 		fmt.Fprintf(s, "line %d\n", i)
 	}
-	if err := s.Close(20 * time.Millisecond); !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("a reader that does not read: %v", err)
+	for range 2 {
+		if err := s.Close(within(t, 20*time.Millisecond)); !errors.Is(err, io.ErrShortWrite) {
+			t.Errorf("a reader that does not read: %v", err)
+		}
+	}
+	if s.Lost() < 1000 {
+		t.Errorf("%d bytes lost", s.Lost())
 	}
 	r.CloseWithError(errors.New("gone")) // lets the stream's goroutine end
-	if err := s.Close(10 * time.Second); err == nil || err.Error() != "gone" {
+
+	r, w = io.Pipe()
+	s = report.NewStream(w)
+	r.CloseWithError(errors.New("gone"))
+	fmt.Fprint(s, "text")
+	if err := s.Flush(within(t, 10*time.Second)); err == nil || err.Error() != "gone" {
 		t.Errorf("a reader that went away: %v", err)
 	}
 	if _, err := fmt.Fprint(s, "more"); err == nil {
 		t.Error("a stream whose reader went away takes more")
 	}
+	if !s.TryWrite([]byte("and more"), 1) || s.Lost() != uint64(len("textmoreand more")) {
+		t.Errorf("%d bytes lost", s.Lost())
+	}
 }
 
-// A bounded stream makes its writer wait for a slow reader, loses nothing, and gives up on one
-// that takes nothing.
-func TestBoundedStream(t *testing.T) {
+// A stream with a limit has no room for a while when its reader is slow, and loses nothing.
+func TestTryWrite(t *testing.T) {
 	r, w := io.Pipe()
-	s := report.NewBoundedStream(w, 1000, 10*time.Second)
+	s := report.NewStream(w)
 	var want bytes.Buffer
 	got := make(chan []byte)
 	go func() {
@@ -253,38 +354,31 @@ func TestBoundedStream(t *testing.T) {
 			time.Sleep(100 * time.Microsecond)
 		}
 	}()
+	refused := 0
 	for i := range 500 {
 		line := fmt.Sprintf("line %d %s\n", i, strings.Repeat("x", i%90))
 		want.WriteString(line)
-		if _, err := io.WriteString(s, line); err != nil {
-			t.Fatal(err)
+		for !s.TryWrite([]byte(line), 1000) {
+			refused++
+			time.Sleep(100 * time.Microsecond)
 		}
-		if n := s.Pending(); n > 1000+100 {
+		if n := s.Pending(); n > 1000 {
 			t.Fatalf("%d bytes wait", n)
 		}
 	}
-	if err := s.Close(10 * time.Second); err != nil {
-		t.Fatal(err)
+	for !s.TryWrite(make([]byte, 2000), 1000) { // alone
+		time.Sleep(100 * time.Microsecond)
+	}
+	want.Write(make([]byte, 2000))
+	if err := s.Close(within(t, 30*time.Second)); err != nil || s.Lost() != 0 {
+		t.Fatal(err, s.Lost())
 	}
 	w.Close()
 	if all := <-got; !bytes.Equal(all, want.Bytes()) {
 		t.Errorf("%d bytes arrived of %d", len(all), want.Len())
 	}
-
-	r, w = io.Pipe()
-	s = report.NewBoundedStream(w, 1000, 20*time.Millisecond)
-	var err error
-	for range 100 {
-		if _, err = s.Write(make([]byte, 100)); err != nil {
-			break
-		}
-	}
-	if !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("a reader that takes nothing: %v", err)
-	}
-	r.CloseWithError(errors.New("gone"))
-	if err := s.Close(10 * time.Second); !errors.Is(err, io.ErrShortWrite) {
-		t.Error(err)
+	if refused == 0 {
+		t.Error("there was always room")
 	}
 }
 

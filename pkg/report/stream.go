@@ -1,60 +1,64 @@
 package report
 
 import (
-	"fmt"
+	"context"
 	"io"
 	"sync"
-	"time"
 )
 
 // streamChunk is what a Stream gives its writer at a time.
 const streamChunk = 64 << 10
 
-// Stream writes text to a writer that may be slow or stuck, from a goroutine of its own.
+// Stream writes text to a writer that may be slow or stuck, from a goroutine of its own. Nobody waits for the
+// writer but Flush and Close, and these no longer than they are told to.
 type Stream struct {
-	w        io.Writer
-	limit    int           // bytes that may wait; 0: any number
-	patience time.Duration // how long a full stream waits for its writer to take anything
-	wake     chan struct{} // there is text, or the end
-	room     chan struct{} // the writer took something
-	ended    chan struct{}
+	w     io.Writer
+	wake  chan struct{} // there is text, or the end
+	moved chan struct{} // the writer took something, or failed
+	ended chan struct{}
 
-	mu      sync.Mutex
-	pending []byte
-	closed  bool
-	err     error
+	mu       sync.Mutex
+	pending  []byte
+	closed   bool
+	err      error  // the writer's
+	accepted uint64 // bytes that were given to Write
+	written  uint64 // bytes that the writer took
 }
 
-// NewStream returns a stream to w that takes whatever it is given, at once: who writes without end
-// looks at Pending. Close ends it.
-func NewStream(w io.Writer) *Stream { return NewBoundedStream(w, 0, 0) }
-
-// NewBoundedStream returns a stream to w of which at most limit bytes wait. Write then waits for
-// room. A writer that takes nothing for as long as patience is given up, and what is written from
-// then on is refused with io.ErrShortWrite.
-func NewBoundedStream(w io.Writer, limit int, patience time.Duration) *Stream {
-	s := &Stream{
-		w: w, limit: limit, patience: patience,
-		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), ended: make(chan struct{}),
-	}
+// NewStream returns a stream to w. Close ends it.
+func NewStream(w io.Writer) *Stream {
+	s := &Stream{w: w, wake: make(chan struct{}, 1), moved: make(chan struct{}, 1), ended: make(chan struct{})}
 	go s.run()
 	return s
 }
 
-// Write queues p.
+// Write queues p, all of it and at once: who writes without end looks at Pending, or uses TryWrite. It fails
+// with the writer's error, or io.ErrClosedPipe after Close.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.err == nil && s.limit > 0 && len(s.pending) > 0 && len(s.pending)+len(p) > s.limit {
-		s.mu.Unlock()
-		taken := s.waitForRoom(s.patience)
-		s.mu.Lock()
-		if !taken && s.err == nil {
-			s.err = fmt.Errorf("%w: nothing was taken for %v", io.ErrShortWrite, s.patience)
-		}
+	return s.queue(p)
+}
+
+// TryWrite queues p unless more than limit bytes would wait then, and reports whether it did. One that is
+// larger than the limit has to wait for all others. Where the writer has failed, p is taken, and lost.
+func (s *Stream) TryWrite(p []byte, limit int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil && !s.closed && len(s.pending) > 0 && len(s.pending)+len(p) > limit {
+		return false
 	}
-	if s.err != nil {
+	_, _ = s.queue(p) // its error comes with Flush
+	return true
+}
+
+func (s *Stream) queue(p []byte) (int, error) {
+	s.accepted += uint64(len(p))
+	switch {
+	case s.err != nil:
 		return 0, s.err
+	case s.closed:
+		return 0, io.ErrClosedPipe
 	}
 	s.pending = append(s.pending, p...)
 	signal(s.wake)
@@ -68,38 +72,49 @@ func (s *Stream) Pending() int {
 	return len(s.pending)
 }
 
-// Close writes what is queued and returns the stream's first error. A writer that takes nothing
-// for as long as patience is left to itself, and io.ErrShortWrite is returned.
-func (s *Stream) Close(patience time.Duration) error {
+// Lost is how many bytes that were given to Write have not been written.
+func (s *Stream) Lost() uint64 {
 	s.mu.Lock()
-	s.closed = true
-	signal(s.wake)
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	return s.accepted - s.written
+}
+
+// Flush waits until all that was given to Write is written, for one caller at a time. It fails with the writer's error, or
+// io.ErrShortWrite where ctx ends before.
+func (s *Stream) Flush(ctx context.Context) error {
 	for {
+		s.mu.Lock()
+		done, err := s.accepted == s.written, s.err
+		s.mu.Unlock()
+		if done || err != nil {
+			return err
+		}
 		select {
-		case <-s.ended:
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.err
+		case <-s.moved:
+			continue
 		default:
 		}
-		if !s.waitForRoom(patience) {
+		select {
+		case <-s.moved:
+		case <-s.ended: // given up before
+			return io.ErrShortWrite
+		case <-ctx.Done():
 			return io.ErrShortWrite
 		}
 	}
 }
 
-// waitForRoom waits until the writer has taken something or the stream has ended.
-func (s *Stream) waitForRoom(patience time.Duration) bool {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-s.room:
-	case <-s.ended:
-	case <-timer.C:
-		return false
+// Close is Flush and the stream's end. A writer that is stuck when ctx ends is left to itself.
+func (s *Stream) Close(ctx context.Context) error {
+	err := s.Flush(ctx)
+	s.mu.Lock()
+	s.closed, s.pending = true, nil
+	s.mu.Unlock()
+	signal(s.wake)
+	if err == nil {
+		<-s.ended
 	}
-	return true
+	return err
 }
 
 func signal(c chan struct{}) {
@@ -120,14 +135,14 @@ func (s *Stream) run() {
 		for part := batch; len(part) > 0; {
 			n, err := s.w.Write(part[:min(len(part), streamChunk)])
 			part = part[n:]
-			signal(s.room)
+			s.mu.Lock()
+			s.written += uint64(n)
 			if err != nil {
-				s.mu.Lock()
-				if s.err == nil {
-					s.err = err
-				}
-				s.pending = nil
-				s.mu.Unlock()
+				s.err, s.pending = err, nil
+			}
+			s.mu.Unlock()
+			signal(s.moved)
+			if err != nil {
 				return
 			}
 		}

@@ -55,6 +55,9 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 			line("", "%s: %s", f.Kind, f.Detail)
 		}
 	}
+	if r.Omitted.OutputBytes > 0 {
+		line("left out", "%d bytes of output that nobody read", r.Omitted.OutputBytes)
+	}
 	if r.Crash != nil {
 		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
 	}

@@ -22,14 +22,14 @@ type metrics struct {
 	exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc *prometheus.Desc
 }
 
-func newMetrics(cfg Config, start time.Time, m Machine) *metrics {
+func newMetrics(cfg Config, r *Result, m Machine) *metrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(prometheus.BuildFQName(monitor.Namespace, "", name), help, labels, nil)
 	}
 	return &metrics{
-		start:        start,
-		memory:       cfg.VM.Memory,
-		labels:       validLabels(cfg.ID, cfg.Version, arch(cfg.VM), accelerator(cfg.VM), cfg.KernelName),
+		start:        r.StartedAt,
+		memory:       r.Memory,
+		labels:       validLabels(cfg.ID, cfg.Version, r.Arch, r.Accelerator, cfg.KernelName),
 		exits:        m.Exits(),
 		exitsDesc:    desc("kvm_exits_total", "How often the guest left KVM, by reason.", "reason"),
 		memoryDesc:   desc("guest_memory_bytes", "RAM that the guest was given, the ring included."),

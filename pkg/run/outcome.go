@@ -53,6 +53,7 @@ type Evidence struct {
 	Faults        uint64         // breaches of the ring's protocol
 	CRCErrors     uint64         // messages that arrived damaged
 	GuestExit     *int32         // the last CRC-good EXIT
+	OutputLost    uint64         // bytes of the guest's output that had no reader
 	GuestEnd      error          // why the machine ended, where the guest ended it
 }
 
@@ -72,6 +73,8 @@ func Decide(e Evidence) (Outcome, int, string) {
 		return TimedOut, CodeTimedOut, e.TimedOut + e.guestSaid()
 	case e.GuestExit == nil && e.Faults+e.CRCErrors > 0:
 		return Corrupt, CodeCorrupt, fmt.Sprintf("the ring broke the protocol (%d faults, %d damaged messages) and no EXIT could be read", e.Faults, e.CRCErrors)
+	case e.GuestExit != nil && e.OutputLost > 0:
+		return Failed, CodeFailed, fmt.Sprintf("the guest exited with code %d, but %d bytes of its output had no reader", *e.GuestExit, e.OutputLost)
 	case e.GuestExit != nil:
 		return Exited, exitCode(*e.GuestExit), fmt.Sprintf("the guest exited with code %d", *e.GuestExit)
 	case e.GuestEnd != nil:

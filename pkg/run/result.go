@@ -7,12 +7,14 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // Result is what became of a run. What a guest can send without end is kept up to a limit;
 // Omitted says how much more there was.
 type Result struct {
 	ID        string
+	Name      string // what ran
 	Kernel    string
 	StartedAt time.Time
 	Duration  time.Duration
@@ -43,6 +45,23 @@ type Result struct {
 	Omitted       Omitted
 }
 
+// describe fills in what a machine's configuration says of it.
+func (r *Result) describe(cfg vm.Config) {
+	if cfg.Kernel != nil {
+		r.Arch = cfg.Kernel.Board().Arch()
+	}
+	if cfg.Backend != nil {
+		r.Accelerator = cfg.Backend.Name()
+	}
+	r.CPUs, r.Memory, r.RingSize = max(cfg.CPUs, 1), cfg.Memory, cfg.Reserved
+	if r.Memory == 0 {
+		r.Memory = vm.DefaultMemory
+	}
+	if r.RingSize == 0 {
+		r.RingSize = vm.DefaultReserved
+	}
+}
+
 // Fault is a breach of the ring's protocol.
 type Fault struct{ Kind, Detail string }
 
@@ -60,6 +79,7 @@ func (s *SchedulerExit) String() string {
 type Omitted struct {
 	Faults, Stimuli, TestResults uint64
 	CrashBytes, ConsoleBytes     uint64
+	OutputBytes                  uint64 // of the guest's output, which had no reader
 }
 
 // What a Result keeps at most.

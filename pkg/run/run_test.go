@@ -77,13 +77,14 @@ func TestGuestClock(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var first, last time.Duration
 		cfg := scenario(b, "ok demo.steps=3 demo.step_ms=1000")
-		cfg.OnMessage = func(at time.Duration, m shm.Message) {
+		cfg.OnMessage = func(at time.Duration, m shm.Message) monitor.Verdict {
 			if m.Type == shm.Stimulus {
 				if first == 0 {
 					first = at
 				}
 				last = at
 			}
+			return monitor.Continue
 		}
 		r := does(t, cfg, run.Exited, 0)
 		guest := time.Duration(r.Stimuli[2].ElapsedMS-r.Stimuli[0].ElapsedMS) * time.Millisecond
@@ -153,14 +154,10 @@ func TestDeafGuests(t *testing.T) {
 func TestGraceful(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cfg := scenario(b, "graceful")
-		start := time.Now()
-		cfg.Timeout, cfg.Grace = 600*time.Millisecond, 500*time.Millisecond // half of the timeout at most
+		cfg.Timeout, cfg.Grace = 10*time.Second, 8*time.Second // half of the timeout at most
 		r := does(t, cfg, run.TimedOut, 124)
-		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 || !strings.Contains(r.Reason, "soft deadline passed, 300ms before") {
+		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 || !strings.Contains(r.Reason, "soft deadline passed, 5s before") {
 			t.Errorf("%+v", r)
-		}
-		if took := time.Since(start); took < 300*time.Millisecond || took > 20*time.Second {
-			t.Errorf("took %v", took)
 		}
 	})
 }

@@ -34,6 +34,7 @@ type Drained struct {
 	Bytes    uint64
 	Unread   uint64   // bytes that were waiting when the call began
 	More     bool     // it stopped at a limit
+	Held     bool     // it stopped at a message that was not taken
 	Fault    Fault    // Kind is NoFault where nothing broke
 	Restored [4]Fault // header fields that the guest had changed and the host wrote back
 }
@@ -134,11 +135,13 @@ func (r *Reader) Capacity() uint64 { return r.capacity }
 func (r *Reader) Stats() Stats { return r.stats }
 
 // Drain reads the messages that are in the ring as the call begins, up to the limits, and
-// gives each to fn. A message's payload is the reader's buffer: fn copies what it keeps.
+// gives each to fn, which reports whether it takes the message. One that is not taken stays in the
+// ring, as do those behind it, and the next call begins with it. A message's payload is the reader's
+// buffer: fn copies what it keeps.
 //
 // A ring that breaks the protocol can't stop the reader: it counts the fault and the bytes
 // that it gives up, goes on at write_ptr, and reads what is written from there.
-func (r *Reader) Drain(fn func(Message)) Drained {
+func (r *Reader) Drain(fn func(Message) bool) Drained {
 	var d Drained
 	r.restoreHeader(&d)
 	writePtr := r.writePtr.Load()
@@ -155,9 +158,13 @@ func (r *Reader) Drain(fn func(Message)) Drained {
 			d.More = true
 			break
 		}
-		n := r.next(unread, fn, &d.Fault)
+		n, taken := r.next(unread, fn, &d.Fault)
 		if n == 0 {
 			r.skipTo(writePtr, d.Fault)
+			break
+		}
+		if !taken {
+			d.Held = true
 			break
 		}
 		unread -= n
@@ -174,12 +181,12 @@ func (r *Reader) Drain(fn func(Message)) Drained {
 	return d
 }
 
-// next reads one message of at most unread bytes, gives it to fn and returns its size, or 0
-// and the fault.
-func (r *Reader) next(unread uint64, fn func(Message), f *Fault) uint64 {
+// next reads one message of at most unread bytes, gives it to fn and returns its size and whether it
+// was taken; or 0 and the fault.
+func (r *Reader) next(unread uint64, fn func(Message) bool, f *Fault) (size uint64, taken bool) {
 	if unread < MessageHeaderSize {
 		*f = messageFault(messageHeader{}, r.pos, unread, r.capacity)
-		return 0
+		return 0, false
 	}
 	var raw [MessageHeaderSize]byte
 	if r.capacity-r.index >= MessageHeaderSize {
@@ -188,21 +195,23 @@ func (r *Reader) next(unread uint64, fn func(Message), f *Fault) uint64 {
 		r.copyOut(raw[:], r.index)
 	}
 	h := decodeMessageHeader(raw)
-	size := h.size()
+	size = h.size()
 	if size > unread {
 		*f = messageFault(h, r.pos, unread, r.capacity)
-		return 0
+		return 0, false
 	}
 	payload := r.buffer(uint64(h.length))
 	r.copyOut(payload, r.indexAfter(MessageHeaderSize))
 	crcOK := crc32.ChecksumIEEE(payload) == h.crc
+	if !fn(Message{Type: h.typ, CRCOK: crcOK, Payload: payload}) {
+		return size, false
+	}
 	if !crcOK {
 		r.stats.CRCErrors++
 	}
-	fn(Message{Type: h.typ, CRCOK: crcOK, Payload: payload})
 	r.index = r.indexAfter(size)
 	r.pos += size
-	return size
+	return size, true
 }
 
 // indexAfter is the index of position pos+n, n ≤ capacity. Positions wrap at 2^64, and there

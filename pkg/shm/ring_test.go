@@ -26,9 +26,10 @@ type entry struct {
 	CRCOK   bool
 }
 
-func keep(into *[]entry) func(shm.Message) {
-	return func(m shm.Message) {
+func keep(into *[]entry) func(shm.Message) bool {
+	return func(m shm.Message) bool {
 		*into = append(*into, entry{m.Type, append([]byte{}, m.Payload...), m.CRCOK})
+		return true
 	}
 }
 
@@ -321,7 +322,7 @@ func TestDrainAllocatesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r.reader.Drain(func(shm.Message) {})
+		r.reader.Drain(func(shm.Message) bool { return true })
 	}
 	drain()
 	if n := testing.AllocsPerRun(100, drain); n != 0 {

@@ -140,7 +140,7 @@ func (s *Snapshot) readAt(dst []byte, off uint64) error {
 	}
 	if o := off - s.aheadOff; off < s.aheadOff || o+uint64(len(dst)) > uint64(len(s.ahead)) {
 		if s.ahead == nil {
-			s.ahead = make([]byte, 0, readAhead)
+			s.ahead = make([]byte, 0, min(readAhead, HeaderSize+s.avail)) // an image may be a few bytes
 		}
 		end := min(off+readAhead, HeaderSize+s.avail)
 		s.ahead = s.ahead[:end-off]

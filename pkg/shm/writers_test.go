@@ -115,13 +115,14 @@ func TestManyWritersLive(t *testing.T) {
 	go func() { wg.Wait(); close(done) }()
 	var next [writers]uint32
 	total := 0
-	read := func(m shm.Message) {
+	read := func(m shm.Message) bool {
 		id, i := binary.LittleEndian.Uint32(m.Payload), binary.LittleEndian.Uint32(m.Payload[4:])
 		if !m.CRCOK || len(m.Payload) != 8+int(id)*13 || next[id] != i {
 			t.Errorf("writer %d: got %d of %d bytes, CRC %t, want %d", id, i, len(m.Payload), m.CRCOK, next[id])
 		}
 		next[id]++
 		total++
+		return true
 	}
 	limit := time.After(time.Minute)
 	for running := true; running; {
@@ -152,7 +153,7 @@ func TestTryWriteDoesNotWait(t *testing.T) {
 				return
 			default:
 				_ = r.writer.Write(shm.RawOutput, big)
-				r.reader.Drain(func(shm.Message) {})
+				r.reader.Drain(func(shm.Message) bool { return true })
 			}
 		}
 	})
@@ -190,11 +191,12 @@ func TestWriteWait(t *testing.T) {
 	})
 	got := 0
 	for deadline := time.Now().Add(time.Minute); got < count && time.Now().Before(deadline); {
-		r.reader.Drain(func(m shm.Message) {
+		r.reader.Drain(func(m shm.Message) bool {
 			if i := int(m.Payload[0]) | int(m.Payload[1])<<8; i != got || !m.CRCOK {
 				t.Errorf("got %d, want %d", i, got)
 			}
 			got++
+			return true
 		})
 	}
 	wg.Wait()

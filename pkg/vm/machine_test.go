@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -25,25 +29,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const hangLimit = 60 * time.Second
 
-// code is machine code as a kernel, at 1 MiB.
-type code []byte
-
-func (code) Board() vm.Board { return x86.Board{} }
-
-func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
-}
-
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
-	spin        = code{0xeb, 0xfe}                                                                                     // jmp .
-	halt        = code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
-	reset       = code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
-	tripleFault = code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
-	powerOff    = code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
-	unknownIO   = code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
+	spin        = x86.Code{0xeb, 0xfe}                                                                                     // jmp .
+	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
+	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
+	tripleFault = x86.Code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
+	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
+	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
 	// mov rbx, 512 MiB; mov [rbx], rax; reset
-	unknownMemory = code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	unknownMemory = x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 )
 
 // machine builds a machine on a back end, to be closed with the test.
@@ -87,7 +82,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 func TestGuestEnds(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
-			kernel code
+			kernel x86.Code
 			want   error
 		}{
 			"reset":          {reset, vm.ErrReset},
@@ -114,7 +109,7 @@ func TestGuestEnds(t *testing.T) {
 
 func TestStopReachesAnyGuest(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		for name, kernel := range map[string]code{"spin": spin, "halt": halt} {
+		for name, kernel := range map[string]x86.Code{"spin": spin, "halt": halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
 					m := machine(t, b, vm.Config{Kernel: kernel, CPUs: cpus})
@@ -197,7 +192,7 @@ func TestConsole(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var out bytes.Buffer
 		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
-		guest := append(code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
+		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
 		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -210,7 +205,7 @@ func TestConsole(t *testing.T) {
 // A driver's way of finding and using a 16550: scratch register, loopback, identification.
 func TestSerialPortIsA16550(t *testing.T) {
 	// Each step: out port, value; or in port, expected (spin where it differs).
-	var guest code
+	var guest x86.Code
 	out := func(reg, v byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xb0, v, 0xee) }
 	in := func(reg, want byte) { guest = append(guest, 0x66, 0xba, 0xf8+reg, 0x03, 0xec, 0x3c, want, 0x75, 0xfe) }
 	out(7, 0x5a)
@@ -241,15 +236,167 @@ func TestSerialPortIsA16550(t *testing.T) {
 	})
 }
 
-// A clock that answers: register D says that it has power.
-func TestRealTimeClockAnswers(t *testing.T) {
-	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
-	guest := append(code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
+// twoCounters is a kernel whose first processor starts the second by INIT and SIPI; then each counts in a word of
+// its own without end. The boot data's page tables end below the local APIC, so it brings its own for that.
+type twoCounters struct{}
+
+const (
+	counters   = 0x12000 // the second processor's and, behind it, the first's
+	secondCode = 0x10000 // where a SIPI with vector 0x10 lets a processor begin, in real mode
+	apicTable  = 0xc000  // a page directory, behind the boot data's
+	apicBase   = 0xfee00000
+)
+
+func (twoCounters) Board() vm.Board { return x86.Board{} }
+
+func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
+	first := x86.Code{
+		0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0xc0, 0x00, 0x00, // mov dword [0xa018], apicTable | 3: the fourth GiB
+		0xbb, 0x00, 0x00, 0xe0, 0xfe, // mov ebx, apicBase
+		0xc7, 0x83, 0xf0, 0x00, 0x00, 0x00, 0xff, 0x01, 0x00, 0x00, // mov dword [rbx+0xf0], 0x1ff: switch it on
+		0xc7, 0x83, 0x10, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, // mov dword [rbx+0x310], 1<<24: to APIC 1
+		0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x00, 0x45, 0x00, 0x00, // mov dword [rbx+0x300], 0x4500: INIT
+		0xb9, 0x00, 0x00, 0x01, 0x00, // again: mov ecx, 65536
+		0xff, 0xc9, 0x75, 0xfc, // dec ecx; jnz to the dec
+		0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x10, 0x46, 0x00, 0x00, // mov dword [rbx+0x300], 0x4610: SIPI
+		0x83, 0x3c, 0x25, 0x00, 0x20, 0x01, 0x00, 0x00, // cmp dword [counters], 0
+		0x74, 0xe3, // je again
+		0xff, 0x04, 0x25, 0x04, 0x20, 0x01, 0x00, // inc dword [counters+4]
+		0xeb, 0xf7, // jmp to the inc
+	}
+	second := []byte{
+		0xb8, 0x00, 0x12, 0x8e, 0xd8, // mov ax, counters >> 4; mov ds, ax
+		0x66, 0xff, 0x06, 0x00, 0x00, // inc dword [0]
+		0xeb, 0xf9, // jmp to the inc
+	}
+	directory := make([]byte, 4096)
+	const page = apicBase &^ (1<<21 - 1)
+	binary.LittleEndian.PutUint64(directory[page>>21%512*8:], page|0x9b) // present, writable, not cached, 2 MiB
+	return vm.Kernel{Entry: 1 << 20}, errors.Join(ram.Write(first, 1<<20), ram.Write(second, secondCode), ram.Write(directory, apicTable))
+}
+
+// Two processors run at the same time: both counters move, and neither waits for the other.
+func TestTwoProcessorsRunAtOnce(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		m := machine(t, b, vm.Config{Kernel: twoCounters{}, CPUs: 2, Memory: 64 << 20})
+		var words [2]guestmem.Uint32
+		for i := range words {
+			var err error
+			if words[i], err = m.Memory().Uint32(counters + guestmem.Addr(4*i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(hangLimit)
+		for round := range 5 {
+			before := [2]uint32{words[0].Load(), words[1].Load()}
+			for words[0].Load() == before[0] || words[1].Load() == before[1] {
+				select {
+				case <-m.Done():
+					t.Fatalf("ended by %v", m.Wait())
+				case <-time.After(time.Millisecond):
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("round %d: the counters stay at %d and %d", round, words[0].Load(), words[1].Load())
+				}
+			}
+		}
+		stopped := errors.New("stopped")
+		m.Stop(stopped)
+		if err := end(t, m); err != stopped {
+			t.Error(err)
+		}
+	})
+}
+
+// An access of 2 or 4 bytes is one to each of as many ports.
+func TestWidePortAccessReachesEachPort(t *testing.T) {
+	guest := append(x86.Code{
+		0x66, 0xba, 0xfc, 0x03, // mov dx, 0x3fc: modem control, line status, modem status, scratch
+		0xb8, 0x0b, 0x00, 0x00, 0x5a, // mov eax, 0x5a00000b
+		0xef,                         // out dx, eax
+		0xed,                         // in eax, dx
+		0x3d, 0x0b, 0x60, 0xb0, 0x5a, // cmp eax, 0x5ab0600b
+		0x75, 0xfe, // jne .
+		0x66, 0xba, 0xfe, 0x03, // mov dx, 0x3fe
+		0xb8, 0x00, 0xa5, 0x00, 0x00, // mov eax, 0xa500
+		0x66, 0xef, // out dx, ax
+		0x31, 0xc0, // xor eax, eax
+		0x66, 0xed, // in ax, dx
+		0x3d, 0xb0, 0xa5, 0x00, 0x00, // cmp eax, 0xa5b0
+		0x75, 0xfe, // jne .
+	}, reset...)
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A clock that answers: register D says that it has power.
+func TestRealTimeClockAnswers(t *testing.T) {
+	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
+	guest := append(x86.Code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A guest's memory is left out of core dumps, its emulator's too.
+func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
+	const memory = 40 << 20
+	undumped := func(pid int) (size uint64) {
+		all, err := smaps.Read(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			if m.NoDump {
+				size += m.Size()
+			}
+		}
+		return size
+	}
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		m := machine(t, b, vm.Config{Kernel: spin, Memory: memory})
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if got := undumped(os.Getpid()); got < memory {
+			t.Errorf("ours leave out %d bytes of %d", got, memory)
+		}
+		for _, pid := range children(t) {
+			for deadline := time.Now().Add(hangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("those of process %d leave out %d bytes of %d", pid, undumped(pid), memory)
+				}
+			}
+		}
+	})
+}
+
+// children are the processes that this one started.
+func children(t *testing.T) (pids []int) {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range lists {
+		text, _ := os.ReadFile(list) // the thread may have ended
+		for _, word := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -343,10 +490,11 @@ func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
 		t.Fatal(err)
 	}
 	got := int32(-1)
-	r.Drain(func(msg shm.Message) {
+	r.Drain(func(msg shm.Message) bool {
 		if msg.Type == shm.Exit {
 			got, _ = shm.DecodeCode(msg.Payload)
 		}
+		return true
 	})
 	return got
 }

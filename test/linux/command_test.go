@@ -65,7 +65,7 @@ func (s *sleeper) Write(p []byte) (int, error) {
 // still comes, all of it.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "3m", "--shm-size", "8K", "--", os.Args[0], "-helper=bulk")
+	cmd := exec.Command(vmm, runArgs("--shm-size", "8K", "--", os.Args[0], "-helper=bulk")...)
 	var stdout, stderr sleeper
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) || sha256.Sum256(stderr.Bytes()) != sha256.Sum256(bytesOf(2)) {
@@ -76,7 +76,7 @@ func TestSlowReader(t *testing.T) {
 func TestDynamicallyLinkedCommand(t *testing.T) {
 	t.Parallel()
 	vmmRun(t, "--env", "GREETING=hello world", "--", "/usr/bin/env", "-u", "TERM").want(t, 0,
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
+		"USER=root\nHOSTNAME=ktstr\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
 			"KTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
 }
 
@@ -95,8 +95,12 @@ func TestScriptAndIncludedTree(t *testing.T) {
 	if err := os.Symlink("a/file", filepath.Join(dir, "tree", "link")); err != nil {
 		t.Fatal(err)
 	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte("#!/bin/busybox sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\necho \"$1\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!"+busybox+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\necho \"$1\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	vmmRun(t, "--include", filepath.Join(dir, "tree")+":/data", "--", script, "an argument").want(t, 0,
@@ -174,7 +178,7 @@ func TestGoTestExec(t *testing.T) {
 		return changing.ReplaceAllString(string(out), "…"), cmd.ProcessState.ExitCode()
 	}
 	want, wantCode := goTest()
-	got, code := goTest("-exec", vmm+" run --kernel "+kernel+" --timeout 3m --")
+	got, code := goTest("-exec", vmm+" "+strings.Join(runArgs("--"), " "))
 	if got != want || code != wantCode || code != 1 {
 		t.Errorf("exit code %d, without -exec %d\n%s\nwithout -exec:\n%s", code, wantCode, got, want)
 	}

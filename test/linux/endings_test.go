@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // What a command wrote before the deadline is all there.
@@ -121,18 +124,19 @@ func TestHogs(t *testing.T) {
 // The host's control bytes: a dump is on the console, a stall is a file in the guest.
 func TestControlBytes(t *testing.T) {
 	t.Parallel()
-	cfg, files, err := linux.Guest{Kernel: kernel, Agent: vmm, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
+	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer files.Close()
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: x86.Board{}, KernelMode: true})
 	var mu sync.Mutex
 	var stdout []byte
 	started := make(chan struct{})
 	r := run.Run(context.Background(), run.Config{
 		VM:      cfg,
 		Timeout: 3 * time.Minute,
-		OnMessage: func(_ time.Duration, m shm.Message) {
+		OnMessage: func(_ time.Duration, m shm.Message) monitor.Verdict {
 			mu.Lock()
 			defer mu.Unlock()
 			switch m.Type {
@@ -141,6 +145,7 @@ func TestControlBytes(t *testing.T) {
 			case shm.Stdout:
 				stdout = append(stdout, m.Payload...)
 			}
+			return monitor.Continue
 		},
 		Drive: func(ctx context.Context, c shm.Control) error {
 			select {

@@ -4,11 +4,13 @@ package linux
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -63,7 +65,7 @@ func TestRefusedKernels(t *testing.T) {
 		if err := os.WriteFile(path, tc.content, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.Command(vmm, "run", "--kernel", path, "--", "busybox", "true").CombinedOutput()
+		out, err := exec.Command(vmm, runArgs("--kernel", path, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) || strings.Count(string(out), "\n") != 1 {
 			t.Errorf("%s: %v, %s", name, err, out)
@@ -73,13 +75,16 @@ func TestRefusedKernels(t *testing.T) {
 		"--memory": {"24M", "try more --memory"},
 		"--append": {strings.Repeat("x", 2048), "this kernel takes at most 2047"},
 	} {
-		out, err := exec.Command(vmm, "run", "--kernel", kernel, flag, tc.value, "--", "busybox", "true").CombinedOutput()
+		out, err := exec.Command(vmm, runArgs(flag, tc.value, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) {
 			t.Errorf("%s: %v, %s", flag, err, out)
 		}
 	}
 }
+
+// emulatorsClock is what the emulator's guests are told of their clock, at the end of the command line.
+var emulatorsClock = regexp.MustCompile(` tsc_early_khz=[1-9]\d* tsc=reliable\n$`)
 
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
@@ -91,7 +96,14 @@ func TestCommandLine(t *testing.T) {
 		t.Run(flag, func(t *testing.T) {
 			t.Parallel()
 			e := vmmRun(t, flag, tc.value, "--", "busybox", "cat", "/proc/cmdline")
-			ring, rest, _ := strings.Cut(string(e.stdout), " console=")
+			got := string(e.stdout)
+			if mode == "emulator" {
+				if !emulatorsClock.MatchString(got) {
+					t.Errorf("nothing of the clock: %s", got)
+				}
+				got = emulatorsClock.ReplaceAllString(got, "\n")
+			}
+			ring, rest, _ := strings.Cut(got, " console=")
 			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") || !strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
 				t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
 			}
@@ -117,6 +129,47 @@ func TestBaseInitrd(t *testing.T) {
 	vmmRun(t, "--initrd", path, "--", "busybox", "cat", "/base/file").want(t, 0, "from the base\n")
 }
 
+// What the base has as links stays that, and a file with two names is not written into where one is replaced.
+func TestMergedBase(t *testing.T) {
+	t.Parallel()
+	tree := t.TempDir()
+	for _, dir := range []string{"usr/bin", "usr/lib64"} {
+		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shared := filepath.Join(tree, "usr/bin/one")
+	if err := errors.Join(
+		os.Symlink("usr/bin", filepath.Join(tree, "bin")), os.Symlink("usr/lib64", filepath.Join(tree, "lib64")),
+		os.WriteFile(shared, []byte("the base's\n"), 0o644), os.Link(shared, filepath.Join(tree, "usr/bin/two")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(t.TempDir(), "mine")
+	if err := os.WriteFile(mine, []byte("of the archive\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	base := initramfs.New()
+	if err := base.AddTree(tree, "/"); err != nil {
+		t.Fatal(err)
+	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := base.WriteTo(z); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "base.cpio.gz")
+	if err := os.WriteFile(path, packed.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	vmmRun(t, "--initrd", path, "--include", mine+":/bin/two", "--", "busybox", "sh", "-c",
+		"busybox readlink /bin; busybox readlink /lib64; busybox cat /bin/one /usr/bin/two").
+		want(t, 0, "usr/bin\nusr/lib64\nthe base's\nof the archive\n")
+}
+
 // The console goes to a file and to stderr, and the kernel says more; the output is what it was.
 func TestConsole(t *testing.T) {
 	t.Parallel()
@@ -129,20 +182,23 @@ func TestConsole(t *testing.T) {
 	}
 }
 
-// Twenty at once, each with its own ring and output, and little memory beside the guest's.
-func TestTwentyAtOnce(t *testing.T) {
+// Many at once, each with its own ring and output: on KVM twenty, with little memory beside the
+// guest's; emulated ones keep a processor each busy, so that eight are as good as twenty.
+func TestManyAtOnce(t *testing.T) {
 	const (
-		runs   = 20
 		memory = 160 << 20
 		ring   = 64 << 10
-		most   = 24 << 10 // KiB
 	)
+	runs, most := 20, 24<<10 // KiB
+	if mode == "emulator" {
+		runs, most = 8, 0
+	}
 	var wg sync.WaitGroup
 	for i := range runs {
 		wg.Go(func() {
 			var stdout, stderr bytes.Buffer
-			cmd := exec.Command(vmm, "run", "--kernel", kernel, "--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
-				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))
+			cmd := exec.Command(vmm, runArgs("--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
+				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))...)
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
 			if err := cmd.Start(); err != nil {
 				t.Error(err)
@@ -164,7 +220,7 @@ func TestTwentyAtOnce(t *testing.T) {
 			}()
 			_ = cmd.Wait()
 			close(stop)
-			if kib := <-largest; kib == 0 || kib > most {
+			if kib := <-largest; most > 0 && (kib == 0 || kib > most) {
 				t.Errorf("run %d: %d KiB beside the guest's memory, at most %d", i, kib, most)
 			}
 			var want bytes.Buffer

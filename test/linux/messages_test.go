@@ -53,6 +53,9 @@ func TestMessages(t *testing.T) {
 				t.Errorf("no %s: %v", typ, r.Ring.ByType)
 			}
 		}
+		if r.Ring.ByType["EXIT"] != 1 { // the agent's own would be the last one, which counts
+			t.Errorf("%d of EXIT", r.Ring.ByType["EXIT"])
+		}
 		want := shm.StimulusEvent{ElapsedMS: 5, StepIndex: 1, OpCount: 2, TotalIterations: 1 << 40}
 		if len(r.Stimuli) != 1 || r.Stimuli[0] != want || fmt.Sprint(r.Results) != "[map[name:a passed:true]]" {
 			t.Errorf("stimuli %v, results %v", r.Stimuli, r.Results)

@@ -1,11 +1,12 @@
 //go:build linuxbed
 
-// Package linux is the suite of Linux guests. It runs where KVM runs Linux at a usable speed, which
-// "make linux-test" sees to; the kernel under test and the program are named by the environment.
+// Package linux is the suite of Linux guests, of one kernel on one back end: the environment names
+// them and the program. "make linux-test" runs it on each that there is.
 package linux
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -23,6 +24,7 @@ import (
 var (
 	kernel = os.Getenv("KTSTR_TEST_KERNEL")
 	vmm    = os.Getenv("KTSTR_TEST_VMM")
+	mode   = cmp.Or(os.Getenv("KTSTR_TEST_ACCEL"), "auto")
 	helper = flag.String("helper", "", "what this binary does inside a guest")
 )
 
@@ -44,6 +46,8 @@ func TestMain(m *testing.M) {
 		<-done
 	case "clock":
 		fail(reportClock())
+	case "like-a-host":
+		fail(likeAHost())
 	default:
 		fail(send(*helper))
 	}
@@ -71,6 +75,11 @@ type ended struct {
 	took           time.Duration
 }
 
+// runArgs are the program's arguments for a run; flags can be given again, the last one counts.
+func runArgs(args ...string) []string {
+	return append([]string{"run", "--accel", mode, "--kernel", kernel, "--timeout", "3m"}, args...)
+}
+
 // vmmRun runs a command in a guest: flags, then "--" and the command.
 func vmmRun(t *testing.T, args ...string) ended {
 	t.Helper()
@@ -80,7 +89,7 @@ func vmmRun(t *testing.T, args ...string) ended {
 // vmmRunIn does so in a folder.
 func vmmRunIn(t *testing.T, dir string, args ...string) ended {
 	t.Helper()
-	cmd := exec.Command(vmm, append([]string{"run", "--kernel", kernel, "--timeout", "3m"}, args...)...)
+	cmd := exec.Command(vmm, runArgs(args...)...)
 	cmd.Dir = dir
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
-	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -19,19 +18,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// code is machine code as a kernel, at 1 MiB.
-type code []byte
+var reset = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x64, 0xfe; jmp .
 
-func (code) Board() vm.Board { return x86.Board{} }
-
-func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
-}
-
-var reset = code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x64, 0xfe; jmp .
-
-// ends runs a guest and returns why it ended and how often it left KVM.
-func ends(t *testing.T, kernel code) (reason error, exits map[string]uint64) {
+// ends runs a guest and returns how often it left KVM and why it ended.
+func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error) {
 	t.Helper()
 	needs.KVM(t)
 	m, err := vm.New(vm.Config{Kernel: kernel, Backend: kvm.Backend{}, Memory: 64 << 20})
@@ -55,12 +45,12 @@ func ends(t *testing.T, kernel code) (reason error, exits map[string]uint64) {
 	for name, n := range m.Exits() {
 		exits[name] = n
 	}
-	return m.Wait(), exits
+	return exits, m.Wait()
 }
 
 // Code that lies where there is no memory can't be run: the error carries the registers.
 func TestRunErrorCarriesRegisters(t *testing.T) {
-	err, _ := ends(t, code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0}) // mov rax, 512 MiB; jmp rax: mapped, but no RAM
+	_, err := ends(t, x86.Code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0}) // mov rax, 512 MiB; jmp rax: mapped, but no RAM
 	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), "rip=0x20000000") || !strings.Contains(err.Error(), "cr3=0x9000") {
 		t.Errorf("ended by %v", err)
 	}
@@ -72,12 +62,12 @@ func TestRunErrorCarriesRegisters(t *testing.T) {
 // Exits are counted by their reason, and an access to nothing is answered: reads are all ones.
 func TestExitsAreCounted(t *testing.T) {
 	// mov rbx, 512 MiB; mov [rbx], rax; mov rax, [rbx]; inc rax; jnz .; reset
-	guest := append(code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff, 0xc0, 0x75, 0xfe}, reset...)
-	err, exits := ends(t, guest)
+	guest := append(x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff, 0xc0, 0x75, 0xfe}, reset...)
+	exits, err := ends(t, guest)
 	if !errors.Is(err, vm.ErrReset) || exits["mmio"] < 2 || exits["io"] == 0 {
 		t.Errorf("ended by %v, exits %v", err, exits)
 	}
-	err, exits = ends(t, code{0x0f, 0x0b}) // ud2, without an IDT
+	exits, err = ends(t, x86.Code{0x0f, 0x0b}) // ud2, without an IDT
 	if !errors.Is(err, vm.ErrTripleFault) || exits["shutdown"] == 0 {
 		t.Errorf("ended by %v, exits %v", err, exits)
 	}

@@ -59,18 +59,24 @@ func ioctl(fd int, req, arg uintptr) (int, error) {
 	}
 }
 
-// ioctlPtr calls a KVM request whose argument is a structure. gokvm turns pointers into
+// ioctlPtr calls a KVM request whose argument is a structure.
+func ioctlPtr[T any](fd int, req uintptr, arg *T) error {
+	_, err := ioctlCount(fd, req, arg)
+	return err
+}
+
+// ioctlCount is ioctlPtr for a request that says how much of it was done. gokvm turns pointers into
 // numbers one call too early, which Go's unsafe rules do not allow: the stack that the pointer
 // leads to may move in between.
-func ioctlPtr[T any](fd int, req uintptr, arg *T) error {
+func ioctlCount[T any](fd int, req uintptr, arg *T) (int, error) {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(unsafe.Pointer(arg)))
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(unsafe.Pointer(arg)))
 		switch errno {
 		case 0:
-			return nil
+			return int(n), nil
 		case unix.EINTR:
 		default:
-			return errno
+			return 0, errno
 		}
 	}
 }

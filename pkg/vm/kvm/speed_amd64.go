@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -21,20 +20,11 @@ var countedLoop = []byte{
 	0xeb, 0xfe, // jmp to itself
 }
 
-// rawCode is machine code as a kernel, at 1 MiB.
-type rawCode []byte
-
-func (rawCode) Board() vm.Board { return x86.Board{} }
-
-func (c rawCode) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
-}
-
 // KernelSpeed measures how fast KVM runs a guest's kernel mode, in instructions a second, by a counted loop
 // in a machine of its own. It takes at most limit and then returns an upper bound.
 func (b Backend) KernelSpeed(limit time.Duration) (float64, error) {
 	const rounds = 500_000
-	code := append(rawCode(nil), countedLoop...)
+	code := append(x86.Code(nil), countedLoop...)
 	binary.LittleEndian.PutUint32(code[1:], rounds)
 	m, err := vm.New(vm.Config{Kernel: code, Backend: b, Memory: 16 << 20, Reserved: 1 << 20})
 	if err != nil {

@@ -14,8 +14,8 @@ func (x *x86Processor) setupVCPU(m *instance, v *vcpu) error {
 	if err := x.setCPUID(m, v); err != nil {
 		return fmt.Errorf("%w: CPUID of vCPU %d: %w", vm.ErrSetup, v.id, err)
 	}
-	if err := setMSRs(v); err != nil {
-		return fmt.Errorf("%w: MSRs of vCPU %d: %w", vm.ErrSetup, v.id, err)
+	if err := setMSRs(v.fd, x86.MSRs()); err != nil {
+		return fmt.Errorf("vCPU %d: %w", v.id, err)
 	}
 	return nil
 }
@@ -66,16 +66,25 @@ func (x *x86Processor) setCPUID(m *instance, v *vcpu) error {
 	return ioctlPtr(v.fd, kvm.IIOW(reqSetCPUID2, cpuidHead), t)
 }
 
-func setMSRs(v *vcpu) error {
+// setMSRs sets them all. KVM stops at the first that it does not take, and says in passing how many came
+// before: KVM API, 4.19 KVM_SET_MSRS.
+func setMSRs(fd int, values []x86.MSR) error {
 	msrs := struct { // struct kvm_msrs
 		count, _ uint32
 		entries  [8]kvm.MSREntry
 	}{}
-	for i, r := range x86.MSRs() {
+	for i, r := range values {
 		msrs.entries[i] = kvm.MSREntry{Index: r.Index, Data: r.Value}
 		msrs.count++
 	}
-	return ioctlPtr(v.fd, kvm.IIOW(reqSetMSRs, 8), &msrs)
+	n, err := ioctlCount(fd, kvm.IIOW(reqSetMSRs, 8), &msrs)
+	if err == nil && n < len(values) {
+		err = fmt.Errorf("KVM refused MSR 0x%x the value 0x%x, after %d of %d", values[n].Index, values[n].Value, n, len(values))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: KVM_SET_MSRS: %w", vm.ErrSetup, err)
+	}
+	return nil
 }
 
 // enter sets the registers of the vCPU that enters the kernel. The others wait in KVM's interrupt

@@ -52,6 +52,10 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	mode, err := threads(path, p, s.CPUs)
+	if err != nil {
+		return nil, err
+	}
 	m := &instance{platform: p, stop: stop, reaped: make(chan struct{}), ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
@@ -64,7 +68,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 		m.regions = append(m.regions, guestmem.Region{Base: span.Base, Mem: mem[offset(span):][:span.Size]})
 	}
 	if m.guest, err = guestmem.New(m.regions...); err == nil {
-		err = m.spawn(path, ram, p.args(size, s.CPUs), s.Console)
+		err = m.spawn(path, ram, p.args(size, s.CPUs, mode), s.Console)
 	}
 	if err != nil {
 		guestmem.Unmap(mem)
@@ -180,11 +184,11 @@ func (m *instance) whyEnded(tripleFault bool) error {
 			return reason
 		}
 	case m.first.Load() == 0:
-		if _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
+		if _, _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
 			return err
 		}
-		return fmt.Errorf("%w; %d.%d or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
-			status.ExitStatus())), oldestMajor, oldestMinor, howToInstall(m.platform))
+		return fmt.Errorf("%w; %v or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
+			status.ExitStatus())), oldest, howToInstall(m.platform))
 	}
 	return failed(fmt.Sprintf("ended with exit status %d", status.ExitStatus()))
 }

@@ -26,10 +26,22 @@ var (
 	ErrTooOld       = errors.New("QEMU is too old")
 )
 
-// The oldest version that works, by trying.
-const (
-	oldestMajor = 7
-	oldestMinor = 2
+// release is a version of QEMU.
+type release struct{ major, minor int }
+
+func (r release) String() string { return fmt.Sprintf("%d.%d", r.major, r.minor) }
+
+func (r release) before(o release) bool {
+	return r.major < o.major || r.major == o.major && r.minor < o.minor
+}
+
+var (
+	// oldest is the oldest that works, by trying.
+	oldest = release{7, 2}
+	// threadsWork is the first whose processors may run on threads of their own while Linux changes its own
+	// code: before, one may go on in code of before the change, and a boot ends with "Oops: int3". QEMU's
+	// commit deba78709ae8, "accel/tcg: Always lock pages before translation".
+	threadsWork = release{8, 1}
 )
 
 // versionLimit bounds how long a QEMU may take to say what it is.
@@ -46,7 +58,7 @@ type platform interface {
 	// place says how many bytes of RAM QEMU is given, and where in them a span of the layout lies.
 	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
 	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, the console as fd 5 and the log as fd 6.
-	args(size uint64, cpus int) []string
+	args(size uint64, cpus int, threads string) []string
 	// firmware is what the processors run before the kernel.
 	firmware() []byte
 	// mailbox is where the firmware and the host meet.
@@ -95,32 +107,46 @@ func (b Backend) Check(board vm.Board) (path, version string, err error) {
 	if path, err = b.find(p); err != nil {
 		return "", "", err
 	}
-	version, err = checkVersion(path, p)
+	version, _, err = checkVersion(path, p)
 	return path, version, err
 }
 
+// threads says how the processors of a machine run: each on a thread, or in turns where a QEMU is too old for
+// that. It runs the QEMU to ask, unless there is but one.
+func threads(path string, p platform, cpus int) (string, error) {
+	if cpus == 1 {
+		return "multi", nil
+	}
+	_, r, err := checkVersion(path, p)
+	if err != nil {
+		return "", err
+	}
+	if r.before(threadsWork) {
+		return "single", nil
+	}
+	return "multi", nil
+}
+
 // checkVersion runs a QEMU for its version; ErrTooOld where that does not work here.
-func checkVersion(path string, p platform) (string, error) {
+func checkVersion(path string, p platform) (version string, r release, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), versionLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err != nil {
-		return "", vm.Unavailable(fmt.Errorf("%s --version: %w", path, err))
+		return "", r, vm.Unavailable(fmt.Errorf("%s --version: %w", path, err))
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
-	_, version, _ := strings.Cut(line, "version ")
+	_, version, _ = strings.Cut(line, "version ")
 	version, _, _ = strings.Cut(version, " ")
-	var major, minor int
-	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n != 2 {
-		return "", vm.Unavailable(fmt.Errorf("%s --version says %.80q", path, line))
+	if n, _ := fmt.Sscanf(version, "%d.%d", &r.major, &r.minor); n != 2 {
+		return "", r, vm.Unavailable(fmt.Errorf("%s --version says %.80q", path, line))
 	}
-	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
-		return version, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %d.%d; %s",
-			ErrTooOld, path, version, oldestMajor, oldestMinor, howToInstall(p)))
+	if r.before(oldest) {
+		return version, r, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %v; %s", ErrTooOld, path, version, oldest, howToInstall(p)))
 	}
-	return version, nil
+	return version, r, nil
 }
 
 // howToInstall says which package has a platform's emulator, for the package manager that is here.

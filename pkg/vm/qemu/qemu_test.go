@@ -14,7 +14,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
-	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -24,19 +23,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const hangLimit = 60 * time.Second
 
-// code is machine code as a kernel, at 1 MiB.
-type code []byte
-
-func (code) Board() vm.Board { return x86.Board{} }
-
-func (c code) Load(ram *guestmem.Memory) (vm.Kernel, error) {
-	return vm.Kernel{Entry: 1 << 20}, ram.Write(c, 1<<20)
-}
-
-var spin = code{0xeb, 0xfe} // jmp .
+var spin = x86.Code{0xeb, 0xfe} // jmp .
 
 // start builds and starts a machine, to be closed with the test.
-func start(t *testing.T, b vm.Backend, kernel code) (*vm.Machine, error) {
+func start(t *testing.T, b vm.Backend, kernel x86.Code) (*vm.Machine, error) {
 	t.Helper()
 	m, err := vm.New(vm.Config{Kernel: kernel, Backend: b, Memory: 64 << 20})
 	if err != nil {
@@ -51,7 +41,7 @@ func start(t *testing.T, b vm.Backend, kernel code) (*vm.Machine, error) {
 }
 
 // ends is why a machine can't be built, or ends.
-func ends(t *testing.T, b vm.Backend, kernel code) error {
+func ends(t *testing.T, b vm.Backend, kernel x86.Code) error {
 	t.Helper()
 	m, err := start(t, b, kernel)
 	if err != nil {
@@ -131,7 +121,7 @@ func TestChildEndedFromOutside(t *testing.T) {
 // Whatever a guest writes to the port that ends the emulator, it is the guest that ended.
 func TestAnyWayToPowerOff(t *testing.T) {
 	for _, v := range []byte{0, 1, 0x34, 0x7f, 0x80, 0xff} {
-		err := ends(t, needs.Emulator(t), code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
+		err := ends(t, needs.Emulator(t), x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
 		if !errors.Is(err, vm.ErrPowerOff) {
 			t.Errorf("0x%x: %v", v, err)
 		}

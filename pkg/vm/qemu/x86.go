@@ -43,14 +43,14 @@ func (x86Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
 	return (end + ramUnit - 1) &^ (ramUnit - 1), offset
 }
 
-func (x86Platform) args(size uint64, cpus int) []string {
+func (x86Platform) args(size uint64, cpus int, threads string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-M", "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
-		"-object", fmt.Sprintf("memory-backend-file,id=ram,share=on,mem-path=/proc/self/fd/3,size=%d", size),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,size=%d", size),
 		"-m", fmt.Sprintf("%dk", size>>10),
 		"-smp", fmt.Sprint(cpus),
-		"-accel", "tcg,thread=multi",
+		"-accel", "tcg,thread=" + threads,
 		"-cpu", "max,la57=off", // five levels of page tables cost a boot 0.4 s
 		"-bios", "/proc/self/fd/4",
 		"-chardev", "file,id=com1,path=/proc/self/fd/5", "-serial", "chardev:com1",

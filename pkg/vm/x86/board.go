@@ -3,6 +3,7 @@
 package x86
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
@@ -75,7 +76,16 @@ func (Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	return vm.Entry{PC: k.Entry, Arg: bootParamsAddr}, nil
 }
 
-func loadKernel(ram *guestmem.Memory, b vm.Boot) (vm.Kernel, error) { return b.Kernel.Load(ram) }
+// loadKernel unpacks a bzImage where the guest would take long to, unless it is packed in a way that only the
+// guest can unpack.
+func loadKernel(ram *guestmem.Memory, b vm.Boot) (vm.Kernel, error) {
+	if image, ok := b.Kernel.(BzImage); ok && b.Emulated {
+		if k, err := image.LoadUnpacked(ram); !errors.Is(err, ErrPayload) {
+			return k, err
+		}
+	}
+	return b.Kernel.Load(ram)
+}
 
 // withClock tells Linux the TSC's frequency where the machine does not, and that the TSCs run together:
 // calibrating against other clocks is what can hang or go wrong where instructions are emulated, and a TSC

@@ -2,7 +2,6 @@ package x86
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -72,8 +71,12 @@ func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k vm.Kernel, initrd v
 	}
 	at := vm.Span{Base: guestmem.Addr((end - size) &^ (e820.PageSize - 1)), Size: size}
 	w := ram.Writer(at.Base, size)
-	if n, err := initrd.WriteTo(w); err != nil || uint64(n) != size {
-		return vm.Span{}, fmt.Errorf("%w: the initrd gave %d of %d bytes: %w", vm.ErrKernel, n, size, errors.Join(err, io.ErrUnexpectedEOF))
+	n, err := initrd.WriteTo(w)
+	if err == nil && uint64(n) != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return vm.Span{}, fmt.Errorf("%w: the initrd, %d of %d bytes: %w", vm.ErrSetup, n, size, err)
 	}
 	return at, nil
 }

@@ -14,6 +14,8 @@ const (
 	com1IRQ      = 4
 	i8042Command = 0x64
 	i8042Reset   = 0xfe
+	lastPort     = 0xffff
+	emptyBus     = 0xff // what is read where nothing answers
 	rtcIndex     = 0x70
 	rtcData      = 0x71
 
@@ -43,9 +45,17 @@ func NewBus(console io.Writer, irq func(line, level uint32) error, stop func(err
 	}
 }
 
-// Out is an access of 1, 2 or 4 bytes that writes.
+// Out is an access of 1, 2 or 4 bytes that writes. All devices are a byte wide, so each byte of a wider access
+// goes to a port of its own, as an ISA bus makes of it.
 func (b *Bus) Out(port uint16, data []byte) {
-	v := data[0]
+	for i, v := range data {
+		if at := int(port) + i; at <= lastPort {
+			b.out(uint16(at), v)
+		}
+	}
+}
+
+func (b *Bus) out(port uint16, v byte) {
 	switch {
 	case port >= com1Base && port < com1Base+com1Size:
 		b.com1.write(uint8(port-com1Base), v)
@@ -58,17 +68,24 @@ func (b *Bus) Out(port uint16, data []byte) {
 	}
 }
 
-// In is an access of 1, 2 or 4 bytes that reads, into data.
+// In is an access of 1, 2 or 4 bytes that reads, into data; Out says what a wider one than a byte is.
 func (b *Bus) In(port uint16, data []byte) {
 	for i := range data {
-		data[i] = 0xff // as on an empty bus
+		data[i] = emptyBus
+		if at := int(port) + i; at <= lastPort {
+			data[i] = b.in(uint16(at))
+		}
 	}
+}
+
+func (b *Bus) in(port uint16) byte {
 	switch {
 	case port >= com1Base && port < com1Base+com1Size:
-		data[0] = b.com1.read(uint8(port - com1Base))
+		return b.com1.read(uint8(port - com1Base))
 	case port == rtcData:
-		data[0] = b.rtc.read()
+		return b.rtc.read()
 	case port == i8042Command:
-		data[0] = 0 // ready for a command, nothing to read
+		return 0 // ready for a command, nothing to read
 	}
+	return emptyBus
 }

@@ -35,18 +35,54 @@ type BzImage struct{ File io.ReaderAt }
 // Board implements vm.Loader.
 func (BzImage) Board() vm.Board { return Board{} }
 
-// Load implements vm.Loader; it fails with vm.ErrKernel.
-func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
+// header reads the image's first bytes, setupEnd of them at least, and judges them.
+func (b BzImage) header() ([]byte, error) {
 	head := make([]byte, offSetup+maxSetupHeader)
 	n, err := b.File.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return k, fmt.Errorf("%w: %w", vm.ErrKernel, err)
+		return nil, fmt.Errorf("%w: %w", vm.ErrKernel, err)
 	}
 	if n < setupEnd {
-		return k, fmt.Errorf("%w: a bzImage of %d bytes; it is cut short", vm.ErrKernel, n)
+		return nil, fmt.Errorf("%w: a bzImage of %d bytes; it is cut short", vm.ErrKernel, n)
 	}
 	if v := le.Uint16(head[offVersion:]); le.Uint32(head[offHeader:]) != headerMagic || v < protocol64 || le.Uint16(head[offXLoadFlags:])&kernel64 == 0 {
-		return k, fmt.Errorf("%w: no bzImage with a 64-bit entry point (boot protocol 0x%x, 0x%x and the flag are needed)", vm.ErrKernel, v, protocol64)
+		return nil, fmt.Errorf("%w: no bzImage with a 64-bit entry point (boot protocol 0x%x, 0x%x and the flag are needed)", vm.ErrKernel, v, protocol64)
+	}
+	return head, nil
+}
+
+// setup is the setup header that a kernel gets back, from the image's first bytes.
+func setup(head []byte) []byte {
+	end := min(offHeader+int(head[offJump+1]), len(head))
+	return head[offSetup:max(end, setupEnd)]
+}
+
+// LoadUnpacked unpacks the kernel here and loads it as an ELF file, to be entered where that says. It fails
+// with ErrPayload where only the guest can unpack it, else with vm.ErrKernel.
+func (b BzImage) LoadUnpacked(ram *guestmem.Memory) (k vm.Kernel, err error) {
+	head, err := b.header()
+	if err != nil {
+		return k, err
+	}
+	// What it takes to unpack by itself bounds what it unpacks to.
+	base, need := le.Uint64(head[offPrefAddress:]), uint64(le.Uint32(head[offInitSize:]))
+	if err := checkPlace(base, need, ram); err != nil {
+		return k, fmt.Errorf("%w: it takes %d bytes at 0x%x: %w", vm.ErrKernel, need, base, err)
+	}
+	r, err := payload(b.File, head)
+	if err != nil {
+		return k, err
+	}
+	defer r.Close()
+	entry, end, err := loadELFStream(r, ram)
+	return vm.Kernel{Entry: entry, End: end, Header: setup(head)}, err
+}
+
+// Load implements vm.Loader; it fails with vm.ErrKernel.
+func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
+	head, err := b.header()
+	if err != nil {
+		return k, err
 	}
 	sectors := int64(head[offSetupSects])
 	if sectors == 0 {
@@ -56,26 +92,25 @@ func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	size := uint64(le.Uint32(head[offSyssize:])) * paragraph
 	base := le.Uint64(head[offPrefAddress:])
 	need := max(uint64(le.Uint32(head[offInitSize:])), size)
-	if base < kernelFloor || size <= entry64 {
-		return k, fmt.Errorf("%w: a bzImage of %d bytes for address 0x%x; the lowest address is 0x%x", vm.ErrKernel, size, base, kernelFloor)
+	if size <= entry64 {
+		return k, fmt.Errorf("%w: a bzImage of %d bytes ends before its entry point", vm.ErrKernel, size)
 	}
-	if _, err := ram.Window(guestmem.Addr(base), need); err != nil {
-		return k, fmt.Errorf("%w: %w: it takes %d bytes at 0x%x, more than the guest has there: %w", vm.ErrKernel, vm.ErrRoom, need, base, err)
+	if err := checkPlace(base, need, ram); err != nil {
+		return k, fmt.Errorf("%w: it takes %d bytes at 0x%x: %w", vm.ErrKernel, need, base, err)
 	}
 	// The last paragraph may be short in the file.
 	if err := ram.Fill(io.NewSectionReader(b.File, start, int64(size-paragraph+1)), guestmem.Addr(base), size-paragraph+1); err != nil {
 		return k, fmt.Errorf("%w: %d bytes of kernel at file offset %d: %w; the file is cut short", vm.ErrKernel, size, start, err)
 	}
 	rest := make([]byte, paragraph-1)
-	n, _ = b.File.ReadAt(rest, start+int64(size)-paragraph+1)
+	n, _ := b.File.ReadAt(rest, start+int64(size)-paragraph+1)
 	if err := ram.Write(rest[:n], guestmem.Addr(base+size-paragraph+1)); err != nil {
 		return k, fmt.Errorf("%w: %w", vm.ErrKernel, err)
 	}
-	headerEnd := min(offHeader+int(head[offJump+1]), len(head))
 	return vm.Kernel{
 		Entry:  guestmem.Addr(base + entry64),
 		End:    guestmem.Addr(base + need),
-		Header: head[offSetup:max(headerEnd, setupEnd)],
+		Header: setup(head),
 	}, nil
 }
 

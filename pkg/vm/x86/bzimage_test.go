@@ -143,6 +143,43 @@ func TestOpenKernelRefuses(t *testing.T) {
 	}
 }
 
+// badInitrd announces size bytes and writes fewer, or fails.
+type badInitrd struct {
+	size uint64
+	err  error
+}
+
+func (i badInitrd) Size() uint64 { return i.size }
+func (i badInitrd) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.WriteString(w, "part")
+	return int64(n), errors.Join(i.err, err)
+}
+
+// Why an initrd can't be written is its own cause: the kernel is not bad for it.
+func TestInitrdKeepsItsCause(t *testing.T) {
+	ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 48<<20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unreadable := errors.New("/some/file can't be read")
+	for _, tc := range []struct {
+		initrd badInitrd
+		want   error
+	}{{badInitrd{4, unreadable}, unreadable}, {badInitrd{8, nil}, io.ErrUnexpectedEOF}, {badInitrd{0, unreadable}, unreadable}} {
+		boot := vm.Boot{
+			Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Initrd: tc.initrd, Memory: 64 << 20, Reserved: 16 << 20, CPUs: 1},
+			CounterKHz: func() (uint32, error) { return 0, nil },
+		}
+		_, err := (x86.Board{}).Load(ram, boot)
+		if !errors.Is(err, tc.want) || !errors.Is(err, vm.ErrSetup) || errors.Is(err, vm.ErrKernel) {
+			t.Errorf("%+v: %v", tc.initrd, err)
+		}
+		if tc.want == unreadable && errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%v: nothing ended early", err)
+		}
+	}
+}
+
 // The kernel's own limit for its command line counts.
 func TestCommandLineLimit(t *testing.T) {
 	ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 8<<20)})
@@ -160,17 +197,49 @@ func TestCommandLineLimit(t *testing.T) {
 	}
 }
 
-// FuzzBzImage: any file as a kernel is loaded or refused.
+// FuzzBzImage: any file as a kernel is loaded or refused. The memory is little and used again, and so are the seeds:
+// what is found here is found in the header.
 func FuzzBzImage(f *testing.F) {
-	f.Add(bzImage(reset))
-	f.Add(bzImage(reset)[:0x270])
+	small := tinyBzImage()
+	f.Add(small)
+	f.Add(small[:0x270])
+	for at, value := range map[int]byte{0x1f1: 0, 0x1f5: 1, 0x1f4: 1, 0x201: 0xff, 0x206: 9, 0x236: 0, 0x258: 1, 0x25a: 0xff, 0x25f: 0x80, 0x262: 1} {
+		seed := bytes.Clone(small)
+		seed[at] = value
+		f.Add(seed)
+	}
+	ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 64<<10)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := (x86.BzImage{File: bytes.NewReader(small)}).Load(ram); err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, image []byte) {
-		ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 4<<20)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := (x86.BzImage{File: bytes.NewReader(image)}).Load(ram); err != nil && !errors.Is(err, vm.ErrKernel) {
-			t.Fatal(err)
-		}
+		k, err := x86.BzImage{File: bytes.NewReader(image)}.Load(ram)
+		checkLoaded(t, k, err)
 	})
+}
+
+// tinyBzImage is a bzImage of one sector of setup, that wants 1 MiB and little more than its entry point.
+func tinyBzImage() []byte {
+	const size = 0x220
+	b := bzImage(nil)[:2*512+size]
+	le := binary.LittleEndian
+	b[0x1f1] = 1
+	le.PutUint32(b[0x1f4:], size/16)
+	le.PutUint64(b[0x258:], 1<<20)
+	le.PutUint32(b[0x260:], 0x1000)
+	return b
+}
+
+// checkLoaded: a kernel is refused as such, or has its entry point before its end.
+func checkLoaded(t *testing.T, k vm.Kernel, err error) {
+	t.Helper()
+	if err != nil && !errors.Is(err, vm.ErrKernel) {
+		t.Fatal(err)
+	}
+	if err == nil && (k.Entry < 1<<20 || k.Entry >= k.End || k.End > 1<<20+64<<10) {
+		t.Fatalf("loaded from 1 MiB to %v, entered at %v", k.End, k.Entry)
+	}
 }

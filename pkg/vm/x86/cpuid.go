@@ -13,9 +13,12 @@ const (
 	leafTopologyV2   = 0x1f
 	leafHypervisor   = 0x40000000 // the highest leaf of its range
 	leafTiming       = 0x40000010 // the TSC's frequency in kHz, a convention of several hypervisors
+	leafAMDFeatures  = 0x80000001
 	leafAMDSizes     = 0x80000008
+	leafAMDCaches    = 0x8000001d // as leaf 4
 	leafAMDTopology  = 0x8000001e
-	significantIndex = 1 // of CPUIDEntry.Flags
+	leafAMDLevels    = 0x80000026 // as leaf 0xb
+	significantIndex = 1          // of CPUIDEntry.Flags
 
 	// Features that a hypervisor leaves to its machine to show, ECX of leaf 1. The APIC's timer can fire at a value of
 	// the TSC, so that no guest has to measure the APIC's frequency; and the leaves from 0x40000000 on
@@ -23,6 +26,10 @@ const (
 	tscDeadline = 1 << 24
 	hypervisor  = 1 << 31
 	hyperThread = 1 << 28 // EDX of leaf 1: its count of APIC IDs is valid
+	// ECX of leaf 0x80000001, on AMD: what leaf 1 counts are cores, not threads.
+	coresNotThreads = 1 << 1
+
+	cacheShape = 0x3fff // EAX of a leaf of caches: type, level and the like; above it is who shares the cache
 )
 
 // CPUIDEntry is what a processor says of itself in one leaf of CPUID.
@@ -32,7 +39,9 @@ type CPUIDEntry struct {
 }
 
 // CPUID is what processor id of n sees where its back end can show it the host's entries: one package of n
-// cores, with one thread each. The deadline mode of the APIC's timer is shown where the back end has it,
+// cores, with one thread each. Its last level of cache is shared by all of them, as in a socket of which a
+// tester of schedulers knows one; those before it are each core's own. (Of the first Zen, family 0x17 up to model
+// 0x1f, Linux takes 8 APIC IDs for a complex with a last level of its own, whatever CPUID says.) The deadline mode of the APIC's timer is shown where the back end has it,
 // the TSC's frequency where that is not 0.
 func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEntry {
 	shift := uint32(bits.Len(uint(n - 1))) // the bits of the APIC ID that name a core
@@ -50,9 +59,24 @@ func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEn
 			if deadline {
 				e.Ecx |= tscDeadline
 			}
-		case leafCaches: // no cache is shared
+		case leafCaches: // how many APIC IDs the sharers have room in
 			if e.Eax != 0 {
-				e.Eax = e.Eax&0x3fff | (1<<shift-1)<<26
+				e.Eax = e.Eax&cacheShape | (1<<shift-1)<<26
+				if e.cacheLevel() == lastCache(host, leafCaches) {
+					e.Eax |= (1<<shift - 1) << 14
+				}
+			}
+		case leafAMDCaches: // how many sharers there are
+			if e.Eax != 0 {
+				e.Eax &= cacheShape
+				if e.cacheLevel() == lastCache(host, leafAMDCaches) {
+					e.Eax |= uint32(n-1) << 14
+				}
+			}
+		case leafAMDFeatures:
+			e.Ecx &^= coresNotThreads
+			if n > 1 && isAMD(host) {
+				e.Ecx |= coresNotThreads
 			}
 		case leafHypervisor:
 			e.Eax = max(e.Eax, leafTiming)
@@ -62,9 +86,9 @@ func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEn
 			e.Eax, e.Ebx, e.Ecx = uint32(id), uint32(id), 0
 		}
 	}
-	// The host has the first level of the topology alone.
+	// The host has the first level of the topology alone, or its own.
 	entries = slices.DeleteFunc(entries, func(e CPUIDEntry) bool {
-		return e.Function == leafTopology || e.Function == leafTopologyV2
+		return e.Function == leafTopology || e.Function == leafTopologyV2 || e.Function == leafAMDLevels
 	})
 	for level, e := range []CPUIDEntry{
 		{Ebx: 1, Ecx: 1 << 8},                       // the threads of a core
@@ -78,4 +102,26 @@ func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEn
 		entries = append(entries, CPUIDEntry{Function: leafTiming, Eax: tscKHz})
 	}
 	return entries
+}
+
+// cacheLevel is the level of the cache that an entry describes.
+func (e CPUIDEntry) cacheLevel() uint32 { return e.Eax >> 5 & 7 }
+
+// lastCache is the last level of cache that a leaf describes; 0 where there is but the first, which is never
+// shared.
+func lastCache(entries []CPUIDEntry, leaf uint32) uint32 {
+	last := uint32(0)
+	for _, e := range entries {
+		if level := e.cacheLevel(); e.Function == leaf && level > 1 {
+			last = max(last, level)
+		}
+	}
+	return last
+}
+
+// isAMD reports whether the processor's vendor is AMD, or Hygon, which makes AMD's: by EBX of leaf 0.
+func isAMD(entries []CPUIDEntry) bool {
+	return slices.ContainsFunc(entries, func(e CPUIDEntry) bool {
+		return e.Function == 0 && (e.Ebx == 0x68747541 || e.Ebx == 0x6f677948) // "Auth", "Hygo"
+	})
 }

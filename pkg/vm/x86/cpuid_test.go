@@ -60,3 +60,78 @@ func TestCPUIDTopology(t *testing.T) {
 		t.Error("the host's entries were changed")
 	}
 }
+
+// One socket has one last-level cache, whoever made the host's processor, and whoever shares what there. What
+// comes before it is each core's own.
+func TestOneSocketHasOneLastLevelCache(t *testing.T) {
+	const sharing = 0xfff << 14
+	caches := func(leaf uint32, levels ...uint32) (entries []CPUIDEntry) {
+		for i, level := range levels { // 0x121: the first level's data; here 16 share each in the host
+			entries = append(entries, CPUIDEntry{Function: leaf, Index: uint32(i), Flags: 1, Eax: 0x101 | level<<5 | 15<<14})
+		}
+		return append(entries, CPUIDEntry{Function: leaf, Index: uint32(len(levels)), Flags: 1})
+	}
+	for name, tc := range map[string]struct {
+		host   []CPUIDEntry
+		leaf   uint32
+		shared uint32 // the level
+	}{
+		"Intel":             {caches(4, 1, 1, 2, 3), 4, 3},
+		"Intel without L3":  {caches(4, 1, 1, 2), 4, 2},
+		"Intel with one":    {caches(4, 1), 4, 0},
+		"AMD":               {caches(0x8000001d, 1, 1, 2, 3), 0x8000001d, 3},
+		"AMD without an L3": {caches(0x8000001d, 1, 1, 2), 0x8000001d, 2},
+	} {
+		for n, sharers := range map[int][2]uint32{1: {0, 0}, 3: {3, 2}, 4: {3, 3}, 32: {31, 31}} { // less one: Intel's room, AMD's number
+			want := sharers[0]
+			if tc.leaf == 0x8000001d {
+				want = sharers[1]
+			}
+			for i, e := range CPUID(tc.host, n-1, n, true, 0)[:len(tc.host)] {
+				level := e.Eax >> 5 & 7
+				switch got := e.Eax & sharing >> 14; {
+				case tc.host[i].Eax == 0 && e.Eax != 0:
+					t.Errorf("%s, %d cores: the end of the list is %#x", name, n, e)
+				case e.Eax&0x3fff != tc.host[i].Eax&0x3fff:
+					t.Errorf("%s, %d cores: cache %d is %#x", name, n, i, e)
+				case level == tc.shared && level != 0 && got != want, level != tc.shared && got != 0:
+					t.Errorf("%s, %d cores: cache %d of level %d is shared by %d", name, n, i, level, got+1)
+				}
+			}
+		}
+	}
+}
+
+// AMD's own leaves count the same cores, and no threads.
+func TestAMDCountsCoresAndNoThreads(t *testing.T) {
+	host := []CPUIDEntry{
+		{Function: 0, Ebx: 0x68747541, Ecx: 0x444d4163, Edx: 0x69746e65},
+		{Function: 1, Edx: hyperThread},
+		{Function: 0x80000001, Ecx: 1 << 22},
+		{Function: 0x80000008, Ecx: 0x700f},
+		{Function: 0x8000001e, Eax: 77, Ebx: 0x100, Ecx: 0x301},
+		{Function: 0x80000026, Flags: 1, Eax: 1, Ebx: 2, Ecx: 0x100, Edx: 77},
+	}
+	for n, legacy := range map[int]uint32{1: 0, 2: 2, 32: 2} {
+		got := CPUID(host, n-1, n, true, 0)
+		if e := find(t, got, 0x80000001, 0); e.Ecx != 1<<22|legacy {
+			t.Errorf("%d cores: leaf 0x80000001 is %#x", n, e)
+		}
+		if e := find(t, got, 0x80000008, 0); e.Ecx&0xff != uint32(n-1) || 1<<(e.Ecx>>12&0xf) < n {
+			t.Errorf("%d cores: leaf 0x80000008 is %#x", n, e)
+		}
+		id := uint32(n - 1)
+		if e := find(t, got, 0x8000001e, 0); e.Eax != id || e.Ebx != id || e.Ecx != 0 {
+			t.Errorf("%d cores: leaf 0x8000001e is %#x", n, e)
+		}
+		for _, e := range got {
+			if e.Function == 0x80000026 {
+				t.Errorf("%d cores: the host's levels are shown: %#x", n, e)
+			}
+		}
+	}
+	host[0].Ebx = 0x756e6547 // Intel's has no such bit
+	if e := find(t, CPUID(host, 1, 2, true, 0), 0x80000001, 0); e.Ecx != 1<<22 {
+		t.Errorf("Intel: leaf 0x80000001 is %#x", e)
+	}
+}

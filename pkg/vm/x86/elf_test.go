@@ -46,17 +46,16 @@ func TestELFRefuses(t *testing.T) {
 	}
 }
 
-// FuzzELF: any file as a kernel is loaded or refused.
+// FuzzELF: any file as a kernel is loaded or refused, as with FuzzBzImage.
 func FuzzELF(f *testing.F) {
-	f.Add(guest.Demo)
+	f.Add(elfKernel(16, segment{64 + 2*56, 1 << 20, 16, 64}, segment{0, 1<<20 + 4096, 16, 16}))
 	f.Add(guest.Demo[:100])
+	ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 64<<10)})
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, image []byte) {
-		ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 4<<20)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := (x86.ELF{File: bytes.NewReader(image)}).Load(ram); err != nil && !errors.Is(err, vm.ErrKernel) {
-			t.Fatal(err)
-		}
+		k, err := x86.ELF{File: bytes.NewReader(image)}.Load(ram)
+		checkLoaded(t, k, err)
 	})
 }

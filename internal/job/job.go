@@ -1,0 +1,129 @@
+// Package job is what the host tells the agent to do: pkg/linux writes it into the guest, pkg/agent
+// reads it there.
+//
+// It is text, an item a line: a name, a blank, and a value in quotes as Go has them, so that every
+// byte can stand in it.
+//
+//	arg "/bin/echo"
+//	arg "two\nlines"
+//	env "HOME=/root"
+//	dir "/src"
+//	tty "true"
+//
+// Items of the same name make a list, in their order. The format is simple so that the agent is
+// small: a guest's kernel unpacks it at every boot.
+package job
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Path is where the agent finds its job.
+const Path = "/ktstr/job"
+
+// ErrFormat is a text that is no job.
+var ErrFormat = errors.New("this is no job for the agent")
+
+// Job is what the host wants of a guest.
+type Job struct {
+	Args []string // the command; its program is a path in the guest
+	Env  []string // NAME=VALUE
+	Dir  string   // the command's working directory; made where it is missing
+	TTY  bool     // the command gets a controlling terminal
+
+	// OneOutput makes the command's stdout and stderr one, so that their order is kept.
+	OneOutput bool
+
+	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
+	Scheduler []string
+
+	// OpenFiles is how many files a process may have open; a Hard of 0: as the guest's kernel has it.
+	OpenFiles Limit
+}
+
+// Limit is a limit of setrlimit(2).
+type Limit struct{ Soft, Hard uint64 }
+
+// The names of a job's items.
+const (
+	nameArg       = "arg"
+	nameEnv       = "env"
+	nameDir       = "dir"
+	nameTTY       = "tty"
+	nameOneOutput = "one-output"
+	nameScheduler = "scheduler"
+	nameOpenFiles = "open-files"
+)
+
+// Encode returns the job as Path holds it.
+func (j Job) Encode() string {
+	var b strings.Builder
+	item := func(name string, values ...string) {
+		for _, v := range values {
+			fmt.Fprintf(&b, "%s %q\n", name, v)
+		}
+	}
+	item(nameArg, j.Args...)
+	item(nameEnv, j.Env...)
+	item(nameDir, j.Dir)
+	item(nameTTY, strconv.FormatBool(j.TTY))
+	item(nameOneOutput, strconv.FormatBool(j.OneOutput))
+	item(nameScheduler, j.Scheduler...)
+	item(nameOpenFiles, fmt.Sprint(j.OpenFiles.Soft, " ", j.OpenFiles.Hard))
+	return b.String()
+}
+
+// Parse reads what Encode has written. It fails with ErrFormat; a job has a command.
+func Parse(text string) (Job, error) {
+	var j Job
+	for line := range strings.Lines(text) {
+		name, quoted, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		value, err := strconv.Unquote(quoted)
+		if err == nil {
+			err = j.set(name, value)
+		}
+		if err != nil {
+			return Job{}, fmt.Errorf("%w: the line %.100q: %w", ErrFormat, line, err)
+		}
+	}
+	if len(j.Args) == 0 {
+		return Job{}, fmt.Errorf("%w: it has no command", ErrFormat)
+	}
+	return j, nil
+}
+
+func (j *Job) set(name, value string) (err error) {
+	switch name {
+	case nameArg:
+		j.Args = append(j.Args, value)
+	case nameEnv:
+		j.Env = append(j.Env, value)
+	case nameDir:
+		j.Dir = value
+	case nameTTY:
+		j.TTY, err = strconv.ParseBool(value)
+	case nameOneOutput:
+		j.OneOutput, err = strconv.ParseBool(value)
+	case nameScheduler:
+		j.Scheduler = append(j.Scheduler, value)
+	case nameOpenFiles:
+		j.OpenFiles, err = parseLimit(value)
+	default:
+		return fmt.Errorf("%q is no item of a job", name)
+	}
+	return err
+}
+
+func parseLimit(value string) (l Limit, err error) {
+	soft, hard, _ := strings.Cut(value, " ")
+	if l.Soft, err = strconv.ParseUint(soft, 10, 64); err != nil {
+		return Limit{}, err
+	}
+	if l.Hard, err = strconv.ParseUint(hard, 10, 64); err != nil {
+		return Limit{}, err
+	}
+	return l, nil
+}

@@ -1,0 +1,89 @@
+package job_test
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/ktstr/ktstr-vmm/internal/job"
+)
+
+// Whatever bytes a job has, the agent reads what the host wrote.
+func TestRoundTrip(t *testing.T) {
+	text := rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) })
+	list := rapid.Map(rapid.SliceOf(text), func(s []string) []string {
+		if len(s) == 0 {
+			return nil
+		}
+		return s
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		want := job.Job{
+			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
+			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"), Scheduler: list.Draw(t, "scheduler"),
+			OpenFiles: job.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
+		}
+		got, err := job.Parse(want.Encode())
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("%+v became %+v, %v\n%s", want, got, err, want.Encode())
+		}
+	})
+}
+
+func TestFormat(t *testing.T) {
+	j := job.Job{
+		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true, Scheduler: []string{"/s"},
+		OpenFiles: job.Limit{Soft: 1024, Hard: 4096},
+	}
+	want := `arg "/bin/echo"
+arg "two\nlines"
+arg "\x00\xff"
+env "A=b"
+dir "/"
+tty "true"
+one-output "false"
+scheduler "/s"
+open-files "1024 4096"
+`
+	if got := j.Encode(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, text := range []string{
+		"", "dir \"/\"\n", "\n", "arg", "arg \"a", "arg a\n", "arg \"a\"\nwhat \"b\"\n", "arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
+		"arg \"a\"\nopen-files \"1\"\n", "arg \"a\"\nopen-files \"-1 2\"\n", "arg \"a\"\nopen-files \"1 2 3\"\n",
+	} {
+		if j, err := job.Parse(text); !errors.Is(err, job.ErrFormat) {
+			t.Errorf("%q is %+v, %v", text, j, err)
+		}
+	}
+}
+
+// FuzzParse holds every job that can be read against what Encode makes of it.
+func FuzzParse(f *testing.F) {
+	for _, text := range []string{
+		"arg \"/bin/echo\"\narg \"two\\nlines\"\nenv \"HOME=/root\"\ndir \"/src\"\ntty \"true\"\n" +
+			"one-output \"false\"\nscheduler \"/s\"\nopen-files \"1024 4096\"\n",
+		"arg `raw`", "arg 'c'\n", "arg \"\\x00\\xff\"\n", "arg \"a\"\r\n", "arg\n", "tty \"1\"\narg \"\"\n",
+		"open-files \"0 18446744073709551615\"\narg \"a\"\n",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		j, err := job.Parse(text)
+		if err != nil {
+			if !errors.Is(err, job.ErrFormat) {
+				t.Errorf("%q: %v", text, err)
+			}
+			return
+		}
+		again, err := job.Parse(j.Encode())
+		if err != nil || !reflect.DeepEqual(again, j) {
+			t.Errorf("%q is %+v, and then %+v, %v", text, j, again, err)
+		}
+	})
+}

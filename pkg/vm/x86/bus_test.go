@@ -1,0 +1,39 @@
+package x86_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+// An access of 2 or 4 bytes is one to each of as many ports, and none goes round the last port to the first.
+func TestWideAccessesAreSplit(t *testing.T) {
+	var console bytes.Buffer
+	var stopped []error
+	b := x86.NewBus(&console, func(uint32, uint32) error { return nil }, func(err error) { stopped = append(stopped, err) })
+	b.Out(0x3fc, []byte{0x0b, 0, 0, 0x5a})
+	data := []byte{1, 2, 3, 4}
+	if b.In(0x3fc, data); !bytes.Equal(data, []byte{0x0b, 0x60, 0xb0, 0x5a}) {
+		t.Errorf("COM1's last four: % x", data)
+	}
+	b.Out(0x3f7, []byte{'a', 'b'})
+	if console.String() != "b" {
+		t.Errorf("console %q", console.String())
+	}
+	b.Out(0x6f, []byte{0, 0x0d}) // the clock's register D
+	if b.In(0x70, data[:2]); !bytes.Equal(data[:2], []byte{0xff, 0x80}) {
+		t.Errorf("the clock's ports: % x", data[:2])
+	}
+	if b.In(0xffff, data); !bytes.Equal(data, []byte{0xff, 0xff, 0xff, 0xff}) {
+		t.Errorf("around the end: % x", data)
+	}
+	if b.Out(0x61, []byte{0xfe, 0xfe, 0xfe, 0xfe}); len(stopped) != 1 || !errors.Is(stopped[0], vm.ErrReset) {
+		t.Errorf("reset by the last byte of four: %v", stopped)
+	}
+	if b.Out(0x5ff, []byte{0, x86.PowerOff}); len(stopped) != 2 || !errors.Is(stopped[1], vm.ErrPowerOff) {
+		t.Errorf("power-off by the second byte of two: %v", stopped)
+	}
+}

@@ -1,0 +1,79 @@
+package x86_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
+)
+
+// ACPI's own compiler reads every table without a warning, and what it read makes the same table again.
+func TestACPITablesAreGoodForIASL(t *testing.T) {
+	iasl := needs.Tool(t, "iasl")
+	for _, cpus := range []int{1, 3, 254} {
+		for signature, table := range acpiTables(t, cpus) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "table.dat"), table, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{{"-d", "table.dat"}, {"-we", "-oa", "table.dsl"}} { // warnings are errors; as it is
+				cmd := exec.Command(iasl, args...)
+				cmd.Dir = dir
+				out, err := cmd.CombinedOutput()
+				said := strings.ToLower(string(out))
+				said = strings.ReplaceAll(said, "0 errors, 0 warnings, 0 remarks", "")
+				for _, word := range []string{"warning", "error", "remark", "invalid", "unknown"} {
+					if err != nil || strings.Contains(said, word) {
+						t.Fatalf("%s of %d processors: iasl %s: %v\n%s", signature, cpus, args, err, out)
+					}
+				}
+			}
+			again, err := os.ReadFile(filepath.Join(dir, "table.aml"))
+			const header = 36 // which names the compiler
+			if err != nil || len(again) < header || !bytes.Equal(again[header:], table[header:]) {
+				t.Errorf("%s of %d processors: read and compiled again it is\n% x, it was\n% x (%v)", signature, cpus, again, table, err)
+			}
+		}
+	}
+}
+
+// acpiTables are a machine's tables as its kernel finds them, by their signatures.
+func acpiTables(t *testing.T, cpus int) map[string][]byte {
+	t.Helper()
+	mem := make([]byte, 8<<20)
+	ram, err := guestmem.New(guestmem.Region{Mem: mem})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (x86.Board{}).Load(ram, vm.Boot{
+		Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, CPUs: cpus},
+		CounterKHz: func() (uint32, error) { return 0, nil },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	le := binary.LittleEndian
+	tables := map[string][]byte{}
+	add := func(at uint64) []byte {
+		table := mem[at:][:le.Uint32(mem[at+4:])]
+		tables[string(table[:4])] = table
+		return table
+	}
+	root := le.Uint64(mem[0x7000+0x70:]) // in the zero page
+	for list := add(le.Uint64(mem[root+24:]))[36:]; len(list) > 0; list = list[8:] {
+		if table := add(le.Uint64(list)); string(table[:4]) == "FACP" {
+			add(le.Uint64(table[140:]))
+		}
+	}
+	if len(tables) != 4 {
+		t.Fatalf("%d tables", len(tables))
+	}
+	return tables
+}

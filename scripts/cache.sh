@@ -1,0 +1,44 @@
+# Sourced by scripts that fetch: the user's cache, which all clones share. What is in it is whole: it is made under a
+# temporary name and renamed. The folders are named NAME_VERSION, as Debian's packages are.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/ktstr-vmm
+mkdir -p "$cache/bin"
+
+# newest NAME: the folder of NAME's newest version, or nothing.
+newest() { find "$cache" -maxdepth 1 -name "$1_*" | sort -V | tail -n 1; }
+
+# can_install WHAT: reports whether packages can be had here, and says so where they can't.
+can_install() {
+	command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] && return
+	echo "${0##*/}: missing: $1; run as root on Debian to get it, or install it" >&2
+	return 1
+}
+
+# lock_cache: one script at a time changes the cache and the machine's packages. What is left of one that was killed
+# goes.
+lock_cache() {
+	exec 9>"$cache/lock"
+	flock 9
+	rm -rf "$cache"/tmp.*
+}
+
+# download PACKAGE PATTERN...: unpacks the files that match into a temporary folder. Sets unpacked, the folder, and
+# version. Options for apt-get are in apt.
+apt=(-o APT::Sandbox::User=root)
+download() {
+	local deb tmp
+	tmp=$(mktemp -d "$cache/tmp.XXXXXX")
+	(cd "$tmp" && apt-get "${apt[@]}" download -qq "$1")
+	deb=$(echo "$tmp/$1"_*.deb)
+	version=$(basename "${deb%_*.deb}")
+	version=${version#"$1"_}
+	unpacked=$tmp/unpacked
+	mkdir "$unpacked"
+	dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$unpacked" --wildcards "${@:2}"
+}
+
+# keep NAME: moves what was downloaded to its place.
+keep() {
+	rm -rf "${cache:?}/$1_$version"
+	mv -T "$unpacked" "$cache/$1_$version"
+	rm -rf "${unpacked%/*}"
+}

@@ -1,0 +1,221 @@
+// Package bed runs programs that need KVM on a machine that has none, or one too slow for Linux
+// guests: inside a Linux that QEMU emulates, virtualization included.
+package bed
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
+)
+
+const (
+	// heartbeat is how often the emulated Linux says that it lives, and quiet how long it may say
+	// nothing: programs may be slow, but a Linux that has lost its timer never ends.
+	heartbeat = 20 * time.Second
+	quiet     = 3 * time.Minute
+	// marker begins what the emulated Linux says when a program begins ("+"), when it ends (its
+	// code), and in between ("alive").
+	marker = "\x01bed: "
+	memory = "3072" // MiB; what guests do not touch is not there
+
+	// cmdline makes the timer tick periodically. QEMU's emulation of SVM clears a bit of the word
+	// of pending interrupts without a lock whenever a guest is entered or left, so that a timer
+	// interrupt of that moment can be lost: a one-shot timer would never come again.
+	cmdline = "console=ttyS0 panic=-1 loglevel=1 mitigations=off nokaslr highres=off nohz=off"
+
+	// host is the kernel of the emulated Linux: as a host, 6.12 does not survive the emulation.
+	host = "linux-6.1"
+)
+
+// modules are the host kernel's, in the order in which they are loaded.
+var modules = []string{"irqbypass", "kvm", "kvm-amd"}
+
+// ErrEnded is an emulated Linux that did not live as long as its programs, for errors.Is.
+var ErrEnded = errors.New("the emulated Linux ended before its programs did")
+
+// Bed is an emulated Linux. It has one processor: guests on two at the same moment corrupt each
+// other and their host, up to QEMU 10.0 at least.
+type Bed struct {
+	Files    map[string]string // files and folders, by their paths inside
+	Programs []string          // programs at their own paths, with their libraries
+}
+
+// Command is a program that runs in a bed.
+type Command struct {
+	Dir    string
+	Env    []string
+	Args   []string // the program's path inside first
+	Output io.Writer
+	Code   int // how it ended; -1 where it did not
+}
+
+// Run boots the bed, runs the commands one after the other and sets their codes. What the emulated
+// Linux says beside them goes to console.
+func (b Bed) Run(ctx context.Context, commands []*Command, console io.Writer) error {
+	for _, c := range commands {
+		c.Code = -1
+	}
+	kernel, err := Find(host)
+	if err != nil {
+		return err
+	}
+	qemu, err := emulator()
+	if err != nil {
+		return err
+	}
+	image, err := b.image(kernel, commands)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(image)
+	return boot(ctx, qemu, filepath.Join(kernel, "vmlinuz"), image, commands, console)
+}
+
+// image writes the bed's initramfs to a temporary file.
+func (b Bed) image(kernel string, commands []*Command) (string, error) {
+	a := initramfs.New()
+	busybox, err := Busybox()
+	if err != nil {
+		return "", err
+	}
+	files := map[string]string{"/bin/busybox": busybox}
+	for _, m := range modules {
+		files["/"+m+".ko"] = filepath.Join(kernel, m+".ko")
+	}
+	for _, set := range []map[string]string{files, b.Files} {
+		for to, from := range set {
+			if err := a.AddTree(from, to); err != nil {
+				return "", err
+			}
+		}
+	}
+	for _, p := range b.Programs {
+		if err := a.AddProgram(p); err != nil {
+			return "", err
+		}
+	}
+	a.AddText("/init", script(b.Programs, commands), 0o755)
+	f, err := os.CreateTemp("", "bed-*.cpio")
+	if err != nil {
+		return "", err
+	}
+	_, err = a.WriteTo(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+// script is the emulated Linux's /init.
+func script(programs []string, commands []*Command) string {
+	var s strings.Builder
+	path := "/bin:/usr/bin"
+	for _, p := range programs {
+		path += ":" + filepath.Dir(p)
+	}
+	s.WriteString(`#!/bin/busybox sh
+/bin/busybox mkdir -p /bin /dev /proc /sys /tmp /root
+/bin/busybox --install -s /bin
+export PATH=` + path + ` HOME=/root TERM=dumb
+mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
+ifconfig lo up
+for m in ` + strings.Join(modules, " ") + `; do insmod /$m.ko; done
+`)
+	fmt.Fprintf(&s, "while sleep %.0f; do echo '%salive'; done &\n", heartbeat.Seconds(), marker)
+	for _, c := range commands {
+		dir := c.Dir
+		if dir == "" {
+			dir = "/root"
+		}
+		line := "env"
+		for _, word := range append(c.Env, c.Args...) {
+			line += " " + quote(word)
+		}
+		fmt.Fprintf(&s, "cd %s; echo '%s+'; %s; echo \"%s$?\"\n", quote(dir), marker, line, marker)
+	}
+	s.WriteString("poweroff -f\n")
+	return s.String()
+}
+
+// quote makes a word of a shell's.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// boot runs the emulated Linux and hands on what its programs print.
+func boot(ctx context.Context, command []string, kernel, initrd string, commands []*Command, console io.Writer) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	hang := time.AfterFunc(quiet, func() { stop(fmt.Errorf("nothing was said for %v", quiet)) })
+	defer hang.Stop()
+
+	args := append(command, "-accel", "tcg", "-smp", "1", "-cpu", "max", "-m", memory,
+		"-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
+		"-kernel", kernel, "-initrd", initrd, "-append", cmdline)
+	qemu := exec.CommandContext(ctx, args[0], args[1:]...)
+	out, err := qemu.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var stderr bytes.Buffer
+	qemu.Stderr = &stderr
+	// It takes the whole machine, so it dies with the thread that starts it.
+	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := qemu.Start(); err != nil {
+		return err
+	}
+	err = read(bufio.NewReader(out), commands, console, func() { hang.Reset(quiet) })
+	if err != nil {
+		stop(err)
+	}
+	ended := qemu.Wait()
+	if err == nil && commands[len(commands)-1].Code >= 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w %s", ErrEnded, errors.Join(err, context.Cause(ctx), ended), stderr.Bytes())
+}
+
+// read takes the console apart: what each command prints, and its code.
+func read(lines *bufio.Reader, commands []*Command, console io.Writer, alive func()) error {
+	to, running := console, -1
+	for {
+		line, err := lines.ReadString('\n')
+		alive()
+		// What a program prints need not end with a line.
+		text, mark, marked := strings.Cut(strings.ReplaceAll(line, "\r", ""), marker)
+		if _, err := io.WriteString(to, text); err != nil {
+			return err
+		}
+		if mark = strings.TrimSpace(mark); mark == "+" && running+1 < len(commands) {
+			running++
+			to = commands[running].Output
+		} else if marked && mark != "alive" {
+			code, err := strconv.Atoi(mark)
+			if err != nil || running < 0 {
+				return fmt.Errorf("the emulated Linux said %q where a program ends: %w", mark, err)
+			}
+			commands[running].Code = code
+			to = console
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

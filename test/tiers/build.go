@@ -1,0 +1,278 @@
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/ktstr/ktstr-vmm/test/bed"
+)
+
+// builder builds what runs in guests and in the bed, into a folder: all of it without cgo, for
+// there is no libc.
+type builder struct {
+	dir string
+	vmm string // the program, once it is built
+	go_ string // see goInGuest
+}
+
+// goCommand runs the go command in a folder and returns what it prints.
+func goCommand(dir string, env []string, args ...string) (string, error) {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), env...)
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w\n%s%s", err, out, exit.Stderr)
+		}
+		return "", fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// program builds the program under test.
+func (b *builder) program() (string, error) {
+	if b.vmm == "" {
+		path := filepath.Join(b.dir, "ktstr-vmm")
+		if _, err := goCommand("", nil, "build", "-o", path, "./cmd/ktstr-vmm"); err != nil {
+			return "", err
+		}
+		b.vmm = path
+	}
+	return b.vmm, nil
+}
+
+// test builds a package's test binary.
+func (b *builder) test(pkg string, flags ...string) (string, error) {
+	path := filepath.Join(b.dir, strings.ReplaceAll(strings.TrimPrefix(pkg, module+"/"), "/", "-")+".test")
+	_, err := goCommand("", nil, append(append([]string{"test"}, flags...), "-c", "-o", path, pkg)...)
+	return path, err
+}
+
+// hostHas is what this host's KVM can do.
+type hostHas struct {
+	kvm  bool // there is one
+	fast bool // it runs Linux
+}
+
+// host asks the program's doctor.
+func (b *builder) host() (hostHas, error) {
+	vmm, err := b.program()
+	if err != nil {
+		return hostHas{}, err
+	}
+	out, err := exec.Command(vmm, "doctor").Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return hostHas{}, err
+	}
+	has := func(what string) bool { return strings.Contains("\n"+string(out), "\nok    "+what) }
+	return hostHas{has("KVM"), has("kernel mode")}, nil
+}
+
+// linux is the Linux suite on a back end and a kernel.
+func (b *builder) linux(backend, kernel, run string) (suite, error) {
+	s := suite{label: label{backend, kernel, "host"}, pkg: linuxPkg, dir: "test/linux"}
+	dir, err := bed.Find("linux-" + kernel)
+	if err != nil {
+		return s, err
+	}
+	vmm, err := b.program()
+	if err != nil {
+		return s, err
+	}
+	if s.binary, err = b.test(linuxPkg, "-tags", "linuxbed"); err != nil {
+		return s, err
+	}
+	example, err := b.test(module + "/examples/latency")
+	if err != nil {
+		return s, err
+	}
+	if b.go_ == "" {
+		if b.go_, err = goInGuest(); err != nil {
+			return s, err
+		}
+	}
+	s.files = map[string]string{
+		"KTSTR_TEST_KERNEL":  filepath.Join(dir, "vmlinuz"),
+		"KTSTR_TEST_VMLINUX": filepath.Join(dir, "vmlinux"),
+		"KTSTR_TEST_VMM":     vmm,
+		"KTSTR_TEST_EXAMPLE": example,
+		"KTSTR_TEST_GO":      b.go_,
+	}
+	s.env = []string{"KTSTR_TEST_ACCEL=" + backend}
+	s.args = testFlags(run)
+	return s, nil
+}
+
+func testFlags(run string) []string {
+	flags := []string{"-test.v=test2json", "-test.timeout=40m"}
+	if run != "" {
+		flags = append(flags, "-test.run="+run)
+	}
+	return flags
+}
+
+// machine are the suites of the packages that have machine tests, for the bed.
+func (b *builder) machine(c choice) ([]suite, error) {
+	vmm, err := b.program()
+	if err != nil {
+		return nil, err
+	}
+	list, err := goCommand("", nil, "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}", "./pkg/vm/...", "./pkg/run", "./cmd/ktstr-vmm")
+	if err != nil {
+		return nil, err
+	}
+	skipped := map[string][]string{}
+	if c.host != "" {
+		results, err := readResults(c.host)
+		if err != nil {
+			return nil, err
+		}
+		skipped = skippedTests(results, "kvm")
+	}
+	var suites []suite
+	for pkg := range strings.FieldsSeq(list) {
+		only := c.run
+		if c.host != "" && only == "" {
+			if len(skipped[pkg]) == 0 {
+				continue
+			}
+			only = "^(" + strings.Join(skipped[pkg], "|") + ")$"
+		}
+		binary, err := b.test(pkg)
+		if err != nil {
+			return nil, err
+		}
+		suites = append(suites, suite{
+			label:  label{backend: "kvm", where: "bed"},
+			pkg:    pkg,
+			binary: binary,
+			dir:    strings.TrimPrefix(pkg, module+"/"),
+			files:  map[string]string{"KTSTR_TEST_VMM": vmm},
+			args:   append(testFlags(only), "-test.short"),
+		})
+	}
+	return suites, nil
+}
+
+// goTools are the tools that "go test" runs; it asks for vet even where it is told not to run it.
+var goTools = []string{"asm", "compile", "link", "vet"}
+
+// goInGuest is what "go test" needs where the Linux suite runs it, in the cache: the toolchain, the
+// sources of the packages that the module of that test uses, that module, and a cache in which they
+// are compiled.
+func goInGuest() (string, error) {
+	const source = "test/linux/testdata/module"
+	version, err := goCommand("", nil, "version")
+	if err != nil {
+		return "", err
+	}
+	key := sha256.New()
+	fmt.Fprintln(key, version, goTools)
+	if err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		fmt.Fprintf(key, "%s\n%s\n", path, text)
+		return err
+	}); err != nil {
+		return "", err
+	}
+	cache, err := bed.Cache()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, fmt.Sprintf("go-in-guest_%.6x", key.Sum(nil)))
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	tmp, err := os.MkdirTemp(cache, "making-go-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := fillGo(tmp, source); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, fs.ErrExist) { // another clone made it
+		return "", err
+	}
+	return dir, nil
+}
+
+func fillGo(dir, source string) error {
+	goroot, err := goCommand("", nil, "env", "GOROOT")
+	if err != nil {
+		return err
+	}
+	tools, err := goCommand("", nil, "env", "GOTOOLDIR")
+	if err != nil {
+		return err
+	}
+	packages, err := goCommand(source, nil, "list", "-deps", "-test", "-f", "{{if .Standard}}{{.Dir}}{{end}}", "./...")
+	if err != nil {
+		return err
+	}
+	files := []string{"bin/go", "VERSION", "go.env"}
+	for _, tool := range goTools {
+		rel, err := filepath.Rel(goroot, filepath.Join(tools, tool))
+		if err != nil {
+			return err
+		}
+		files = append(files, rel)
+	}
+	folders := []string{"pkg/include", "src", "src/vendor"}
+	for pkg := range strings.FieldsSeq(packages) {
+		rel, err := filepath.Rel(goroot, pkg)
+		if err != nil {
+			return err
+		}
+		folders = append(folders, rel)
+	}
+	for _, folder := range folders {
+		entries, err := os.ReadDir(filepath.Join(goroot, folder))
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.Type().IsRegular() && !strings.HasSuffix(e.Name(), "_test.go") && !strings.HasSuffix(e.Name(), ".bash") {
+				files = append(files, filepath.Join(folder, e.Name()))
+			}
+		}
+	}
+	for _, file := range files {
+		if err := copyFile(filepath.Join(goroot, file), filepath.Join(dir, "root", file)); err != nil {
+			return err
+		}
+	}
+	if err := os.CopyFS(filepath.Join(dir, "module"), os.DirFS(source)); err != nil {
+		return err
+	}
+	_, err = goCommand(filepath.Join(dir, "module"), []string{"GOCACHE=" + filepath.Join(dir, "cache")},
+		"test", "-trimpath", "-vet=off", "-exec", "true", "./...")
+	return err
+}
+
+func copyFile(from, to string) error {
+	text, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(to, text, info.Mode().Perm())
+}

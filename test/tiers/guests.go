@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/ktstr/ktstr-vmm/test/bed"
+)
+
+const (
+	module   = "github.com/ktstr/ktstr-vmm"
+	linuxPkg = module + "/test/linux"
+	bedRoot  = "/src"    // this module's tree in the bed, where its tests expect to be
+	bedTests = "/tests/" // what a suite is given by its environment
+
+	bedBoots = 2 // at once: each has one processor
+)
+
+// suite is a test binary and how it is run.
+type suite struct {
+	label
+	pkg    string
+	binary string
+	args   []string
+	dir    string            // of the package, in the module
+	files  map[string]string // by the names of the environment variables that say where they are
+	env    []string
+}
+
+func runGuests(args []string) (bool, error) {
+	c, err := parseChoice(args)
+	if err != nil {
+		return false, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp("", "tiers-*")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	b := &builder{dir: dir}
+	here, boots, err := plan(b, c)
+	if errors.Is(err, bed.ErrMissing) { // the summary says what that means
+		fmt.Fprintf(os.Stderr, "tiers: no tests in guests: %v\n", err)
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	e := &events{w: os.Stdout}
+	ok := true
+	for _, s := range here {
+		good, err := runHere(ctx, e, s)
+		if err != nil {
+			return false, err
+		}
+		ok = ok && good
+	}
+	return runBoots(ctx, e, boots) && ok, nil
+}
+
+// plan says which suites run on this host, and which boots of the bed run which others.
+func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
+	host, err := b.host()
+	if err != nil {
+		return nil, nil, err
+	}
+	if slices.Contains(c.tiers, "linux") {
+		for _, backend := range c.backends {
+			for _, kernel := range c.kernels {
+				s, err := b.linux(backend, kernel, c.run)
+				if err != nil {
+					return nil, nil, err
+				}
+				if backend == "kvm" && !host.fast {
+					s.where = "bed"
+					s.args = append(s.args, "-test.short", "-test.parallel=1")
+					boots = append(boots, []suite{s})
+				} else {
+					s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()))
+					here = append(here, s)
+				}
+			}
+		}
+	}
+	if slices.Contains(c.tiers, "machine") && slices.Contains(c.backends, "kvm") && !host.kvm {
+		suites, err := b.machine(c)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(suites) > 0 {
+			boots = append(boots, suites)
+		}
+	}
+	return here, boots, nil
+}
+
+func (s suite) name() string { return s.pkg + " " + s.label.String() }
+
+// runHere runs a suite on this host.
+func runHere(ctx context.Context, e *events, s suite) (bool, error) {
+	busybox, err := bed.Busybox()
+	if err != nil {
+		return false, err
+	}
+	out, err := e.of(s.name())
+	if err != nil {
+		return false, err
+	}
+	cmd := exec.CommandContext(ctx, s.binary, s.args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, out, out
+	cmd.Env = append(os.Environ(), s.env...)
+	cmd.Env = append(cmd.Env, "PATH="+filepath.Dir(busybox)+":"+os.Getenv("PATH"))
+	for name, path := range s.files {
+		cmd.Env = append(cmd.Env, name+"="+path)
+	}
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return false, errors.Join(err, out.end(-1))
+	}
+	return err == nil, out.end(cmd.ProcessState.ExitCode())
+}
+
+// runBoots runs boots of the bed, some at once, and reports whether all went well.
+func runBoots(ctx context.Context, e *events, boots [][]suite) bool {
+	var all sync.WaitGroup
+	var bad atomic.Bool
+	free := make(chan struct{}, bedBoots)
+	for _, suites := range boots {
+		free <- struct{}{}
+		all.Go(func() {
+			defer func() { <-free }()
+			ok, err := runBoot(ctx, e, suites)
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "tiers: the bed: %v\n", err)
+			}
+			if err != nil || !ok {
+				bad.Store(true)
+			}
+		})
+	}
+	all.Wait()
+	return !bad.Load()
+}
+
+// runBoot runs suites in one boot of the bed.
+func runBoot(ctx context.Context, e *events, suites []suite) (bool, error) {
+	b := bed.Bed{Files: map[string]string{}}
+	if err := addModule(b.Files); err != nil {
+		return false, err
+	}
+	for _, tool := range []string{"env", "promtool"} {
+		if path, err := exec.LookPath(tool); err == nil {
+			b.Programs = append(b.Programs, path)
+		}
+	}
+	commands := make([]*bed.Command, 0, len(suites))
+	outs := make([]*output, 0, len(suites))
+	for _, s := range suites {
+		program := bedTests + filepath.Base(s.binary)
+		b.Files[program] = s.binary
+		c := &bed.Command{Dir: filepath.Join(bedRoot, s.dir), Env: s.env, Args: append([]string{program}, s.args...)}
+		for name, path := range s.files {
+			b.Files[bedTests+name] = path
+			c.Env = append(c.Env, name+"="+bedTests+name)
+		}
+		out, err := e.of(s.name())
+		if err != nil {
+			return false, err
+		}
+		c.Output = out
+		commands, outs = append(commands, c), append(outs, out)
+	}
+	var console strings.Builder
+	err := b.Run(ctx, commands, &console)
+	if err != nil {
+		err = fmt.Errorf("%w\nits console:\n%s", err, console.String())
+	}
+	ok := true
+	for i, c := range commands {
+		err = errors.Join(err, outs[i].end(c.Code))
+		ok = ok && c.Code == 0
+	}
+	return ok, err
+}
+
+// addModule adds this module's tree, without what is hidden or built.
+func addModule(files map[string]string) error {
+	entries, err := os.ReadDir(".")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && e.Name() != "bin" {
+			files[filepath.Join(bedRoot, e.Name())] = e.Name()
+		}
+	}
+	return nil
+}
