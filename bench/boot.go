@@ -54,13 +54,14 @@ func kvmBoots(args []string) error {
 		return err
 	}
 	defer os.Remove(initrd)
-	ours := []string{*vmm, "run", "--accel", string(accel.KVM), "--kernel", *kernel, "--memory", peersMemory, "--", "busybox", "echo", marker}
+	ours := oursInLinux(accel.KVM, *vmm, *kernel, "busybox", "echo", marker)
+	theirs := append(strings.Fields(*microvm), "-M", "microvm,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host")
 	peers := []struct {
 		name    string
 		command []string
 	}{
 		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline}},
-		{"qemu microvm", append(strings.Fields(*microvm), append([]string{"-M", "microvm,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host"}, microvmGuest(*kernel, initrd)...)...)},
+		{"qemu microvm", append(theirs, microvmGuest(*kernel, initrd)...)},
 	}
 	if *microvm == "" {
 		left("qemu microvm", qemu.ErrNotInstalled)
@@ -97,6 +98,12 @@ func kvmBoots(args []string) error {
 		goal("ours to "+p.name, fmt.Sprintf("%.2f", r), "≤ 0.9", r <= 0.9)
 	}
 	return errors.Join(parts(kvm.Backend{}, *kernel, *vmm), schedulerEnd(*kernel))
+}
+
+// oursInLinux is the program with a command in a Linux guest.
+func oursInLinux(mode accel.Mode, vmm, kernel string, command ...string) []string {
+	ours := []string{vmm, "run", "--accel", string(mode), "--kernel", kernel, "--memory", peersMemory, "--"}
+	return append(ours, command...)
 }
 
 // microvmGuest is what QEMU's microvm runs and how, whoever runs its instructions.

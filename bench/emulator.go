@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/ktstr/ktstr-vmm/pkg/accel"
 )
 
 const (
@@ -63,11 +61,12 @@ func emulatorBoots(args []string) error {
 
 // wholeRuns compares ours with QEMU's own.
 func (t target) wholeRuns(kernel, vmm, initrd string, rounds int) error {
-	peer := append([]string{t.qemu, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-no-reboot"}, microvmGuest(kernel, initrd)...)
+	peer := []string{t.qemu, "-M", "microvm", "-accel", "tcg", "-cpu", "max", "-no-reboot"}
+	peer = append(peer, microvmGuest(kernel, initrd)...)
 	var own, theirs []time.Duration
 	hung := 0
 	for range rounds {
-		d, _, err := t.whole(bootLimit, t.linux(kernel, vmm, "/bin/true"))
+		d, _, err := t.whole(bootLimit, oursInLinux(t.mode, vmm, kernel, "/bin/true"))
 		if err != nil {
 			return err
 		}
@@ -98,11 +97,6 @@ func (t target) wholeRuns(kernel, vmm, initrd string, rounds int) error {
 	return nil
 }
 
-// linux is the program with a command in a Linux guest.
-func (t target) linux(kernel, vmm string, command ...string) []string {
-	return append([]string{vmm, "run", "--accel", string(accel.Emulator), "--kernel", kernel, "--memory", peersMemory, "--"}, command...)
-}
-
 // whole runs a command to its end and returns how long that took and what it said.
 func (t target) whole(limit time.Duration, command []string) (time.Duration, string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -129,7 +123,7 @@ func (t target) sleepsInGuest(kernel, vmm string) error {
 	if err != nil {
 		return err
 	}
-	_, said, err := t.whole(bootLimit, t.linux(kernel, vmm, self, sleeper))
+	_, said, err := t.whole(bootLimit, oursInLinux(t.mode, vmm, kernel, self, sleeper))
 	if err != nil {
 		return err
 	}

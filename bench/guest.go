@@ -17,7 +17,11 @@ import (
 
 func (t target) scenario(words string) run.Config {
 	return run.Config{
-		VM:      vm.Config{Backend: t.backend, Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: "demo.scenario=" + words},
+		VM: vm.Config{
+			Backend: t.backend,
+			Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+			Cmdline: "demo.scenario=" + words,
+		},
 		Timeout: 5 * time.Minute,
 		Grace:   -1,
 	}
