@@ -1,9 +1,10 @@
 // Command bench measures what the project promises of its speed, each figure beside its limit or
-// its goal, from one run on one machine. "make bench" builds what it needs first. "bench boot" is
-// what "make bench-boot" runs where KVM runs Linux.
+// its goal, from one run on one machine, on each back end that the machine has. "make bench" builds
+// what it needs first. "bench kvm" and "bench emulator" are what "make bench-boot" runs: boots of Linux.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -13,35 +14,60 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "boot" {
-		if err := boots(os.Args[2:]); err != nil {
-			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-			os.Exit(1)
-		}
-		return
+	measure := func([]string) error { return everything() }
+	args := os.Args[1:]
+	if len(args) > 0 {
+		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, sleeper: sleeps}[args[0]]
+		args = args[1:]
 	}
-	fmt.Printf("%s, %d processors, %s\n\n", processor(), runtime.NumCPU(), runtime.Version())
-	failed := false
-	for _, part := range []struct {
-		name string
-		run  func() error
-	}{
-		{"live drain of a 16 MiB ring, against a copy and a CRC-32 of the same payloads", drains},
-		{"flood through KVM, with every message read and checked", floods},
-		{"start", starts},
-		{"stop", stops},
-		{"at rest, and busy", resources},
-	} {
+	if measure == nil {
+		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, or nothing\n", os.Args[1])
+		os.Exit(2)
+	}
+	if err := measure(args); err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// part is some figures under one heading.
+type part struct {
+	name string
+	run  func() error
+}
+
+// everything measures all but boots of Linux. What fails does not keep the rest from being measured.
+func everything() error {
+	fmt.Printf("%s\n\n", host())
+	here, cleanUp, err := targets()
+	if err != nil {
+		return err
+	}
+	defer cleanUp()
+	fmt.Println()
+	parts := []part{{"live drain of a 16 MiB ring, against a copy and a CRC-32 of the same payloads", drains}}
+	if len(here) > 0 {
+		parts = append(parts,
+			part{"flood, with every message read and checked; the middle of five", here.each(target.floods)},
+			part{"start", here.each(target.starts)},
+			part{"stop", here.each(target.stops)},
+			part{"at rest, and busy", here.each(target.resources)},
+		)
+	}
+	var failed []error
+	for _, part := range parts {
 		fmt.Printf("%s\n%s\n", part.name, strings.Repeat("-", len(part.name)))
 		if err := part.run(); err != nil {
-			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-			failed = true
+			failed = append(failed, fmt.Errorf("%s: %w", part.name, err))
 		}
 		fmt.Println()
 	}
-	if failed {
-		os.Exit(1)
-	}
+	return errors.Join(failed...)
+}
+
+// host says where the figures are from.
+func host() string {
+	return fmt.Sprintf("%s, %d processors, %s", processor(), runtime.NumCPU(), runtime.Version())
 }
 
 // processor is the processor's name as Linux has it.
@@ -58,13 +84,16 @@ func processor() string {
 	return runtime.GOARCH
 }
 
+// figure prints one that has no goal.
+func figure(name, value string) { fmt.Printf("%-55s %s\n", name, value) }
+
 // goal prints a figure beside what it should be.
-func goal(name, figure, want string, reached bool) {
+func goal(name, value, want string, reached bool) {
 	verdict := "reached"
 	if !reached {
 		verdict = "MISSED"
 	}
-	fmt.Printf("%-44s %-34s goal %-12s %s\n", name, figure, want, verdict)
+	fmt.Printf("%-55s %-34s goal %-12s %s\n", name, value, want, verdict)
 }
 
 // spread is the middle and the largest of some measurements.
@@ -76,4 +105,11 @@ func spread(ds []time.Duration) (median, most time.Duration) {
 func show(ds []time.Duration) string {
 	median, most := spread(ds)
 	return fmt.Sprintf("median %v, worst %v", median.Round(time.Microsecond), most.Round(time.Microsecond))
+}
+
+// ratio is that of two middles.
+func ratio(a, b []time.Duration) float64 {
+	ma, _ := spread(a)
+	mb, _ := spread(b)
+	return ma.Seconds() / mb.Seconds()
 }

@@ -73,13 +73,23 @@ func Busybox() (string, error) {
 
 // emulator returns the command of the QEMU that fetch-linux unpacked, or else of the installed one.
 func emulator() ([]string, error) {
+	command, err := QEMU()
+	if !errors.Is(err, ErrMissing) {
+		return command, err
+	}
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return nil, fmt.Errorf("QEMU %w", ErrMissing)
+	}
+	return []string{path}, nil
+}
+
+// QEMU returns the command of the QEMU that fetch-linux unpacked, which it does where the installed one is too
+// old for the bed.
+func QEMU() ([]string, error) {
 	dir, err := Find("qemu-system-x86")
 	if err != nil {
-		path, err := exec.LookPath("qemu-system-x86_64")
-		if err != nil {
-			return nil, fmt.Errorf("QEMU %w", ErrMissing)
-		}
-		return []string{path}, nil
+		return nil, err
 	}
 	command := []string{filepath.Join(dir, "usr", "bin", "qemu-system-x86_64")}
 	for _, data := range [][2]string{{"seabios", "seabios"}, {"qemu-system-data", "qemu"}} {
