@@ -125,7 +125,7 @@ func (a *agent) run(ctx context.Context) error {
 	a.try(a.spare(true))
 	a.reaper = startReaper()
 	a.background(func() { a.reaper.run(ctx) })
-	a.background(func() { a.watch(ctx) })
+	a.startWatch(ctx)
 	largest := a.writer.Capacity() - shm.MessageHeaderSize
 	if a.doors, err = openDoors(a.path(doorsDir), largest, a.sendForDoor, a.warn, a.reportPanic); err != nil {
 		return err

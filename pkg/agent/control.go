@@ -41,16 +41,22 @@ func (a *agent) machineEnd() int {
 	return unix.LINUX_REBOOT_CMD_RESTART
 }
 
-// watch does what the host asks for by the control bytes, and what the guest's processes ask PID 1
-// for by signals, until ctx ends.
-func (a *agent) watch(ctx context.Context) {
+// startWatch makes a goroutine that does what the host asks for by the control bytes, and what the guest's
+// processes ask PID 1 for by signals, until ctx ends. Signals that come when it has returned are heard.
+func (a *agent) startWatch(ctx context.Context) {
 	asked, nobody := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	for s := range ends {
 		signal.Notify(asked, s)
 	}
 	signal.Notify(nobody, noFaults...)
-	defer signal.Stop(asked)
-	defer signal.Stop(nobody)
+	a.background(func() {
+		defer signal.Stop(asked)
+		defer signal.Stop(nobody)
+		a.watch(ctx, asked)
+	})
+}
+
+func (a *agent) watch(ctx context.Context, asked <-chan os.Signal) {
 	tick := time.NewTicker(controlPoll)
 	defer tick.Stop()
 	for {
