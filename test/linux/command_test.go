@@ -167,7 +167,7 @@ func TestGoTestExec(t *testing.T) {
 	dir := os.Getenv("KTSTR_TEST_GO")
 	goroot := filepath.Join(dir, "root")
 	goTest := func(flags ...string) (string, int) {
-		cmd := exec.Command(filepath.Join(goroot, "bin", "go"), append(append([]string{"test", "-trimpath", "-vet=off"}, flags...), "./...")...)
+		cmd := exec.Command(filepath.Join(goroot, "bin", "go"), append(append([]string{"test", "-trimpath", "-vet=off", "-count=1"}, flags...), "./...")...)
 		cmd.Dir = filepath.Join(dir, "module")
 		cmd.Env = append(os.Environ(), "GOROOT="+goroot, "GOCACHE="+filepath.Join(dir, "cache"), "GOTOOLCHAIN=local", "GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOTELEMETRY=off")
 		out, err := cmd.CombinedOutput()

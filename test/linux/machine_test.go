@@ -101,7 +101,7 @@ func TestCommandLine(t *testing.T) {
 				if !emulatorsClock.MatchString(got) {
 					t.Errorf("nothing of the clock: %s", got)
 				}
-				got = emulatorsClock.ReplaceAllString(got, "\n")
+				got = emulatorsClock.ReplaceAllString(got, "")
 			}
 			ring, rest, _ := strings.Cut(got, " console=")
 			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") || !strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
