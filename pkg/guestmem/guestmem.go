@@ -79,47 +79,64 @@ func (m *Memory) Write(src []byte, a Addr) error { return m.s.write(src, uint64(
 // before it reads anything, or with r's error (io.ErrUnexpectedEOF where r ends early), and
 // then the range's contents are undefined.
 func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
-	m.populate(a, n)
 	return m.s.each(uint64(a), n, func(mem []byte) error {
-		_, err := io.ReadFull(r, mem)
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+		for len(mem) > 0 {
+			part := mem[:min(len(mem), readyStep)]
+			populate(part)
+			_, err := io.ReadFull(r, part)
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			if err != nil {
+				return err
+			}
+			mem = mem[len(part):]
 		}
-		return err
+		return nil
 	})
 }
 
-// Writer returns a writer that fills the n bytes at a in order, for one goroutine. What does not
-// fit, or is not RAM, is refused with ErrOutside.
-func (m *Memory) Writer(a Addr, n uint64) io.Writer {
-	m.populate(a, n)
-	return &writer{m, a, n}
-}
-
-// populate takes the page faults of what is about to be filled all at once, which costs a tenth of taking them
-// one by one.
-func (m *Memory) populate(a Addr, n uint64) {
+// Populate makes pages of the host for the n bytes at a, for a guest that will soon touch them all: huge ones
+// where it can. It is an offer, which changes no content; where a part of the range is not RAM, nothing is done.
+func (m *Memory) Populate(a Addr, n uint64) {
 	_ = m.s.each(uint64(a), n, func(mem []byte) error {
 		populate(mem)
 		return nil
 	})
 }
 
+// readyStep is how many bytes are made ready at a time to be filled, which is cheaper than page by page: that
+// much at most is spent on a file that ends early, and waited for when a start is given up.
+const readyStep = 64 << 20
+
+// Writer returns a writer that fills the n bytes at a in order, for one goroutine. What does not
+// fit, or is not RAM, is refused with ErrOutside.
+func (m *Memory) Writer(a Addr, n uint64) io.Writer {
+	return &writer{m: m, at: a, left: n}
+}
+
 type writer struct {
-	m    *Memory
-	at   Addr
-	left uint64
+	m     *Memory
+	at    Addr
+	left  uint64
+	ready uint64 // how many of the bytes that are left have been made ready
 }
 
 func (w *writer) Write(p []byte) (int, error) {
-	if uint64(len(p)) > w.left {
-		return 0, fmt.Errorf("%w: 0x%x bytes at %v, the room ends after 0x%x", ErrOutside, len(p), w.at, w.left)
+	n := uint64(len(p))
+	if n > w.left {
+		return 0, fmt.Errorf("%w: 0x%x bytes at %v, the room ends after 0x%x", ErrOutside, n, w.at, w.left)
+	}
+	if n > w.ready {
+		w.ready = min(w.left, max(n, readyStep))
+		w.m.Populate(w.at, w.ready)
 	}
 	if err := w.m.Write(p, w.at); err != nil {
 		return 0, err
 	}
-	w.at += Addr(len(p))
-	w.left -= uint64(len(p))
+	w.at += Addr(n)
+	w.left -= n
+	w.ready -= n
 	return len(p), nil
 }
 

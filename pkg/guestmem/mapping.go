@@ -10,24 +10,11 @@ import (
 // hugePage is x86-64's and arm64's first size above 4 KiB pages.
 const hugePage = 2 << 20
 
-// MapAnonymous maps size bytes of private memory, to be given back by Unmap; nothing is touched. It begins
-// at a multiple of a huge page: KVM gives a guest a huge page only where the host's address and the guest's
-// are as far into one.
+// MapAnonymous maps size bytes of private memory, a multiple of the page size, to be given back by Unmap;
+// nothing is touched. Like MapShared's it begins at a multiple of a huge page: KVM, and the kernel for a
+// process, map a huge page only where both addresses are as far into one.
 func MapAnonymous(size uint64) ([]byte, error) {
-	whole := uintptr(size) + hugePage
-	p, err := unix.MmapPtr(-1, 0, nil, whole, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
-		return nil, err
-	}
-	before := -uintptr(p) % hugePage
-	mem := unsafe.Slice((*byte)(unsafe.Add(p, before)), size)
-	// What lies around it goes back; these fail for no part of a mapping.
-	if before > 0 {
-		_ = unix.MunmapPtr(p, before)
-	}
-	_ = unix.MunmapPtr(unsafe.Add(p, before+uintptr(size)), hugePage-before)
-	leaveOutOfDumps(mem)
-	return mem, nil
+	return mapAligned(-1, size, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 }
 
 // MapShared maps a new memfd of size bytes and returns both; the mapping outlives the file. Nobody can
@@ -53,11 +40,29 @@ func mapSealed(fd int, size uint64) ([]byte, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return nil, err
 	}
-	p, err := unix.MmapPtr(fd, 0, nil, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return mapAligned(fd, size, unix.MAP_SHARED)
+}
+
+// mapAligned maps a file, or none, in place of a part of a larger mapping, whose rest goes back.
+func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
+	const reserve = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE
+	room, err := unix.MmapPtr(-1, 0, nil, uintptr(size)+hugePage, unix.PROT_NONE, reserve)
 	if err != nil {
 		return nil, err
 	}
-	mem := unsafe.Slice((*byte)(p), size)
+	before := -uintptr(room) % hugePage
+	at := unsafe.Add(room, before)
+	_, err = unix.MmapPtr(fd, 0, at, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, flags|unix.MAP_FIXED)
+	if err != nil {
+		_ = unix.MunmapPtr(room, uintptr(size)+hugePage)
+		return nil, err
+	}
+	// These fail for no part of a mapping.
+	if before > 0 {
+		_ = unix.MunmapPtr(room, before)
+	}
+	_ = unix.MunmapPtr(unsafe.Add(at, uintptr(size)), hugePage-before)
+	mem := unsafe.Slice((*byte)(at), size)
 	leaveOutOfDumps(mem)
 	return mem, nil
 }
@@ -71,15 +76,50 @@ func Unmap(mem []byte) {
 	_ = unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))) // fails only for what is no mapping
 }
 
-// worthPopulating is from how many bytes on a system call costs less than the page faults.
-const worthPopulating = 256 << 10
+const (
+	page = 4 << 10
+	// worthPopulating is from how many bytes on a system call costs less than the page faults.
+	worthPopulating = 256 << 10
+	// worthCollapsing is from how many bytes on huge pages cost less, of which two may be filled but in part.
+	worthCollapsing = 1 << 20
+)
 
-// populate makes pages of all of mem that lies in whole ones. It is an offer: a kernel that does not know it
-// (before 5.14) refuses, as it does for memory that is no mapping, and nothing changes.
+// populate makes pages for mem before they are touched: huge ones, the last of which may reach into mem's
+// capacity, and small ones around them. It is an offer: a kernel that does not know it (MADV_POPULATE_WRITE is
+// of 5.14, MADV_COLLAPSE of 6.1) refuses, as it does for memory that is no mapping, and nothing changes.
 func populate(mem []byte) {
-	const page = 4 << 10
-	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem))) % page)
-	if len(mem) >= worthPopulating {
+	start := untilNext(hugePage, mem)
+	end := start
+	if len(mem) >= worthCollapsing {
+		for end < len(mem) && end+hugePage <= cap(mem) {
+			end += hugePage
+		}
+	}
+	if start < end && collapse(mem[start:end:end]) {
+		populateSmall(mem[:start])
+		mem = mem[min(end, len(mem)):]
+	}
+	populateSmall(mem)
+}
+
+// collapse makes huge pages of mem, and reports whether it could. Most systems are set up to give shared memory
+// none by themselves; this needs no setting.
+func collapse(mem []byte) bool {
+	for at := 0; at < len(mem); at += hugePage { // there must be a page to begin with
+		if unix.Madvise(mem[at:at+page], unix.MADV_POPULATE_WRITE) != nil {
+			return false
+		}
+	}
+	return unix.Madvise(mem, unix.MADV_COLLAPSE) == nil
+}
+
+func populateSmall(mem []byte) {
+	if skip := untilNext(page, mem); len(mem) >= worthPopulating {
 		_ = unix.Madvise(mem[skip:skip+(len(mem)-skip)/page*page], unix.MADV_POPULATE_WRITE)
 	}
+}
+
+// untilNext returns how many bytes of mem lie before the next multiple of a page's size, at most all.
+func untilNext(size int, mem []byte) int {
+	return min(int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem)))%uintptr(size)), len(mem))
 }

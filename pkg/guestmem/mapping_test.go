@@ -1,9 +1,14 @@
 package guestmem_test
 
 import (
+	"errors"
+	"io"
 	"os"
+	"strings"
 	"testing"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -38,4 +43,73 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 			t.Errorf("%s: %d bytes of %d are dumped", name, left, len(mem))
 		}
 	}
+}
+
+// Memory that is made ready keeps its content, and no more is spent on it than the huge pages that it reaches into.
+func TestPopulate(t *testing.T) {
+	const size, huge = 32 << 20, 2 << 20
+	mem, file, err := guestmem.MapShared("test", size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guestmem.Unmap(mem)
+	defer file.Close()
+	m, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: mem})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Write([]byte("content"), 1<<20+5*huge); err != nil {
+		t.Fatal(err)
+	}
+	m.Populate(1<<20+3*huge+8192, 5*huge)
+	if n := resident(t, mem[3*huge+8192:][:5*huge]); n != 5*huge {
+		t.Errorf("%d bytes are there, want %d", n, 5*huge)
+	}
+	if n := resident(t, mem[:3*huge]) + resident(t, mem[9*huge:]); n != 0 {
+		t.Errorf("%d bytes are there around it", n)
+	}
+	if got := string(mem[5*huge:][:7]); got != "content" {
+		t.Errorf("the memory has %q", got)
+	}
+	m.Populate(1<<20+size-4096, 8192) // beyond its end
+	if n := resident(t, mem[9*huge:]); n != 0 {
+		t.Errorf("%d bytes are there for a range that is not RAM", n)
+	}
+}
+
+// A file that ends early costs no more memory than was made ready for it at a time.
+func TestFillFromAShortFile(t *testing.T) {
+	const size = 256 << 20
+	mem, file, err := guestmem.MapShared("test", size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guestmem.Unmap(mem)
+	defer file.Close()
+	m, err := guestmem.New(guestmem.Region{Mem: mem})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Fill(strings.NewReader("short"), 0, size); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%v", err)
+	}
+	if n := resident(t, mem); n > 64<<20 {
+		t.Errorf("%d bytes are there", n)
+	}
+}
+
+// resident returns how many bytes of a mapping have pages.
+func resident(t *testing.T, mem []byte) (n int) {
+	t.Helper()
+	const page = 4096
+	there := make([]byte, (len(mem)+page-1)/page)
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)),
+		uintptr(unsafe.Pointer(&there[0])))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	for _, b := range there {
+		n += page * int(b&1)
+	}
+	return n
 }

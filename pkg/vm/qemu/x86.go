@@ -47,7 +47,8 @@ func (x86Platform) args(size uint64, cpus int, threads string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-M", "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
-		"-object", fmt.Sprintf("memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,size=%d", size),
+		// Aligned, the RAM's huge pages can be mapped as such.
+		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" + fmt.Sprint(size),
 		"-m", fmt.Sprintf("%dk", size>>10),
 		"-smp", fmt.Sprint(cpus),
 		"-accel", "tcg,thread=" + threads,

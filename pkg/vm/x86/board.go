@@ -63,6 +63,9 @@ func (Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	if err != nil {
 		return vm.Entry{}, err
 	}
+	if b.Emulated && initrd.Size > 0 {
+		populate(ram, k, layout)
+	}
 	if err := loadACPI(ram, b.CPUs); err != nil {
 		return vm.Entry{}, err
 	}
@@ -85,6 +88,19 @@ func loadKernel(ram *guestmem.Memory, b vm.Boot) (vm.Kernel, error) {
 		}
 	}
 	return b.Kernel.Load(ram)
+}
+
+// populate takes the faults of what Linux touches first: what lies behind it, and the end of its RAM, where its
+// map of pages goes, 64 bytes for each page of 4 KiB. A process that emulates pays for each fault, KVM for few.
+func populate(ram *guestmem.Memory, k vm.Kernel, l *e820.Layout) {
+	const behind, most = 16 << 20, 64 << 20
+	ram.Populate(k.End, behind)
+	last := l.Low
+	if l.High.Size > 0 {
+		last = l.High
+	}
+	top := min((l.Low.Size+l.High.Size)/64+behind, most, last.Size)
+	ram.Populate(guestmem.Addr(last.End()-top), top)
 }
 
 // withClock tells Linux the TSC's frequency where the machine does not, and that the TSCs run together:
