@@ -87,11 +87,17 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	guestmem.Unmap(rom)
 	defer firmware.Close()
 	log := &logWatch{}
-	to := []io.Writer{s.Console, log, &bellWatch{ring: s.Bell}}
+	to := []io.Writer{s.Console, log}
 	pipes, ends, err := openPipes(len(to))
 	if err != nil {
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
+	bell, bellEnd, err := newBellPipe(s.Bell)
+	if err != nil {
+		closeAll(append(pipes, ends...))
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+	}
+	ends = append(ends, bellEnd)
 	m.cmd = exec.Command(path, args...)
 	m.cmd.ExtraFiles = append([]*os.File{ram, firmware}, ends...)
 	m.cmd.Stderr = &m.stderr
@@ -108,11 +114,12 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 		closeAll(ends)
 		started <- err
 		if err == nil {
-			m.reap(pipes, to, log)
+			m.reap(pipes, to, log, bell)
 		}
 	}()
 	if err := <-started; err != nil {
 		closeAll(pipes)
+		bell.close()
 		return fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err)
 	}
 	return nil
@@ -138,8 +145,9 @@ func closeAll(files []*os.File) {
 }
 
 // reap passes on what the child writes, waits for it, and says why it ended.
-func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch) {
+func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch, bell *bellPipe) {
 	var readers sync.WaitGroup
+	readers.Go(func() { bell.listen(m.reaped) })
 	for i, p := range pipes {
 		readers.Go(func() {
 			_, _ = io.Copy(to[i], p) // what it can't take is lost, and no reason to end a guest
