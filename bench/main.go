@@ -51,6 +51,7 @@ func everything() error {
 			part{"flood, with every message read and checked; the middle of five", here.each(target.floods)},
 			part{"start", here.each(target.starts)},
 			part{"stop", here.each(target.stops)},
+			part{"doorbell", here.each(target.bells)},
 			part{"at rest, and busy", here.each(target.resources)},
 		)
 	}

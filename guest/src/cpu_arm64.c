@@ -132,13 +132,16 @@ void cpu_map(uint64_t base, uint64_t size) { (void)base, (void)size; }
 /* The machine itself says what the frequency is. */
 void cpu_clock_khz(uint64_t khz) { (void)khz; }
 
-uint64_t cpu_milliseconds(void)
+uint64_t cpu_nanoseconds(void)
 {
 	uint64_t count, hz;
 	__asm__ volatile("mrs %0, cntfrq_el0" : "=r"(hz));
 	__asm__ volatile("isb; mrs %0, cntvct_el0" : "=r"(count) : : "memory");
-	return count / (hz / 1000);
+	return count / hz * 1000000000 + count % hz * 1000000000 / hz;
 }
+
+/* There is no doorbell here: the host polls. */
+void cpu_bell(void) {}
 
 struct visit {
 	const void *tree;

@@ -26,6 +26,7 @@ type fake struct {
 	ring   *guestmem.Window
 	guest  func(w *shm.Writer, stopped <-chan struct{}) // the machine ends when it returns
 	closed chan struct{}
+	bell   chan struct{} // nil: none
 
 	once    sync.Once
 	stopped chan struct{}
@@ -67,6 +68,8 @@ func (f *fake) Start() error {
 func (f *fake) Stop(reason error)                { f.once.Do(func() { f.reason = reason; close(f.stopped) }) }
 func (f *fake) Done() <-chan struct{}            { return f.done }
 func (f *fake) Wait() error                      { <-f.done; return f.reason }
+func (f *fake) Bell() <-chan struct{}            { return f.bell }
+func (f *fake) Rings() uint64                    { return 0 }
 func (f *fake) Exits() iter.Seq2[string, uint64] { return nil }
 func (f *fake) FirstExit() time.Time             { return time.Time{} }
 func (f *fake) Close() error                     { close(f.closed); return nil }
