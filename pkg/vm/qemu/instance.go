@@ -86,12 +86,16 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	copy(rom, m.platform.firmware())
 	guestmem.Unmap(rom)
 	defer firmware.Close()
-	log := &logWatch{}
-	to := []io.Writer{s.Console, log}
-	pipes, ends, err := openPipes(len(to))
+	console, consoleEnd, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
+	why, events, eventsEnd, err := m.platform.listen()
+	if err != nil {
+		closeAll([]*os.File{console, consoleEnd})
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+	}
+	pipes, ends, to := []*os.File{console, events}, []*os.File{consoleEnd, eventsEnd}, []io.Writer{s.Console, why}
 	bell, bellEnd, err := newBellPipe(s.Bell)
 	if err != nil {
 		closeAll(append(pipes, ends...))
@@ -114,7 +118,7 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 		closeAll(ends)
 		started <- err
 		if err == nil {
-			m.reap(pipes, to, log, bell)
+			m.reap(pipes, to, why, bell)
 		}
 	}()
 	if err := <-started; err != nil {
@@ -125,19 +129,6 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	return nil
 }
 
-// openPipes opens n pipes.
-func openPipes(n int) (readers, writers []*os.File, err error) {
-	for range n {
-		r, w, err := os.Pipe()
-		if err != nil {
-			closeAll(append(readers, writers...))
-			return nil, nil, err
-		}
-		readers, writers = append(readers, r), append(writers, w)
-	}
-	return readers, writers, nil
-}
-
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close() // nothing waits in them to be written
@@ -145,7 +136,7 @@ func closeAll(files []*os.File) {
 }
 
 // reap passes on what the child writes, waits for it, and says why it ended.
-func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch, bell *bellPipe) {
+func (m *instance) reap(pipes []*os.File, to []io.Writer, why listener, bell *bellPipe) {
 	var readers sync.WaitGroup
 	readers.Go(func() { bell.listen(m.reaped) })
 	for i, p := range pipes {
@@ -162,7 +153,7 @@ func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch, bell *b
 	}
 	readers.Wait()
 	if !m.killed.Load() {
-		m.stop(m.whyEnded(log.tripleFault))
+		m.stop(m.whyEnded(why))
 	}
 	close(m.ended)
 }
@@ -189,7 +180,7 @@ func (m *instance) awaitLife() {
 }
 
 // whyEnded says why the child ended by itself.
-func (m *instance) whyEnded(tripleFault bool) error {
+func (m *instance) whyEnded(why listener) error {
 	state, said := m.cmd.ProcessState, m.stderr.line()
 	failed := func(how string) error {
 		if said != "" {
@@ -205,7 +196,7 @@ func (m *instance) whyEnded(tripleFault bool) error {
 		return failed("was told to end")
 	case m.first.Load() != 0:
 		// What QEMU writes beside its own failures, whose status is 1, is a warning.
-		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil && (said == "" || status.ExitStatus() != 1) {
+		if reason := why.ended(status.ExitStatus()); reason != nil && (said == "" || status.ExitStatus() != 1) {
 			return reason
 		}
 	default:

@@ -2,8 +2,12 @@ package qemu
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
 	"strings"
 	"sync"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // headLimit is how much of what QEMU says of itself is kept, in bytes.
@@ -29,19 +33,71 @@ func (h *head) line() string {
 	return strings.Join(strings.Fields(strings.ToValidUTF8(string(h.text), "\ufffd")), " ")
 }
 
+// listener hears from a QEMU why its guest ends.
+type listener interface {
+	io.Writer // of what QEMU says, which a guest can make as long as it likes
+	// ended says why a child ended that said nothing of a failure: the guest's own end. It returns nil where no
+	// guest can have done it.
+	ended(status int) error
+}
+
 // tripleFault is how QEMU's log of resets begins the one that a triple fault makes.
 var tripleFault = []byte("Triple fault")
 
-// logWatch looks for a triple fault in QEMU's log of resets, which a guest can make as long as it likes,
-// and keeps nothing of it.
-type logWatch struct {
+// resetLog looks for a triple fault in QEMU's log of resets and keeps nothing of it.
+type resetLog struct {
 	tripleFault bool
 	rest        []byte // the end of what was written, where the words may begin
 }
 
-func (w *logWatch) Write(p []byte) (int, error) {
+func (w *resetLog) Write(p []byte) (int, error) {
 	text := append(w.rest, p...)
 	w.tripleFault = w.tripleFault || bytes.Contains(text, tripleFault)
 	w.rest = append(w.rest[:0], text[max(0, len(text)-len(tripleFault)+1):]...)
 	return len(p), nil
+}
+
+// eventLimit is how long a line of QEMU's monitor may be to be understood, in bytes. The longest that says
+// something here has a few hundred.
+const eventLimit = 4 << 10
+
+// shutdownEvents looks for the reason of the shutdown in what QEMU's monitor says: QEMU, QMP reference manual,
+// SHUTDOWN.
+type shutdownEvents struct {
+	reason string
+	line   []byte
+}
+
+func (e *shutdownEvents) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		line, after, whole := bytes.Cut(rest, []byte("\n"))
+		rest = after
+		e.line = append(e.line, line[:min(len(line), eventLimit-len(e.line))]...)
+		if whole {
+			e.take(e.line)
+			e.line = e.line[:0]
+		}
+	}
+	return len(p), nil
+}
+
+func (e *shutdownEvents) take(line []byte) {
+	var event struct {
+		Event string
+		Data  struct{ Reason string }
+	}
+	if json.Unmarshal(line, &event) == nil && event.Event == "SHUTDOWN" {
+		e.reason = event.Data.Reason
+	}
+}
+
+func (e *shutdownEvents) ended(status int) error {
+	switch {
+	case status != 0:
+	case e.reason == "guest-shutdown":
+		return vm.ErrPowerOff
+	case e.reason == "guest-reset":
+		return vm.ErrReset
+	}
+	return nil
 }

@@ -10,7 +10,7 @@ func TestLogWatch(t *testing.T) {
 	const text = "CPU Reset (CPU 0)\nTriple fault\nCPU Reset (CPU 0)\n"
 	for cut := range text {
 		for _, rest := range []int{1, 5, len(text)} {
-			w := &logWatch{}
+			w := &resetLog{}
 			if _, err := w.Write([]byte(text[:cut])); err != nil {
 				t.Fatal(err)
 			}
@@ -24,7 +24,7 @@ func TestLogWatch(t *testing.T) {
 			}
 		}
 	}
-	w := &logWatch{}
+	w := &resetLog{}
 	for range 1000 {
 		if _, err := w.Write([]byte(strings.Repeat("Triple faul\n", 1000))); err != nil {
 			t.Fatal(err)

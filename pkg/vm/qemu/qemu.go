@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
@@ -64,15 +66,17 @@ type platform interface {
 	firmware() []byte
 	// mailbox is where the firmware and the host meet.
 	mailbox(e vm.Entry) mailbox
-	// ended says why a child ended that said nothing of a failure: the guest's own end. It returns nil
-	// where no guest can have done it.
-	ended(status int, tripleFault bool) error
+	// listen makes the way on which QEMU says why the guest ends, who hears it, and its two ends, ours and
+	// QEMU's.
+	listen() (l listener, ours, theirs *os.File, err error)
 }
 
 func platformOf(b vm.Board) (platform, error) {
 	switch b.(type) {
 	case x86.Board:
 		return x86Platform{}, nil
+	case arm64.Board:
+		return arm64Platform{}, nil
 	}
 	return nil, fmt.Errorf("%w: the emulator back end can't run %s guests", vm.ErrArch, b.Arch())
 }

@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"fmt"
+	"os"
 
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -89,9 +90,14 @@ func (x86Platform) mailbox(e vm.Entry) mailbox {
 	return mailbox{alive: x86Mailbox, start: x86Mailbox + 4, state: x86Mailbox + 8, content: b}
 }
 
-func (x86Platform) ended(status int, tripleFault bool) error {
+func (x86Platform) listen() (listener, *os.File, *os.File, error) {
+	r, w, err := os.Pipe()
+	return &resetLog{}, r, w, err
+}
+
+func (w *resetLog) ended(status int) error {
 	switch {
-	case status == 0 && tripleFault:
+	case status == 0 && w.tripleFault:
 		return vm.ErrTripleFault
 	case status == 0:
 		return vm.ErrReset
