@@ -28,16 +28,10 @@ func (u Uint32) Store(v uint32) { atomic.StoreUint32(u.p, v) }
 // Byte fetches byte i of the word, 0 ≤ i < 4, counted from the lowest address.
 func (u Uint32) Byte(i uint) byte { return byte(u.Load() >> (8 * (i & 3))) }
 
-// SetByte publishes v in byte i of the word, 0 ≤ i < 4, and leaves the other bytes alone. The
-// byte may be seen as 0 for a moment. It takes two read-modify-write operations whatever the
-// guest does to the word meanwhile: a compare-and-swap loop is one that a guest can hold up.
-func (u Uint32) SetByte(i uint, v byte) {
-	shift := 8 * (i & 3)
-	atomic.AndUint32(u.p, ^(uint32(0xff) << shift))
-	if v != 0 {
-		atomic.OrUint32(u.p, uint32(v)<<shift)
-	}
-}
+// SetByte publishes v in byte i of the word, 0 ≤ i < 4, by a store of that byte alone: host and guest may each
+// set bytes of the same word, and a guest's process may have it as Device memory, which takes no
+// read-modify-write.
+func (u Uint32) SetByte(i uint, v byte) { storeByte((*byte)(unsafe.Add(unsafe.Pointer(u.p), i&3)), v) }
 
 func (s space) uint32(addr uint64) (Uint32, error) {
 	p, err := s.word(addr, 4)

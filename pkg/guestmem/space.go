@@ -86,7 +86,8 @@ func (s space) read(dst []byte, addr uint64) error {
 
 func (s space) write(src []byte, addr uint64) error {
 	return s.each(addr, uint64(len(src)), func(mem []byte) error {
-		src = src[copy(mem, src):]
+		store(mem, src[:len(mem)])
+		src = src[len(mem):]
 		return nil
 	})
 }
