@@ -23,6 +23,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/packed"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,6 +40,7 @@ const (
 	smallText         = 0x800
 	largeText         = 1 << 20
 	room              = 32 << 20 // what images ask for
+	lz4Block          = 8 << 20  // of LZ4's legacy frames
 )
 
 func dataOff(text int) int  { return textOff + text + gap }
@@ -257,7 +259,7 @@ func TestPayloadRefuses(t *testing.T) {
 		le.PutUint32(b[at:], v)
 		return b
 	}
-	tooLarge := image(packers["lz4"](t, smallText), largest+1)
+	tooLarge := image(packers["lz4"](t, smallText), packed.Largest+1)
 	le.PutUint32(tooLarge[0x260:], 0xffffffff)
 	packedMore := image(packers["lz4"](t, smallText), 0x10)
 	le.PutUint32(packedMore[0x260:], 0x10)

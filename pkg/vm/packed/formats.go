@@ -1,8 +1,9 @@
-package x86
+package packed
 
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -140,7 +141,7 @@ func (z *lz4Reader) block() ([]byte, error) {
 	if _, err := io.ReadFull(z.packed, length); err != nil {
 		return nil, err
 	}
-	n := le.Uint32(length)
+	n := binary.LittleEndian.Uint32(length)
 	if uint64(n) > uint64(len(z.in)) {
 		return nil, fmt.Errorf("a block of 0x%x bytes, 0x%x is the most", n, len(z.in))
 	}
