@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -12,10 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // The embedded guest's scenarios and their parameters: guest/src/demo.c.
@@ -27,7 +28,7 @@ var (
 
 func demoCommand() *cobra.Command {
 	var o options
-	var scenario string
+	var scenario, arch string
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Boot the embedded guest and show what its ring carries",
@@ -40,15 +41,30 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, func(func(string, ...any)) (vm.Config, io.Closer, error) {
-				return vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline}, io.NopCloser(nil), nil
-			})
+			image, err := guest.Demo(arch)
+			if err != nil {
+				return fmt.Errorf("--arch: %w", err)
+			}
+			machine := func(func(string, ...any)) (vm.Config, io.Closer, error) {
+				loader, err := kernel.Open(bytes.NewReader(image), kernel.Options{})
+				return vm.Config{Kernel: loader, Cmdline: cmdline}, io.NopCloser(nil), err
+			}
+			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, machine)
 		},
 	}
 	c.Flags().StringVar(&scenario, "scenario", "ok", "what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
 		"; parameters: "+strings.Join(scenarioParams, ", "))
+	c.Flags().StringVar(&arch, "arch", hostArch(), "the guest's architecture: "+strings.Join(guest.Architectures, ", "))
 	o.register(c)
 	return c
+}
+
+// hostArch is this host's architecture, as guests are called; on one that guests do not have, x86_64.
+func hostArch() string {
+	if runtime.GOARCH == "arm64" {
+		return "arm64"
+	}
+	return "x86_64"
 }
 
 // parseScenario turns the flag's value into the guest's command line.

@@ -7,9 +7,6 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// kernelBase is where the first kernel can lie, which wants a multiple of 2 MiB.
-const kernelBase = RAM + FirmwareRoom
-
 // Code is machine code as a kernel, in instructions: for guests of a few of them.
 type Code []uint32
 

@@ -1,4 +1,3 @@
-// Package arm64 is the arm64 board. So far it loads kernels.
 package arm64
 
 import (
@@ -8,17 +7,15 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/packed"
 )
 
-// Where RAM begins, and where in it a kernel goes: at a multiple of 2 MiB, as near to the start of RAM as can be.
-// QEMU's virt writes a device tree of its own, of 1 MiB, to the start at every reset.
+// kernelBase is where a kernel goes: a multiple of kernelAlign, as near to the start of RAM as can be.
 const (
-	RAMBase    = 1 << 30
-	kernelBase = RAMBase + kernelAlign
-
+	kernelBase  = RAM + FirmwareRoom
 	kernelAlign = 2 << 20
 )
 
@@ -54,7 +51,22 @@ const (
 var le = binary.LittleEndian
 
 // Image loads an arm64 kernel's Image, as it is, packed by gzip, or in an EFI zboot image.
-type Image struct{ File io.ReaderAt }
+type Image struct {
+	File io.ReaderAt
+	// Reservation is how the kernel is kept off the reserved memory.
+	Reservation fdt.Reservation
+}
+
+// IsImage reports whether a file looks like an Image that can be loaded.
+func IsImage(file io.ReaderAt) bool {
+	head := make([]byte, headerSize)
+	n, _ := file.ReadAt(head, 0)
+	head = head[:n]
+	return isImage(head) || isZboot(head) || bytes.HasPrefix(head, []byte(gzipMagic))
+}
+
+// Board implements vm.Loader.
+func (i Image) Board() vm.Board { return Board{Reservation: i.Reservation} }
 
 // Load implements vm.Loader; it fails with vm.ErrKernel, and beside it with packed.ErrPayload where a kernel is packed
 // in a way that is not known here.

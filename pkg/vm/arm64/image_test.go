@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "pack testdata/image.xz again, by the xz
 var le = binary.LittleEndian
 
 const (
-	kernelAt   = arm64.RAMBase + 2<<20
+	kernelAt   = arm64.RAM + 2<<20
 	imageSize  = 0x6000 // in memory
 	fileSize   = 0x5100 // of an Image
 	textOffset = 0x80000
