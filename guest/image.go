@@ -20,8 +20,12 @@ var (
 	demoArm64 []byte
 )
 
-//go:embed agent-x86_64.zst
-var agentX86 []byte
+var (
+	//go:embed agent-x86_64.zst
+	agentX86 []byte
+	//go:embed agent-arm64.zst
+	agentArm64 []byte
+)
 
 // ErrArch is an architecture that no guest has.
 var ErrArch = errors.New("there is no guest of this architecture")
@@ -41,7 +45,7 @@ func Demo(arch string) ([]byte, error) {
 // Agent returns the agent for an architecture, as uname names it: a static ELF executable. It
 // unpacks it anew at every call, in some milliseconds. It fails with ErrArch.
 func Agent(arch string) ([]byte, error) {
-	packed, ok := map[string][]byte{"x86_64": agentX86}[arch]
+	packed, ok := map[string][]byte{"x86_64": agentX86, "arm64": agentArm64}[arch]
 	if !ok {
 		return nil, fmt.Errorf("%w: %q, it can be %s", ErrArch, arch, strings.Join(Architectures, " or "))
 	}

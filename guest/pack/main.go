@@ -14,7 +14,7 @@ import (
 )
 
 // architectures are those of guests, and Go's names for them.
-var architectures = map[string]string{"x86_64": "amd64"}
+var architectures = map[string]string{"x86_64": "amd64", "arm64": "arm64"}
 
 func main() {
 	if len(os.Args) != 2 {

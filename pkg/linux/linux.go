@@ -17,16 +17,24 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
 // sees, and nothing that waits for hardware which is not there. Linux's
 // Documentation/admin-guide/kernel-parameters.txt has what each means.
-const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off no_timer_check " +
-	"random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
+func Cmdline(arch string) string { return cmdlines[arch] + " " + everywhere }
+
+const everywhere = "quiet rdinit=/init panic=-1 oops=panic nokaslr mitigations=off random.trust_cpu=on iomem=relaxed " +
+	"cryptomgr.notests"
+
+var cmdlines = map[string]string{
+	"x86_64": "console=ttyS0 reboot=k no_timer_check pci=off",
+	"arm64":  "console=ttyAMA0",
+}
 
 // path is PATH in the guest.
 const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,7 +42,7 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // Guest is a Linux guest and its command. The zero value of every field but Kernel and Command has
 // a meaning.
 type Guest struct {
-	Kernel  string   // path of a bzImage or a vmlinux
+	Kernel  string   // path of a bzImage or a vmlinux, or of an arm64 Image
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
 	Include   []string // SRC or SRC:DST: what the guest gets beside the command; below DST where that ends in /
@@ -45,6 +53,9 @@ type Guest struct {
 	Verbose   bool     // the kernel says all it has to say
 	Initrd    string   // path of an initramfs that lies below what is made here; "": none
 	Sysroot   string   // folder in which programs and what they need are looked up; "": this host's root
+
+	// Reservation is how an arm64 kernel is kept off the ring.
+	Reservation fdt.Reservation
 
 	// OnSkip hears of each file in a tree that is left out of the guest; nil: nobody does.
 	OnSkip func(initramfs.Skipped)
@@ -81,12 +92,12 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if len(g.Command) == 0 {
 		return cfg, nil, &FieldError{Field: "Command", Err: errors.New("there is none")}
 	}
-	kernel, err := os.Open(g.Kernel)
+	file, err := os.Open(g.Kernel)
 	if err != nil {
 		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
-	open = append(open, kernel)
-	cfg.Kernel, err = x86.Open(kernel)
+	open = append(open, file)
+	cfg.Kernel, err = kernel.Open(file, kernel.Options{Reservation: g.Reservation})
 	if err != nil {
 		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
 	}
@@ -117,15 +128,15 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 		}
 	}
 	cfg.Initrd = archive
-	cfg.Cmdline = g.cmdline()
+	cfg.Cmdline = g.cmdline(cfg.Kernel.Board().Arch())
 	return cfg, open, nil
 }
 
-func (g Guest) cmdline() string {
+func (g Guest) cmdline(arch string) string {
 	if g.CmdlineOnly != "" {
 		return g.CmdlineOnly
 	}
-	words := []string{Cmdline}
+	words := []string{Cmdline(arch)}
 	if g.Verbose {
 		words = append(words, "loglevel=7")
 	}
