@@ -60,7 +60,7 @@ func kvmBoots(args []string) error {
 		name    string
 		command []string
 	}{
-		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline}},
+		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline("x86_64")}},
 		{"qemu microvm", append(theirs, microvmGuest(*kernel, initrd)...)},
 	}
 	if *microvm == "" {
@@ -108,7 +108,7 @@ func oursInLinux(mode accel.Mode, vmm, kernel string, command ...string) []strin
 
 // microvmGuest is what QEMU's microvm runs and how, whoever runs its instructions.
 func microvmGuest(kernel, initrd string) []string {
-	return []string{"-m", peersMemory, "-kernel", kernel, "-initrd", initrd, "-append", linux.Cmdline,
+	return []string{"-m", peersMemory, "-kernel", kernel, "-initrd", initrd, "-append", linux.Cmdline("x86_64"),
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"}
 }
 

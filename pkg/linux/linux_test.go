@@ -181,9 +181,9 @@ func TestCommandLine(t *testing.T) {
 		guest linux.Guest
 		want  string
 	}{
-		{linux.Guest{}, linux.Cmdline},
-		{linux.Guest{Append: "a b"}, linux.Cmdline + " a b"},
-		{linux.Guest{Append: "a", Verbose: true}, linux.Cmdline + " loglevel=7 a"},
+		{linux.Guest{}, linux.Cmdline("x86_64")},
+		{linux.Guest{Append: "a b"}, linux.Cmdline("x86_64") + " a b"},
+		{linux.Guest{Append: "a", Verbose: true}, linux.Cmdline("x86_64") + " loglevel=7 a"},
 		{linux.Guest{Append: "a", Verbose: true, CmdlineOnly: "mine"}, "mine"},
 	} {
 		tc.guest.Command = []string{"/bin/sh"}

@@ -90,7 +90,7 @@ func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	const only = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 pci=off iomem=relaxed all=mine"
 	for flag, tc := range map[string]struct{ value, want string }{
-		"--append":       {"more=yes", linux.Cmdline + " more=yes\n"},
+		"--append":       {"more=yes", linux.Cmdline("x86_64") + " more=yes\n"},
 		"--cmdline-only": {only, only + "\n"},
 	} {
 		t.Run(flag, func(t *testing.T) {
