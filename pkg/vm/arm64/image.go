@@ -63,7 +63,7 @@ var le = binary.LittleEndian
 // Image loads an arm64 kernel's Image, as it is, packed by gzip, or in an EFI zboot image.
 type Image struct{ File io.ReaderAt }
 
-// Load implements vm.Loader; it fails with vm.ErrKernel, and beside it with packed.ErrPayload where a kernel is packed
+// Load loads the kernel as vm.Loader has it. It fails with vm.ErrKernel, and packed.ErrPayload beside it for one packed
 // in a way that is not known here.
 func (i Image) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	r, err := open(i.File)
