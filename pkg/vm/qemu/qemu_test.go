@@ -118,6 +118,21 @@ func TestChildEndedFromOutside(t *testing.T) {
 	}
 }
 
+// A guest has all of its RAM, the firmware's sign of life too. What it does to it changes neither when it was first
+// heard of nor why it ended.
+func TestGuestClearsTheSignOfLife(t *testing.T) {
+	clear := x86.Code{0x31, 0xc0, 0x89, 0x04, 0x25, 0x00, 0x5f, 0x00, 0x00, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // [0x5f00] = 0; reset
+	for range 10 {
+		m, err := start(t, needs.Emulator(t), clear)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := end(t, m); !errors.Is(err, vm.ErrReset) || m.FirstExit().IsZero() {
+			t.Fatalf("ended by %v, first heard of at %v", err, m.FirstExit())
+		}
+	}
+}
+
 // Whatever a guest writes to the port that ends the emulator, it is the guest that ended.
 func TestAnyWayToPowerOff(t *testing.T) {
 	for _, v := range []byte{0, 1, 0x34, 0x7f, 0x80, 0xff} {
