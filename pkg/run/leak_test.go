@@ -3,13 +3,13 @@ package run_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -46,25 +46,7 @@ func holds(t *testing.T) held {
 			mappings++
 		}
 	}
-	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings, children(t)}
-}
-
-// children counts this process's own.
-func children(t *testing.T) int {
-	t.Helper()
-	n := 0
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil && !os.IsNotExist(err) { // the thread may have ended
-			t.Fatal(err)
-		}
-		n += len(strings.Fields(string(text)))
-	}
-	return n
+	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings, len(vmtest.Children(t, os.Getpid()))}
 }
 
 // 300 runs with mixed endings in one process leave nothing behind.
