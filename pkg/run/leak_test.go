@@ -95,8 +95,12 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			}
 			e.outcome, cfg.Timeout = run.Failed, time.Minute
 		}
-		if r := run.Run(t.Context(), cfg); r.Outcome != e.outcome {
+		r := run.Run(t.Context(), cfg)
+		if r.Outcome != e.outcome {
 			t.Fatalf("run %d, %s: %s (%s)", i, e.words, r.Outcome, r.Reason)
+		}
+		if spoke := r.Outcome != run.TimedOut && r.Outcome != run.Failed; spoke && r.FirstExit <= 0 {
+			t.Errorf("run %d, %s: the guest was first heard of after %v", i, e.words, r.FirstExit)
 		}
 	}
 	after := holds(t)
