@@ -12,13 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -179,18 +179,11 @@ func TestKilledProgramLeavesNoChild(t *testing.T) {
 	needs.Emulator(t)
 	cmd, url := serve(t, "demo", "--accel", "emulator", "--scenario", "hang")
 	get(t, url, "text/plain")
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	children := vmtest.Children(t, cmd.Process.Pid)
+	if len(children) != 1 {
+		t.Fatalf("children %v", children)
 	}
-	var child string
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		child += strings.TrimSpace(string(text))
-	}
-	if _, err := strconv.Atoi(child); err != nil {
-		t.Fatalf("children %q", child)
-	}
+	child := fmt.Sprint(children[0])
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

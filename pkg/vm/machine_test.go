@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +16,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -26,8 +25,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-const hangLimit = 60 * time.Second
 
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
@@ -57,18 +54,6 @@ func machine(t *testing.T, b vm.Backend, cfg vm.Config) *vm.Machine {
 	return m
 }
 
-// end waits for a machine's end and returns the reason.
-func end(t *testing.T, m *vm.Machine) error {
-	t.Helper()
-	select {
-	case <-m.Done():
-		return m.Wait()
-	case <-time.After(hangLimit):
-		t.Fatalf("the machine did not end in %v", hangLimit)
-		return nil
-	}
-}
-
 // runs starts a machine and returns why it ended.
 func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 	t.Helper()
@@ -76,7 +61,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return end(t, m)
+	return vmtest.End(t, m)
 }
 
 func TestGuestEnds(t *testing.T) {
@@ -96,7 +81,7 @@ func TestGuestEnds(t *testing.T) {
 				if err := m.Start(); err != nil {
 					t.Fatal(err)
 				}
-				if err := end(t, m); !errors.Is(err, tc.want) {
+				if err := vmtest.End(t, m); !errors.Is(err, tc.want) {
 					t.Errorf("ended by %v, want %v", err, tc.want)
 				}
 				if m.FirstExit().IsZero() {
@@ -120,7 +105,7 @@ func TestStopReachesAnyGuest(t *testing.T) {
 					first, second := errors.New("first"), errors.New("second")
 					m.Stop(first)
 					m.Stop(second)
-					if err := end(t, m); err != first {
+					if err := vmtest.End(t, m); err != first {
 						t.Errorf("ended by %v", err)
 					}
 					if r := m.Reasons(); len(r) != 2 || r[1] != second {
@@ -151,7 +136,7 @@ func TestStopRace(t *testing.T) {
 			for range 3 {
 				stops.Go(func() { m.Stop(reason) })
 			}
-			if err := end(t, m); err != reason {
+			if err := vmtest.End(t, m); err != reason {
 				t.Fatal(err)
 			}
 			stops.Wait()
@@ -289,7 +274,7 @@ func TestTwoProcessorsRunAtOnce(t *testing.T) {
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(hangLimit)
+		deadline := time.Now().Add(vmtest.HangLimit)
 		for round := range 5 {
 			before := [2]uint32{words[0].Load(), words[1].Load()}
 			for words[0].Load() == before[0] || words[1].Load() == before[1] {
@@ -305,7 +290,7 @@ func TestTwoProcessorsRunAtOnce(t *testing.T) {
 		}
 		stopped := errors.New("stopped")
 		m.Stop(stopped)
-		if err := end(t, m); err != stopped {
+		if err := vmtest.End(t, m); err != stopped {
 			t.Error(err)
 		}
 	})
@@ -369,34 +354,14 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 		if got := undumped(os.Getpid()); got < memory {
 			t.Errorf("ours leave out %d bytes of %d", got, memory)
 		}
-		for _, pid := range children(t) {
-			for deadline := time.Now().Add(hangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
+		for _, pid := range vmtest.Children(t, os.Getpid()) {
+			for deadline := time.Now().Add(vmtest.HangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("those of process %d leave out %d bytes of %d", pid, undumped(pid), memory)
 				}
 			}
 		}
 	})
-}
-
-// children are the processes that this one started.
-func children(t *testing.T) (pids []int) {
-	t.Helper()
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		for _, word := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -482,7 +447,7 @@ func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := end(t, m); !errors.Is(err, vm.ErrReset) {
+	if err := vmtest.End(t, m); !errors.Is(err, vm.ErrReset) {
 		t.Fatal(err)
 	}
 	r, err := shm.NewReader(region, shm.Limits{})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -36,16 +37,12 @@ func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error)
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-m.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the machine did not end")
-	}
+	reason = vmtest.End(t, m)
 	exits = map[string]uint64{}
 	for name, n := range m.Exits() {
 		exits[name] = n
 	}
-	return exits, m.Wait()
+	return exits, reason
 }
 
 // Code that lies where there is no memory can't be run: the error carries the registers.

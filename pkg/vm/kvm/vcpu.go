@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/bobuhiro11/gokvm/kvm"
@@ -101,9 +100,7 @@ const (
 func (v *vcpu) exit(m *instance) {
 	reason := v.state.ExitReason
 	m.countExit(reason)
-	if m.first.Load() == 0 {
-		m.first.Store(time.Now().UnixNano())
-	}
+	m.FirstSign.Note()
 	switch reason {
 	case uint32(kvm.EXITMMIO):
 		v.mmio()

@@ -93,12 +93,16 @@ func (x86Platform) ended(status int, tripleFault bool) error {
 		return vm.ErrTripleFault
 	case status == 0:
 		return vm.ErrReset
-	case status == 2*x86.PowerOff+1:
-		return vm.ErrPowerOff
-	case status&1 != 0:
-		return fmt.Errorf("%w: 0x%x to the sleep control register", vm.ErrPowerOff, status>>1)
+	case status&1 == 0:
+		return nil
 	}
-	return nil
+	// isa-debug-exit: 2 * value + 1, of which the uppermost bit is lost.
+	value := status >> 1
+	if value&x86.SleepMask == x86.PowerOff {
+		return vm.ErrPowerOff
+	}
+	return fmt.Errorf("%w: it wrote 0x%x, which is no power-off, to the sleep control register, port 0x%x; QEMU ends at any value",
+		vm.ErrRun, value, x86.SleepControl)
 }
 
 // mailbox is where firmware and host meet, in the guest's RAM, before the guest runs.

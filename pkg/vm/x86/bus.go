@@ -23,9 +23,10 @@ const (
 	SleepControl = 0x600
 	sleepStatus  = 0x601
 	// PowerOff is what the guest writes there to power off: SLP_TYP 5 and SLP_EN, ACPI specification,
-	// 4.8.3.7.
-	PowerOff = sleepS5<<2 | 1<<5
-	sleepS5  = 5
+	// 4.8.3.7. The bits beside these two fields, which SleepMask has, mean nothing.
+	PowerOff  = sleepS5<<2 | 1<<5
+	SleepMask = 7<<2 | 1<<5
+	sleepS5   = 5
 )
 
 // Bus is the devices behind a PC's I/O ports, for back ends that have none: COM1, the real-time clock, the
@@ -63,7 +64,7 @@ func (b *Bus) out(port uint16, v byte) {
 		b.rtc.selectRegister(v)
 	case port == i8042Command && v == i8042Reset:
 		b.stop(fmt.Errorf("%w: 0x%x to port 0x%x", vm.ErrReset, v, port))
-	case port == SleepControl && v == PowerOff:
+	case port == SleepControl && v&SleepMask == PowerOff:
 		b.stop(vm.ErrPowerOff)
 	}
 }

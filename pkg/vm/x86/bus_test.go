@@ -33,7 +33,12 @@ func TestWideAccessesAreSplit(t *testing.T) {
 	if b.Out(0x61, []byte{0xfe, 0xfe, 0xfe, 0xfe}); len(stopped) != 1 || !errors.Is(stopped[0], vm.ErrReset) {
 		t.Errorf("reset by the last byte of four: %v", stopped)
 	}
-	if b.Out(0x5ff, []byte{0, x86.PowerOff}); len(stopped) != 2 || !errors.Is(stopped[1], vm.ErrPowerOff) {
+	for _, v := range []byte{0, x86.PowerOff &^ (1 << 5), x86.PowerOff ^ 1<<2, 0xff} { // without SLP_EN, other sleep types
+		if b.Out(x86.SleepControl, []byte{v}); len(stopped) != 1 {
+			t.Fatalf("0x%x to the sleep control register: %v", v, stopped)
+		}
+	}
+	if b.Out(0x5ff, []byte{0, x86.PowerOff | 0xc3}); len(stopped) != 2 || !errors.Is(stopped[1], vm.ErrPowerOff) {
 		t.Errorf("power-off by the second byte of two: %v", stopped)
 	}
 }
