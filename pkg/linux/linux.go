@@ -57,9 +57,10 @@ type Guest struct {
 type FieldError struct {
 	Field string // its name in Guest
 	Value string // what a message shows of its value; "" where Err names it
-	Err   error
+	Err   error  // why
 }
 
+// Error names the field, its value and why that is of no use.
 func (e *FieldError) Error() string {
 	if e.Value == "" {
 		return fmt.Sprintf("%s: %v", e.Field, e.Err)
@@ -67,6 +68,7 @@ func (e *FieldError) Error() string {
 	return fmt.Sprintf("%s %s: %v", e.Field, e.Value, e.Err)
 }
 
+// Unwrap returns Err.
 func (e *FieldError) Unwrap() error { return e.Err }
 
 // Config returns the machine's configuration, and what is to be closed when the machine is built. A
