@@ -267,3 +267,23 @@ func TestHandlers(t *testing.T) {
 	}
 	ended(t, t.Context(), cfg, run.NoVerdict)
 }
+
+// Where one reader took nothing until the time for slow ones was over, there is a moment left to write out what was
+// read last for another: that has a reader.
+func TestFlushHasAMoment(t *testing.T) {
+	cfg := newFake(t, sends(true, message{shm.Stdout, "for nobody"}, message{shm.Stderr, "for a reader"})).config()
+	cfg.OnMessage, cfg.FlushLimit = noRoom, time.Second
+	read := false
+	cfg.Handlers = func(x *monitor.Mux) {
+		x.HandleFunc(shm.Stderr, func(shm.Message) monitor.Verdict { read = true; return monitor.Continue })
+	}
+	cfg.Flush = func(ctx context.Context) uint64 {
+		if !read || ctx.Err() != nil {
+			t.Errorf("read: %v; the flush begins with %v", read, ctx.Err())
+		}
+		return 0
+	}
+	if r := ended(t, t.Context(), cfg, run.NoVerdict); r.Omitted.OutputBytes != uint64(len("for nobody")) {
+		t.Errorf("%d bytes had no reader", r.Omitted.OutputBytes)
+	}
+}
