@@ -33,7 +33,7 @@ const speedLimit = 200 * time.Millisecond
 
 // Guest is what is to run, as far as the choice depends on it.
 type Guest struct {
-	Board vm.Board
+	Board vm.Board // what it is built for
 	// KernelMode says that the guest spends its time in kernel mode, as Linux does: a KVM that emulates
 	// that, instruction by instruction, is of no use to it.
 	KernelMode bool

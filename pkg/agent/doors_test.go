@@ -319,6 +319,56 @@ func TestPanicIsACrash(t *testing.T) {
 	}
 }
 
+// A crash is told also where the ring is full: when the host has made room, and with no message counted as
+// dropped. Where the host makes none, the machine ends all the same.
+func TestCrashWaitsForRoom(t *testing.T) {
+	g := newGuest(t, "")
+	if err := g.openRing(); err != nil {
+		t.Fatal(err)
+	}
+	fill := func() {
+		if err := g.writer.Write(shm.Stdout, make([]byte, g.writer.Capacity()-shm.MessageHeaderSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	crash := func(text string) <-chan struct{} {
+		told := make(chan struct{})
+		go func() {
+			defer close(told)
+			defer func() { g.panicked(recover()) }()
+			panic(text)
+		}()
+		return told
+	}
+	ends := func(told <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-told:
+		case <-time.After(hangs):
+			t.Fatal("the agent hangs")
+		}
+	}
+	fill()
+	told := crash(strings.Repeat("x", ringSize)) // more than the ring can hold
+	time.Sleep(20 * time.Millisecond)
+	drained := g.drain(nil)
+	ends(told)
+	drained = g.drain(drained)
+	if len(drained) != 2 || !strings.HasPrefix(drained[1], "CRSH the guest's agent: panic: xxx") {
+		t.Errorf("got %d messages, %.100q", len(drained), drained)
+	}
+	g.limits.crash = 20 * time.Millisecond
+	fill()
+	ends(crash("nobody reads"))
+	g.drain(nil)
+	if n := g.reader.Stats().Drops; n != 0 {
+		t.Errorf("%d messages are counted as dropped", n)
+	}
+	if !strings.Contains(g.says.String(), "nobody reads") {
+		t.Error("the console does not say it")
+	}
+}
+
 // Output that could not be sent is not waited for.
 func TestCountAfterAFailure(t *testing.T) {
 	g := newGuest(t, "")

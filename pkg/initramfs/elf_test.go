@@ -302,6 +302,108 @@ func TestMusl(t *testing.T) {
 	}
 }
 
+// musl's loader looks in LD_LIBRARY_PATH first, and knows no variables in it.
+func TestMuslLibraryPath(t *testing.T) {
+	const loader = "lib/ld-musl-x86_64.so.1"
+	a := initramfs.New()
+	a.Sysroot = system(t, map[string]any{
+		loader: program{}, "bin/p": program{interp: "/" + loader, needed: []string{"l.so"}, rpath: "/r"},
+		"r/l.so": program{}, "bin/l.so": program{}, "given/l.so": program{},
+	})
+	a.LibraryPath, a.Dir = "\n$ORIGIN:/none;/r:given", "/"
+	if err := a.AddProgram("/bin/p"); err != nil {
+		t.Fatal(err)
+	}
+	_, records := archived(t, a)
+	for name, want := range map[string]bool{"given/l.so": true, "r/l.so": false, "bin/l.so": false} {
+		if _, ok := records[name]; ok != want {
+			t.Errorf("%s: %v, want %v", name, ok, want)
+		}
+	}
+}
+
+// What the guest has as LD_LIBRARY_PATH counts as much as this host's own loader makes of it, and in the same
+// order; what this process has does not.
+func TestLibraryPathIsTheLoaders(t *testing.T) {
+	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	build := func(out, source string, args ...string) {
+		t.Helper()
+		out = filepath.Join(dir, out)
+		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command(gcc, slices.Concat([]string{"-x", "c", "-", "-x", "none", "-o", out}, args)...)
+		c.Dir, c.Stdin = dir, strings.NewReader(source)
+		if text, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+	}
+	library := []string{"-shared", "-fPIC"}
+	for _, folder := range []string{"own", "a", "b"} {
+		build(folder+"/libn.so", "int n(void) { return 0; }", library...)
+		build(folder+"/libl.so", "int n(void); int l(void) { return n(); }", append(library, "-L"+folder, "-ln")...)
+	}
+	programs := map[string][]string{
+		"bin/none":    nil,
+		"bin/rpath":   {"-Wl,--disable-new-dtags,-rpath," + dir + "/own"},
+		"bin/runpath": {"-Wl,--enable-new-dtags,-rpath," + dir + "/own"},
+	}
+	for name, args := range programs {
+		build(name, "int l(void); int main(void) { return l(); }", append(args, "-Lown", "-ll", "-Wl,-rpath-link,own")...)
+	}
+	t.Setenv("LD_LIBRARY_PATH", filepath.Join(dir, "own"))
+	for _, value := range []string{
+		dir + "/a", dir + "/b:" + dir + "/a", "/none;" + dir + "/b", "$ORIGIN/../a", "${ORIGIN}/../b:/none", "a", "none:b", ":/none", "",
+	} {
+		for name := range programs {
+			start := dir
+			if strings.HasPrefix(value, ":") {
+				start = filepath.Join(dir, "b") // it is where an empty folder leads
+			}
+			program := filepath.Join(dir, name)
+			c := exec.Command(program)
+			c.Dir, c.Env = start, []string{"LD_TRACE_LOADED_OBJECTS=1", "LD_LIBRARY_PATH=" + value}
+			out, err := c.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, missing := map[string]bool{}, strings.Contains(string(out), "not found")
+			for line := range strings.Lines(string(out)) {
+				words := strings.Fields(line)
+				if !strings.HasSuffix(words[0], ".so") || strings.Contains(line, "not found") {
+					continue
+				}
+				path := words[0] // in an empty folder
+				if words[1] == "=>" {
+					path = words[2]
+				}
+				if !filepath.IsAbs(path) {
+					path = filepath.Join(start, path)
+				}
+				want[inGuest(t, path)] = true
+			}
+			a := initramfs.New()
+			a.LibraryPath, a.Dir = value, start
+			err = a.AddProgram(program)
+			if errors.Is(err, initramfs.ErrLibrary) != missing || err != nil && !missing {
+				t.Errorf("%s with %q: %v; the loader says\n%s", name, value, err, out)
+			}
+			if missing {
+				continue
+			}
+			_, records := archived(t, a)
+			for _, folder := range []string{"own", "a", "b"} {
+				for _, lib := range []string{"libl.so", "libn.so"} {
+					path := strings.TrimPrefix(filepath.Join(dir, folder, lib), "/")
+					if _, ok := records[path]; ok != want[path] {
+						t.Errorf("%s with %q: %s/%s is there: %v; the loader says\n%s", name, value, folder, lib, ok, out)
+					}
+				}
+			}
+		}
+	}
+}
+
 // What is missing is named, with what needs it and where it was looked for.
 func TestMissingLibraryIsNamed(t *testing.T) {
 	loader := "/lib/ld-linux.so.2"

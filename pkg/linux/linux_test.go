@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -172,6 +174,46 @@ func TestSysroot(t *testing.T) {
 		_, files, told := described(t, linux.Guest{Command: []string{command}, Sysroot: root})
 		if told.Args[0] != want || want == "/bin/sh" && files[want] != "text of its own" || want == mine && files[want] != "text of mine" {
 			t.Errorf("%s: %q, %q", command, told.Args, files[want])
+		}
+	}
+}
+
+// What --env says of libraries counts for the command, in its folder, and for the scheduler, in the root; what
+// this process's own environment says does not, for the guest has none of it.
+func TestLibraryPath(t *testing.T) {
+	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	t.Chdir(dir)
+	err := errors.Join(
+		os.Mkdir("lib", 0o755),
+		os.WriteFile("l.c", []byte("int l(void) { return 0; }"), 0o644),
+		os.WriteFile("p.c", []byte("int l(void); int main(void) { return l(); }"), 0o644),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-shared", "-fPIC", "-o", "lib/libl.so", "l.c"}, {"-o", "p", "p.c", "-Llib", "-ll"}} {
+		if out, err := exec.Command(gcc, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	lib := filepath.Join(dir, "lib", "libl.so")
+	env := func(value string) []string { return []string{"LD_LIBRARY_PATH=/none", "LD_LIBRARY_PATH=" + value} }
+	for name, g := range map[string]linux.Guest{
+		"the command's":   {Command: []string{"./p"}, Env: env("lib")},
+		"the scheduler's": {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env(filepath.Dir(lib))},
+	} {
+		if _, files, _ := described(t, g); files[lib] == "" {
+			t.Errorf("%s library is missing", name)
+		}
+	}
+	t.Setenv("LD_LIBRARY_PATH", filepath.Dir(lib))
+	for name, g := range map[string]linux.Guest{
+		"this process's":        {Command: []string{"./p"}},
+		"relative to elsewhere": {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env("lib")},
+	} {
+		g.Kernel = kernel(t)
+		if _, _, err := g.Config(); !errors.Is(err, initramfs.ErrLibrary) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -25,10 +25,10 @@ const emptySpins = 100
 
 // Config is what a monitor works with.
 type Config struct {
-	Reader  *shm.Reader   // the monitor's alone from New on
-	Mux     *Mux          // who gets the messages
-	Poll    time.Duration // 0: DefaultPoll
-	OnFault func(kind string, detail error)
+	Reader  *shm.Reader                     // the monitor's alone from New on
+	Mux     *Mux                            // who gets the messages
+	Poll    time.Duration                   // 0: DefaultPoll
+	OnFault func(kind string, detail error) // hears of each fault, on the monitor's goroutine; nil: nobody does
 }
 
 // Monitor reads one ring. Start it once; Stop ends its loop; Finish reads what is left.

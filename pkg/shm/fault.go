@@ -29,6 +29,7 @@ func FaultKinds() []FaultKind {
 	return []FaultKind{WritePtrBehind, WritePtrAhead, BadLength, Incomplete, HeaderChanged}
 }
 
+// String is the kind in snake case.
 func (k FaultKind) String() string {
 	switch k {
 	case NoFault:
@@ -59,6 +60,7 @@ type Fault struct {
 	Lost  uint64 // bytes of the ring given up, at most its capacity
 }
 
+// Error says what broke, and where.
 func (f *Fault) Error() string {
 	switch f.Kind {
 	case WritePtrBehind:
