@@ -37,3 +37,16 @@ func TestWideAccessesAreSplit(t *testing.T) {
 		t.Errorf("power-off by the second byte of two: %v", stopped)
 	}
 }
+
+// Each byte to the doorbell's port rings once, whatever it is, and the port answers as QEMU's does.
+func TestDoorbell(t *testing.T) {
+	rings := 0
+	b := x86.NewBus(nil, func(n int) { rings += n }, nil, nil)
+	b.Out(x86.Doorbell, []byte{0})
+	b.Out(x86.Doorbell-1, []byte{0xff, 0xff})
+	b.Out(x86.Doorbell+1, []byte{1})
+	data := []byte{0}
+	if b.In(x86.Doorbell, data); rings != 2 || data[0] != 0xe9 {
+		t.Errorf("%d rings, want 2; read 0x%x", rings, data[0])
+	}
+}
