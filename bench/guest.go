@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -149,27 +150,35 @@ func (t target) schedulerExit() (time.Duration, error) {
 	return (<-m.ended).Sub(console.at), nil
 }
 
-// stopLatency measures from Stop until the machine has ended.
-func (t target) stopLatency(words string) (took time.Duration, err error) {
-	cfg := t.scenario(words).VM
-	layout, err := x86.Board{}.Layout(0, 0)
+// ringed is a machine with a ring, to be started and closed.
+func ringed(cfg vm.Config) (*vm.Machine, *guestmem.Window, error) {
+	layout, err := x86.Board{}.Layout(cfg.Memory, cfg.Reserved)
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
 	ring := layout.Reserved
 	cfg.Cmdline = shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " " + cfg.Cmdline
 	m, err := vm.New(cfg)
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
 	region, err := m.Memory().Window(ring.Base, ring.Size)
+	if err == nil {
+		err = shm.Init(region)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, m.Close())
+	}
+	return m, region, nil
+}
+
+// stopLatency measures from Stop until the machine has ended.
+func (t target) stopLatency(words string) (took time.Duration, err error) {
+	m, _, err := ringed(t.scenario(words).VM)
 	if err != nil {
 		return 0, err
 	}
-	if err := shm.Init(region); err != nil {
-		return 0, err
-	}
+	defer func() { err = errors.Join(err, m.Close()) }()
 	if err := m.Start(); err != nil {
 		return 0, err
 	}

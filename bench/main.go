@@ -17,11 +17,11 @@ func main() {
 	measure := func([]string) error { return everything() }
 	args := os.Args[1:]
 	if len(args) > 0 {
-		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, sleeper: sleeps}[args[0]]
+		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells, sleeper: sleeps}[args[0]]
 		args = args[1:]
 	}
 	if measure == nil {
-		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, or nothing\n", os.Args[1])
+		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, doorbell, or nothing\n", os.Args[1])
 		os.Exit(2)
 	}
 	if err := measure(args); err != nil {
@@ -51,6 +51,7 @@ func everything() error {
 			part{"flood, with every message read and checked; the middle of five", here.each(target.floods)},
 			part{"start", here.each(target.starts)},
 			part{"stop", here.each(target.stops)},
+			part{"doorbell", here.each(target.bells)},
 			part{"at rest, and busy", here.each(target.resources)},
 		)
 	}

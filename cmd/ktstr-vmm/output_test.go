@@ -144,6 +144,8 @@ func (g *talker) Memory() *guestmem.Memory         { return g.memory }
 func (g *talker) Stop(reason error)                { g.once.Do(func() { g.reason = reason; g.cancel() }) }
 func (g *talker) Done() <-chan struct{}            { return g.done }
 func (g *talker) Wait() error                      { <-g.done; return g.reason }
+func (g *talker) Bell() <-chan struct{}            { return nil }
+func (g *talker) Rings() uint64                    { return 0 }
 func (g *talker) Exits() iter.Seq2[string, uint64] { return nil }
 func (g *talker) FirstExit() time.Time             { return time.Time{} }
 func (g *talker) Close() error                     { g.cancel(); return nil }

@@ -91,6 +91,7 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 			"ktstr_vmm_ring_bytes_total 0", "ktstr_vmm_ring_drops_total 0", "ktstr_vmm_ring_crc_errors_total 0",
 			`ktstr_vmm_ring_faults_total{kind="bad_length"} 0`, "ktstr_vmm_ring_used_bytes 0", "ktstr_vmm_ring_capacity_bytes 1.6777176e+07",
 			"ktstr_vmm_drain_duration_seconds_count", "ktstr_vmm_poll_late_seconds_bucket",
+			"ktstr_vmm_doorbell_rings_total 0", "ktstr_vmm_doorbell_drains_total 0",
 			"ktstr_vmm_guest_memory_bytes 5.36870912e+08",
 			`ktstr_vmm_run_info{accelerator="` + b.Name() + `",arch="x86_64",id="`, `kernel="demo:hang"`, `ktstr_vmm_run_outcome{outcome="timeout"} 0`,
 			"ktstr_vmm_run_duration_seconds ", "go_goroutines ", "process_cpu_seconds_total ",

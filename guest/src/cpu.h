@@ -7,6 +7,9 @@
 /* Prints len bytes on the machine's first serial port. */
 void cpu_console(const char *text, uint64_t len);
 
+/* Rings the host's doorbell. Whoever hears it sees what was stored before; it may not be heard at all. */
+void cpu_bell(void);
+
 /* Resets the machine. */
 void cpu_reset(void) __attribute__((noreturn));
 
@@ -19,8 +22,8 @@ void cpu_map(uint64_t base, uint64_t size);
 /* Says what the clock's frequency is, where the machine itself does not; 0: it does. */
 void cpu_clock_khz(uint64_t khz);
 
-/* Milliseconds since some moment before. */
-uint64_t cpu_milliseconds(void);
+/* Nanoseconds since some moment before. */
+uint64_t cpu_nanoseconds(void);
 
 /* Lets the other hardware thread go first in a loop that waits. */
 void cpu_relax(void);

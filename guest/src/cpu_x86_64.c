@@ -1,6 +1,6 @@
 #include "cpu.h"
 
-enum { COM1 = 0x3f8, I8042_COMMAND = 0x64, I8042_RESET = 0xfe };
+enum { COM1 = 0x3f8, DOORBELL = 0xe9, I8042_COMMAND = 0x64, I8042_RESET = 0xfe };
 
 static inline void out8(uint16_t port, uint8_t v)
 {
@@ -10,6 +10,16 @@ static inline void out8(uint16_t port, uint8_t v)
 void cpu_console(const char *text, uint64_t len)
 {
 	__asm__ volatile("rep outsb" : "+S"(text), "+c"(len) : "d"((uint16_t)COM1) : "memory");
+}
+
+/* Stores are seen in the order they were made, and OUT waits until all before it are: SDM volume 1, "Ordering
+ * I/O", and volume 3, "Strengthening or Weakening the Memory-Ordering Model". So the compiler alone has to keep
+ * the order here. On arm64, whose ring is Device memory, a DMB of the outer shareable domain would have to
+ * stand between its last store and the one that rings. */
+void cpu_bell(void)
+{
+	__asm__ volatile("" : : : "memory");
+	out8(DOORBELL, 0);
 }
 
 typedef uint64_t word __attribute__((aligned(1), may_alias));
@@ -90,7 +100,7 @@ static uint64_t khz;
 
 void cpu_clock_khz(uint64_t given) { khz = given; }
 
-uint64_t cpu_milliseconds(void)
+uint64_t cpu_nanoseconds(void)
 {
 	if (!khz) { /* the hypervisor's timing leaf, where there is one */
 		uint32_t r[4];
@@ -102,7 +112,8 @@ uint64_t cpu_milliseconds(void)
 	}
 	uint32_t low, high;
 	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
-	return ((uint64_t)high << 32 | low) / khz;
+	uint64_t ticks = (uint64_t)high << 32 | low;
+	return ticks / khz * 1000000 + ticks % khz * 1000000 / khz;
 }
 
 /* boot_params: Linux boot protocol, "The zero page". */

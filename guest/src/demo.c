@@ -3,7 +3,7 @@
  *   KTSTR_SHM_BASE=0x… KTSTR_SHM_SIZE=0x…   the ring
  *   tsc_early_khz=N                         the clock's frequency, where the machine does not have it
  *   demo.scenario=…                         one of the table below
- *   demo.count=N demo.size=S                messages and their bytes, of flood and overrun
+ *   demo.count=N demo.size=S                messages and their bytes, of flood and overrun; rings of doorbell
  *   demo.steps=N demo.step_ms=T             stimuli of ok, and the pause before each
  *   demo.lie=… demo.exit=N                  what hostile does, and whether it reports EXIT N after
  */
@@ -11,6 +11,8 @@
 #include "ring.h"
 
 enum { MAX_PAYLOAD = 1 << 20, EXIT_RING_COVERED = 90, EXIT_NO_SCENARIO = 91 };
+enum { MILLISECOND = 1000000 };
+enum { PATIENCE = 1000 }; /* looks at a full ring before the host is rung for */
 enum { SLOT_HOST = 0, SLOT_GUEST = 1, SHUTDOWN = 0xdd, PROBES_READY = 2 };
 
 static struct ring ring;
@@ -70,18 +72,24 @@ static uint64_t number(const char *name, uint64_t otherwise)
 	}
 }
 
-static void pause_ms(uint64_t ms)
+static void pause_ns(uint64_t ns)
 {
-	for (uint64_t end = cpu_milliseconds() + ms; cpu_milliseconds() < end;)
+	for (uint64_t end = cpu_nanoseconds() + ns; cpu_nanoseconds() < end;)
 		cpu_relax();
 }
 
-/* Writes a message when there is room for it. */
+/* Writes a message when there is room for it. The host is rung for where it should come at once: to make room,
+ * and for a message that ends the run. */
 static void send(uint32_t type, const void *payload, uint32_t len)
 {
-	while (!ring_has_room(&ring, len))
-		cpu_relax();
+	for (unsigned looks = 0; !ring_has_room(&ring, len); looks++)
+		if (looks == PATIENCE)
+			cpu_bell();
+		else
+			cpu_relax();
 	ring_write(&ring, type, payload, len);
+	if (type == EXIT || type == SCDX || type == CRSH)
+		cpu_bell();
 }
 
 static void send_text(uint32_t type, const char *s) { send(type, s, (uint32_t)length(s)); }
@@ -98,11 +106,11 @@ static void spin(void)
 
 static void steps(uint64_t count, uint64_t ms)
 {
-	uint64_t start = cpu_milliseconds();
+	uint64_t start = cpu_nanoseconds();
 	for (uint64_t i = 0; i < count; i++) {
-		pause_ms(ms);
+		pause_ns(ms * MILLISECOND);
 		struct stimulus s = {
-			.elapsed_ms = (uint32_t)(cpu_milliseconds() - start),
+			.elapsed_ms = (uint32_t)((cpu_nanoseconds() - start) / MILLISECOND),
 			.step_index = (uint16_t)i,
 			.op_count = 2,
 			.op_kinds = 5,
@@ -203,6 +211,33 @@ static void signals(void)
 	send_code(EXIT, slot(SLOT_HOST) == 1 ? 0 : 1);
 }
 
+/* Rings the doorbell, though there is nothing to read, count times or until it is asked to stop. */
+static void doorbell(void)
+{
+	for (uint64_t left = number("demo.count", UINT64_MAX); left && slot(SLOT_HOST) != SHUTDOWN; left--)
+		cpu_bell();
+	send_code(EXIT, 0);
+}
+
+/* Says SCDX count times, as if each were the last it does. The host answers each in its signal slot; how long
+ * that took, in nanoseconds, is the next one's code. Between them is what the host needs to have an ear for the
+ * next, and any part of the 10 ms of its poll. */
+static void echo(void)
+{
+	uint64_t count = number("demo.count", 100), rest = 50 * MILLISECOND, poll = 10 * MILLISECOND;
+	int32_t took = 0;
+	for (uint64_t i = 0; i <= count; i++) {
+		pause_ns(rest + poll * (i * 377 % 610) / 610); /* Fibonacci numbers: spread evenly, in no order */
+		uint64_t start = cpu_nanoseconds();
+		send_code(SCDX, took);
+		while (!slot(SLOT_HOST))
+			cpu_relax();
+		took = (int32_t)(cpu_nanoseconds() - start);
+		__atomic_store_n(&ring.header->slot[SLOT_HOST], 0, __ATOMIC_RELEASE);
+	}
+	send_code(EXIT, 0);
+}
+
 /* Waits until the host has read, or skipped, all that was written. */
 static void wait_until_read(void)
 {
@@ -260,6 +295,8 @@ static const struct {
 	{"overrun", overrun},
 	{"stall", stall},
 	{"signals", signals},
+	{"doorbell", doorbell},
+	{"echo", echo},
 	{"hostile", hostile},
 };
 

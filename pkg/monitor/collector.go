@@ -10,7 +10,7 @@ import (
 const Namespace = "ktstr_vmm"
 
 type descs struct {
-	messages, bytes, drops, crcErrors, faults, used, capacity *prometheus.Desc
+	messages, bytes, drops, crcErrors, faults, used, capacity, bellDrains *prometheus.Desc
 }
 
 func newDescs() descs {
@@ -25,6 +25,8 @@ func newDescs() descs {
 		faults:    desc("faults_total", "Breaches of the ring's protocol, by kind.", "kind"),
 		used:      desc("used_bytes", "Bytes that waited in the ring at the last drain."),
 		capacity:  desc("capacity_bytes", "Bytes of data that the ring holds."),
+		bellDrains: prometheus.NewDesc(prometheus.BuildFQName(Namespace, "doorbell", "drains_total"),
+			"Times that the ring was drained because the guest rang its doorbell.", nil, nil),
 	}
 }
 
@@ -42,7 +44,7 @@ func newHistograms() (duration, lateness prometheus.Histogram) {
 // Describe implements prometheus.Collector.
 func (m *Monitor) Describe(ch chan<- *prometheus.Desc) {
 	d := m.descs
-	for _, desc := range []*prometheus.Desc{d.messages, d.bytes, d.drops, d.crcErrors, d.faults, d.used, d.capacity} {
+	for _, desc := range []*prometheus.Desc{d.messages, d.bytes, d.drops, d.crcErrors, d.faults, d.used, d.capacity, d.bellDrains} {
 		ch <- desc
 	}
 	m.duration.Describe(ch)
@@ -67,6 +69,7 @@ func (m *Monitor) Collect(ch chan<- prometheus.Metric) {
 	metric(m.descs.crcErrors, prometheus.CounterValue, s.CRCErrors)
 	metric(m.descs.used, prometheus.GaugeValue, s.Used)
 	metric(m.descs.capacity, prometheus.GaugeValue, s.Capacity)
+	metric(m.descs.bellDrains, prometheus.CounterValue, s.BellDrains)
 	ch <- m.duration
 	ch <- m.lateness
 }

@@ -23,12 +23,21 @@ const shortestWait = 50 * time.Microsecond
 // emptySpins is how often a loop that does not sleep looks at an empty ring before it does.
 const emptySpins = 100
 
+// ringsAhead is how often the bell may ring for a drain before the poll has paid for it: each of its ticks pays
+// for one. So a guest that rings without end costs no more than the poll, and one that rings a few times at once
+// is heard each time.
+const ringsAhead = 16
+
 // Config is what a monitor works with.
 type Config struct {
-	Reader  *shm.Reader                     // the monitor's alone from New on
-	Mux     *Mux                            // who gets the messages
-	Poll    time.Duration                   // 0: DefaultPoll
-	OnFault func(kind string, detail error) // hears of each fault, on the monitor's goroutine; nil: nobody does
+	Reader *shm.Reader   // the monitor's alone from New on
+	Mux    *Mux          // who gets the messages
+	Poll   time.Duration // 0: DefaultPoll
+	// Bell makes the monitor drain at once, if that would not be too often. Nothing relies on it: where it is late,
+	// lost or nil, the poll finds what there is.
+	Bell <-chan struct{}
+	// OnFault hears of each fault, on the monitor's goroutine; nil: nobody does.
+	OnFault func(kind string, detail error)
 }
 
 // Monitor reads one ring. Start it once; Stop ends its loop; Finish reads what is left.
@@ -36,39 +45,42 @@ type Monitor struct {
 	reader  *shm.Reader
 	mux     *Mux
 	poll    time.Duration
+	bell    <-chan struct{}
+	paid    chan struct{} // a value for each drain that the bell may ring for
 	onFault func(string, error)
 	handle  func(shm.Message) bool // m.message, made once
 
-	counters  *counters
-	types     map[shm.Type]int // index into byType
-	perType   []uint64         // the loop's own counts, published once a drain
-	rejected  uint64
-	omitted   uint64 // bytes
-	late      bool   // messages that a handler has no room for are omitted
-	duration  prometheus.Histogram
-	lateness  prometheus.Histogram
-	descs     descs
-	ticker    *ticker // from Start on
-	verdict   chan error
-	syncs     syncs
-	quit      chan struct{}
-	loopEnded chan struct{}
-	stopOnce  sync.Once
+	counters *counters
+	types    map[shm.Type]int // index into byType
+	perType  []uint64         // the loop's own counts, published once a drain
+	rejected uint64
+	omitted  uint64 // bytes
+	late     bool   // messages that a handler has no room for are omitted
+	duration prometheus.Histogram
+	lateness prometheus.Histogram
+	descs    descs
+	ticker   *ticker // from Start on
+	verdict  chan error
+	syncs    syncs
+	quit     chan struct{}
+	running  sync.WaitGroup // the monitor's own goroutines
+	stopOnce sync.Once
 }
 
 // New returns a monitor that does nothing yet.
 func New(cfg Config) *Monitor {
 	m := &Monitor{
-		reader:    cfg.Reader,
-		mux:       cfg.Mux,
-		poll:      cfg.Poll,
-		onFault:   cfg.OnFault,
-		counters:  newCounters(),
-		types:     map[shm.Type]int{},
-		descs:     newDescs(),
-		verdict:   make(chan error, 1),
-		quit:      make(chan struct{}),
-		loopEnded: make(chan struct{}),
+		reader:   cfg.Reader,
+		mux:      cfg.Mux,
+		poll:     cfg.Poll,
+		bell:     cfg.Bell,
+		paid:     make(chan struct{}, ringsAhead),
+		onFault:  cfg.OnFault,
+		counters: newCounters(),
+		types:    map[shm.Type]int{},
+		descs:    newDescs(),
+		verdict:  make(chan error, 1),
+		quit:     make(chan struct{}),
 	}
 	if m.poll <= 0 {
 		m.poll = DefaultPoll
@@ -82,6 +94,9 @@ func New(cfg Config) *Monitor {
 	m.perType = make([]uint64, len(m.types)+1)
 	m.handle = m.message
 	m.duration, m.lateness = newHistograms()
+	for range ringsAhead {
+		m.payForRing()
+	}
 	return m
 }
 
@@ -92,7 +107,10 @@ func (m *Monitor) Start() error {
 		return err
 	}
 	m.ticker = t
-	go m.loop()
+	m.running.Go(m.loop)
+	if m.bell != nil {
+		m.running.Go(m.listen)
+	}
 	return nil
 }
 
@@ -102,7 +120,7 @@ func (m *Monitor) Stop() {
 		close(m.quit)
 		m.ticker.poke()
 	})
-	<-m.loopEnded
+	m.running.Wait()
 }
 
 // Verdict gets the first reason to stop that a handler had.
@@ -144,6 +162,32 @@ func (s *syncs) take(last bool) []chan struct{} {
 	return waiting
 }
 
+// listen drains when the bell rings, as often as that is paid for. Meanwhile rings stay with who rings.
+func (m *Monitor) listen() {
+	for {
+		select {
+		case <-m.quit:
+			return
+		case <-m.paid:
+		}
+		select {
+		case <-m.quit:
+			return
+		case <-m.bell:
+		}
+		<-m.Sync()
+		m.counters.bellDrains.Add(1)
+	}
+}
+
+// payForRing lets the bell ring for one more drain, up to ringsAhead.
+func (m *Monitor) payForRing() {
+	select {
+	case m.paid <- struct{}{}:
+	default:
+	}
+}
+
 // Finish reads what is left in the ring. The loop has ended, or was never started, and the guest writes no
 // more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
 func (m *Monitor) Finish(ctx context.Context) {
@@ -167,7 +211,6 @@ func (m *Monitor) Finish(ctx context.Context) {
 func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()) }
 
 func (m *Monitor) loop() {
-	defer close(m.loopEnded)
 	defer m.ticker.close()
 	defer func() {
 		for _, done := range m.syncs.take(true) {
@@ -176,6 +219,7 @@ func (m *Monitor) loop() {
 	}()
 	last := time.Now()
 	p := pace{poll: m.poll, half: float64(m.reader.Capacity()) / 2, wait: m.poll}
+	early := uint64(0) // bytes that came between two ticks, for who did not wait for the next
 	for wait := m.poll; ; {
 		ticked := true
 		if wait > 0 {
@@ -189,7 +233,8 @@ func (m *Monitor) loop() {
 		default:
 		}
 		if waiting := m.syncs.take(false); waiting != nil {
-			m.tick()
+			bytes, _ := m.tick()
+			early += bytes
 			for _, done := range waiting {
 				close(done)
 			}
@@ -202,8 +247,9 @@ func (m *Monitor) loop() {
 			m.lateness.Observe(now.Sub(m.ticker.due).Seconds())
 		}
 		bytes, more := m.tick()
-		wait = p.next(bytes, more, now.Sub(last))
-		last = now
+		wait = p.next(early+bytes, more, now.Sub(last))
+		last, early = now, 0
+		m.payForRing()
 	}
 }
 

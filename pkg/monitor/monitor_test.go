@@ -33,6 +33,7 @@ type bench struct {
 	writer  *shm.Writer
 	monitor *monitor.Monitor
 	mux     *monitor.Mux
+	bell    chan struct{} // without a place for a ring that is not heard
 
 	mu     sync.Mutex
 	faults []string
@@ -40,7 +41,7 @@ type bench struct {
 
 func newBench(t *testing.T, size int, poll time.Duration) *bench {
 	t.Helper()
-	b := &bench{t: t, mem: make([]byte, size), mux: monitor.NewMux()}
+	b := &bench{t: t, mem: make([]byte, size), mux: monitor.NewMux(), bell: make(chan struct{})}
 	m, err := guestmem.New(guestmem.Region{Mem: b.mem})
 	if err != nil {
 		t.Fatal(err)
@@ -59,11 +60,12 @@ func newBench(t *testing.T, size int, poll time.Duration) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: b.mux, Poll: poll, OnFault: func(kind string, detail error) {
+	onFault := func(kind string, detail error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.faults = append(b.faults, fmt.Sprintf("%s: %v", kind, detail))
-	}})
+	}
+	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: b.mux, Poll: poll, Bell: b.bell, OnFault: onFault})
 	return b
 }
 
@@ -229,12 +231,105 @@ func TestSyncAfterStopReturns(t *testing.T) {
 	b.monitor.Stop()
 }
 
+// burst is how often the bell is heard at once.
+const burst = 16
+
+// The bell makes the monitor drain when no poll will, so and so many times; then it waits for the poll, whose tick
+// pays for the next ring.
+func TestBell(t *testing.T) {
+	b := newBench(t, 4096, time.Hour)
+	seen := make(chan string)
+	b.mux.HandleAll(monitor.HandlerFunc(func(m shm.Message) monitor.Verdict {
+		seen <- string(m.Payload)
+		return monitor.Continue
+	}))
+	b.start()
+	ring := func(within time.Duration) bool {
+		select {
+		case b.bell <- struct{}{}:
+			return true
+		case <-time.After(within):
+			return false
+		}
+	}
+	for i := range burst {
+		text := fmt.Sprint("message ", i)
+		b.write(shm.RawOutput, text)
+		if !ring(hangLimit) {
+			t.Fatalf("ring %d was not heard", i)
+		}
+		select {
+		case got := <-seen:
+			if got != text {
+				t.Errorf("%q, want %q", got, text)
+			}
+		case <-time.After(hangLimit):
+			t.Fatalf("ring %d: nobody drained", i)
+		}
+	}
+	if ring(50 * time.Millisecond) {
+		t.Error("a ring was heard that nobody paid for")
+	}
+	b.monitor.Stop()
+	if n := b.monitor.Stats().BellDrains; n != burst {
+		t.Errorf("%d drains, want %d", n, burst)
+	}
+}
+
+// A bell that rings without end costs no more drains than the poll, and stops nobody.
+func TestBellWithoutEnd(t *testing.T) {
+	b := newBench(t, 4096, time.Millisecond)
+	b.start()
+	const rings = 10 * burst
+	for late := time.After(hangLimit); b.monitor.Stats().BellDrains < rings; {
+		select {
+		case b.bell <- struct{}{}:
+		case <-late:
+			t.Fatalf("%d of %d rings were heard in %v", b.monitor.Stats().BellDrains, rings, hangLimit)
+		}
+	}
+	b.monitor.Stop()
+	var drains, ticks uint64
+	for name, n := range histograms(t, b.monitor) {
+		switch name {
+		case "ktstr_vmm_drain_duration_seconds":
+			drains = n
+		case "ktstr_vmm_poll_late_seconds":
+			ticks = n
+		}
+	}
+	if heard := b.monitor.Stats().BellDrains; heard > burst+ticks || drains > heard+ticks {
+		t.Errorf("%d rings were drained for, and %d drains in all, in %d ticks", heard, drains, ticks)
+	}
+}
+
+// histograms are how many samples each of a collector's has.
+func histograms(t *testing.T, c prometheus.Collector) map[string]uint64 {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	if err := r.Register(c); err != nil {
+		t.Fatal(err)
+	}
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]uint64{}
+	for _, f := range families {
+		if h := f.Metric[0].Histogram; h != nil {
+			counts[f.GetName()] = h.GetSampleCount()
+		}
+	}
+	return counts
+}
+
 func TestMetrics(t *testing.T) {
 	b := newBench(t, 4096, time.Millisecond)
 	b.start()
 	b.write(shm.Exit, "abcd")
 	b.write(0x42, "")
 	atomicStore(t, b, 32, 5) // drops
+	b.bell <- struct{}{}
 	<-b.monitor.Sync()
 	b.monitor.Stop()
 	r := prometheus.NewPedanticRegistry()
@@ -242,6 +337,9 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `
+# HELP ktstr_vmm_doorbell_drains_total Times that the ring was drained because the guest rang its doorbell.
+# TYPE ktstr_vmm_doorbell_drains_total counter
+ktstr_vmm_doorbell_drains_total 1
 # HELP ktstr_vmm_ring_bytes_total Bytes of messages read from the ring, with their headers.
 # TYPE ktstr_vmm_ring_bytes_total counter
 ktstr_vmm_ring_bytes_total 36
@@ -266,7 +364,7 @@ ktstr_vmm_ring_messages_total{type="STIM"} 0
 ktstr_vmm_ring_messages_total{type="TEST"} 0
 ktstr_vmm_ring_messages_total{type="unknown"} 1
 `
-	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_ring_bytes_total", "ktstr_vmm_ring_capacity_bytes",
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_doorbell_drains_total", "ktstr_vmm_ring_bytes_total", "ktstr_vmm_ring_capacity_bytes",
 		"ktstr_vmm_ring_drops_total", "ktstr_vmm_ring_messages_total"); err != nil {
 		t.Error(err)
 	}

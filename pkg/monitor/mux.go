@@ -1,5 +1,5 @@
-// Package monitor watches a ring while its guest runs: every 10 ms it drains what is there,
-// gives each message to the handlers of its type, and tells whoever runs the guest when one of
+// Package monitor watches a ring while its guest runs: every 10 ms, and when the guest rings for it, it drains
+// what is there, gives each message to the handlers of its type, and tells whoever runs the guest when one of
 // them has seen enough.
 package monitor
 

@@ -24,6 +24,8 @@ type Stats struct {
 	Omitted   uint64            // bytes of messages that a handler had no room for to the end
 	Used      uint64            // bytes that waited in the ring at the last drain
 	Capacity  uint64            // bytes
+
+	BellDrains uint64 // times that the ring was drained because the bell rang
 }
 
 // FaultCount is the number of faults of all kinds.
@@ -40,6 +42,7 @@ type counters struct {
 	messages, bytes, drops, crcErrors, lost, omitted, used atomic.Uint64
 	byType                                                 []atomic.Uint64 // as shm.Types, then unknown
 	faults                                                 []atomic.Uint64 // as shm.FaultKinds, then BadPayload
+	bellDrains                                             atomic.Uint64   // whose goroutine is listen
 }
 
 func newCounters() *counters {
@@ -61,6 +64,8 @@ func (c *counters) snapshot(capacity uint64) Stats {
 		Omitted:   c.omitted.Load(),
 		Used:      c.used.Load(),
 		Capacity:  capacity,
+
+		BellDrains: c.bellDrains.Load(),
 	}
 	for i, t := range shm.Types() {
 		s.ByType[t.String()] = c.byType[i].Load()

@@ -31,6 +31,7 @@ type jsonReport struct {
 	GuestExitCode *int32              `json:"guest_exit_code"`
 	VM            jsonVM              `json:"vm"`
 	Ring          jsonRing            `json:"ring"`
+	Doorbell      jsonDoorbell        `json:"doorbell"`
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
 	Crash         *jsonCrash          `json:"crash"`
 	Stimuli       []shm.StimulusEvent `json:"stimuli"`
@@ -56,6 +57,12 @@ type jsonRing struct {
 	CRCErrors uint64            `json:"crc_errors"`
 	Lost      uint64            `json:"lost_bytes"`
 	Faults    []jsonFault       `json:"faults"`
+}
+
+// jsonDoorbell says how often the guest rang, and how often the ring was drained for it.
+type jsonDoorbell struct {
+	Rings  uint64 `json:"rings"`
+	Drains uint64 `json:"drains"`
 }
 
 type jsonFault struct {
@@ -113,6 +120,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 			Lost:      r.Ring.Lost,
 			Faults:    []jsonFault{},
 		},
+		Doorbell:    jsonDoorbell{r.Rings, r.Ring.BellDrains},
 		Stimuli:     append([]shm.StimulusEvent{}, r.Stimuli...),
 		Results:     []json.RawMessage{},
 		ConsoleTail: string(r.Console),

@@ -52,6 +52,8 @@ func (p *pretended) Memory() *guestmem.Memory         { return p.memory }
 func (p *pretended) Stop(error)                       {} // its guest ends by itself
 func (p *pretended) Done() <-chan struct{}            { return p.done }
 func (p *pretended) Wait() error                      { <-p.done; return vm.ErrPowerOff }
+func (p *pretended) Bell() <-chan struct{}            { return nil }
+func (p *pretended) Rings() uint64                    { return 0 }
 func (p *pretended) Exits() iter.Seq2[string, uint64] { return nil }
 func (p *pretended) FirstExit() time.Time             { return time.Time{} }
 func (p *pretended) Close() error                     { return nil }

@@ -27,6 +27,7 @@ type fake struct {
 	ring   *guestmem.Window
 	guest  func(w *shm.Writer, stopped <-chan struct{}) // the machine ends when it returns
 	closed chan struct{}
+	bell   chan struct{} // nil: none
 
 	console   io.Writer // when the machine is built
 	exits     iter.Seq2[string, uint64]
@@ -87,6 +88,8 @@ func (f *fake) Wait() error                      { <-f.done; return f.reason }
 func (f *fake) Exits() iter.Seq2[string, uint64] { return f.exits }
 func (f *fake) FirstExit() time.Time             { return f.firstExit }
 func (f *fake) Close() error                     { close(f.closed); return f.closeErr }
+func (f *fake) Bell() <-chan struct{}            { return f.bell }
+func (f *fake) Rings() uint64                    { return 0 }
 
 // config is a run of the fake machine.
 func (f *fake) config() run.Config {

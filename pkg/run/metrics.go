@@ -15,11 +15,12 @@ import (
 type metrics struct {
 	start  time.Time
 	memory uint64
-	labels []string                  // of run_info
+	labels []string // of run_info
+	rings  func() uint64
 	exits  iter.Seq2[string, uint64] // nil where there are none
 	result atomic.Pointer[Result]    // when the run is over
 
-	exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc *prometheus.Desc
+	ringsDesc, exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc *prometheus.Desc
 }
 
 func newMetrics(cfg Config, r *Result, m Machine) *metrics {
@@ -30,7 +31,9 @@ func newMetrics(cfg Config, r *Result, m Machine) *metrics {
 		start:        r.StartedAt,
 		memory:       r.Memory,
 		labels:       validLabels(cfg.ID, cfg.Version, r.Arch, r.Accelerator, cfg.KernelName),
+		rings:        m.Rings,
 		exits:        m.Exits(),
+		ringsDesc:    desc("doorbell_rings_total", "How often the guest rang its doorbell."),
 		exitsDesc:    desc("kvm_exits_total", "How often the guest left KVM, by reason.", "reason"),
 		memoryDesc:   desc("guest_memory_bytes", "RAM that the guest was given, the ring included."),
 		infoDesc:     desc("run_info", "The run; always 1.", "id", "version", "arch", "accelerator", "kernel"),
@@ -52,7 +55,7 @@ func (m *metrics) finish(r *Result) { m.result.Store(r) }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc} {
+	for _, d := range []*prometheus.Desc{m.ringsDesc, m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc} {
 		ch <- d
 	}
 	if m.exits != nil {
@@ -70,6 +73,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(m.exitsDesc, prometheus.CounterValue, float64(n), reason)
 		}
 	}
+	ch <- prometheus.MustNewConstMetric(m.ringsDesc, prometheus.CounterValue, float64(m.rings()))
 	gauge(m.memoryDesc, float64(m.memory))
 	gauge(m.infoDesc, 1, m.labels...)
 	duration, outcome := time.Since(m.start), Outcome("")

@@ -35,6 +35,7 @@ type Result struct {
 	FirstExit time.Duration // from StartedAt until the host first heard that the guest runs; 0 where it never did
 
 	Ring          monitor.Stats
+	Rings         uint64         // how often the guest rang its doorbell
 	Faults        []Fault        // the first ones
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
 	Crash         *string        // the first CRC-good CRSH, or a kernel's panic on the console, or nil

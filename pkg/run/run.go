@@ -46,6 +46,10 @@ type Machine interface {
 	Done() <-chan struct{}
 	// Wait waits for Done and returns the first reason.
 	Wait() error
+	// Bell gets a value when the guest has rung its doorbell; nil where it has none.
+	Bell() <-chan struct{}
+	// Rings counts how often it has.
+	Rings() uint64
 	// Exits counts why the guest left to its host, by reason; a fixed set of names. Nil where there are
 	// no exits.
 	Exits() iter.Seq2[string, uint64]
@@ -208,6 +212,7 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	r.flush()
+	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
 	if closeErr := r.machine.Close(); closeErr != nil {
 		log.Warn("the machine could not be given back whole", zap.Error(closeErr)) // no reason to lose the outcome

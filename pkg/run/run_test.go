@@ -402,6 +402,8 @@ func (s *stuck) Start() error                     { return nil }
 func (s *stuck) Stop(error)                       {}
 func (s *stuck) Done() <-chan struct{}            { return s.done }
 func (s *stuck) Wait() error                      { <-s.done; return nil }
+func (s *stuck) Bell() <-chan struct{}            { return nil }
+func (s *stuck) Rings() uint64                    { return 0 }
 func (s *stuck) Exits() iter.Seq2[string, uint64] { return func(func(string, uint64) bool) {} }
 func (s *stuck) FirstExit() time.Time             { return time.Time{} }
 func (s *stuck) Close() error                     { panic("its memory may still be in use") }

@@ -126,6 +126,9 @@ func (t Type) Known() bool {
 	return false
 }
 
+// endsRun reports whether the host ends a run for a message of this type.
+func (t Type) endsRun() bool { return t == Exit || t == SchedulerExit || t == Crash }
+
 // String is the four letters of a known type, and 0x%08x of any other.
 func (t Type) String() string {
 	if t.Known() {

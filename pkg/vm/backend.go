@@ -24,6 +24,9 @@ type Spec struct {
 	Layout  Layout
 	CPUs    int
 	Console io.Writer // what the guest writes to its first serial port; it does not block
+	// Bell is told how often the guest has rung its doorbell since it was told last, soon after. It does not
+	// block.
+	Bell func(rings int)
 }
 
 // Instance is a machine as its back end has it. Kill may be called at any time, the other methods one after

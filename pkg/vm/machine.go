@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -15,6 +17,8 @@ type Machine struct {
 	instance Instance
 	guest    *guestmem.Memory
 	entry    Entry
+	bell     chan struct{}
+	rings    atomic.Uint64
 
 	mu      sync.Mutex
 	started bool
@@ -37,8 +41,8 @@ func New(cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Machine{}
-	spec := Spec{Board: board, Layout: layout, CPUs: cfg.CPUs, Console: cfg.Console}
+	m := &Machine{bell: make(chan struct{}, 1)}
+	spec := Spec{Board: board, Layout: layout, CPUs: cfg.CPUs, Console: cfg.Console, Bell: m.ring}
 	m.mu.Lock() // a machine that ends at once finds its instance
 	m.instance, err = cfg.Backend.New(spec, m.stop)
 	m.mu.Unlock()
@@ -124,6 +128,24 @@ func (m *Machine) Reasons() []error {
 	defer m.mu.Unlock()
 	return append([]error(nil), m.reasons...)
 }
+
+// ring passes on that the guest rang its doorbell. Rings that come before the last one was heard are one.
+func (m *Machine) ring(times int) {
+	m.rings.Add(uint64(times))
+	select {
+	case m.bell <- struct{}{}:
+		// Who listens goes first: a vCPU's thread would keep its processor, and what waits there, in the guest.
+		runtime.Gosched()
+	default:
+	}
+}
+
+// Bell is the guest's doorbell: a value comes when the guest has rung since the last one was received. What
+// the guest had written before it rang is there then.
+func (m *Machine) Bell() <-chan struct{} { return m.bell }
+
+// Rings counts how often the guest rang.
+func (m *Machine) Rings() uint64 { return m.rings.Load() }
 
 // Exits counts why the guest left to its host, by reason, a fixed set of names in order; nil on a back end
 // that knows of no exits.

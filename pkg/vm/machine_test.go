@@ -28,12 +28,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
-	spin        = x86.Code{0xeb, 0xfe}                                                                                     // jmp .
-	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
-	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
-	tripleFault = x86.Code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
-	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
-	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
+	spin        = x86.Code{0xeb, 0xfe}                                                                                                 // jmp .
+	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                                     // cli; hlt; jmp
+	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                                         // out 0x64, 0xfe
+	tripleFault = x86.Code{0x0f, 0x0b}                                                                                                 // ud2, without an IDT
+	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                                       // out 0x600, 0x34: S5 and SLP_EN
+	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}             // out 0x90; in 0x90; spin unless 0xff; reset
+	ring        = x86.Code{0xe6, 0xe9, 0xe6, 0xe9, 0xe6, 0xe9, 0xe4, 0xe9, 0x3c, 0xe9, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // three times out 0xe9; in 0xe9; spin unless 0xe9; reset
+	ringOn      = x86.Code{0xe6, 0xe9, 0xeb, 0xfc}                                                                                     // out 0xe9 without end
 	// mov rbx, 512 MiB; mov [rbx], rax; reset
 	unknownMemory = x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 )
@@ -183,6 +185,48 @@ func TestConsole(t *testing.T) {
 		}
 		if out.String() != "hello, world\n" {
 			t.Errorf("console: %q", out.String())
+		}
+	})
+}
+
+// Each ring of the doorbell is counted, and several are one for who listens.
+func TestDoorbell(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		m := machine(t, b, vm.Config{Kernel: ring, Memory: 64 << 20})
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := vmtest.End(t, m); !errors.Is(err, vm.ErrReset) {
+			t.Fatal(err)
+		}
+		if n := m.Rings(); n != 3 {
+			t.Errorf("%d rings, want 3", n)
+		}
+		select {
+		case <-m.Bell():
+		default:
+			t.Error("nobody could hear it")
+		}
+	})
+}
+
+// A guest that rings without end while nobody listens goes on, more often than any pipe would hold, and is stopped.
+func TestDoorbellWithoutEnd(t *testing.T) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+		enough := map[string]uint64{"kvm": 2000, "emulator": 200_000}[b.Name()]
+		m := machine(t, b, vm.Config{Kernel: ringOn, Memory: 64 << 20})
+		if err := m.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for start := time.Now(); m.Rings() < enough; time.Sleep(time.Millisecond) {
+			if time.Since(start) > vmtest.HangLimit {
+				t.Fatalf("%d rings in %v", m.Rings(), vmtest.HangLimit)
+			}
+		}
+		stopped := errors.New("stopped")
+		m.Stop(stopped)
+		if err := vmtest.End(t, m); err != stopped {
+			t.Error(err)
 		}
 	})
 }

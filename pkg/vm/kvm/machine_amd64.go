@@ -61,7 +61,7 @@ func (x *x86Processor) setupVM(m *instance) error {
 	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
 		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", vm.ErrSetup, err)
 	}
-	x.bus = x86.NewBus(m.spec.Console, func(line, level uint32) error {
+	x.bus = x86.NewBus(m.spec.Console, m.spec.Bell, func(line, level uint32) error {
 		l := [2]uint32{line, level} // struct kvm_irq_level
 		return ioctlPtr(m.vmFD, kvm.IIOW(reqIRQLine, unsafe.Sizeof(l)), &l)
 	}, m.stop)

@@ -70,7 +70,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 		m.regions = append(m.regions, guestmem.Region{Base: span.Base, Mem: mem[offset(span):][:span.Size]})
 	}
 	if m.guest, err = guestmem.New(m.regions...); err == nil {
-		err = m.spawn(path, ram, p.args(size, s.CPUs, mode), s.Console)
+		err = m.spawn(path, ram, p.args(size, s.CPUs, mode), s)
 	}
 	if err != nil {
 		guestmem.Unmap(mem)
@@ -80,7 +80,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 }
 
 // spawn starts the child and the goroutines that wait for it.
-func (m *instance) spawn(path string, ram *os.File, args []string, console io.Writer) error {
+func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) error {
 	rom, firmware, err := guestmem.MapShared("ktstr-firmware", uint64(len(m.platform.firmware())))
 	if err != nil {
 		return fmt.Errorf("%w: the firmware: %w", vm.ErrSetup, err)
@@ -88,44 +88,68 @@ func (m *instance) spawn(path string, ram *os.File, args []string, console io.Wr
 	copy(rom, m.platform.firmware())
 	guestmem.Unmap(rom)
 	defer firmware.Close()
-	consoleR, consoleW, err := os.Pipe()
+	log := &logWatch{}
+	to := []io.Writer{s.Console, log}
+	pipes, ends, err := openPipes(len(to))
 	if err != nil {
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
-	logR, logW, err := os.Pipe()
+	bell, bellEnd, err := newBellPipe(s.Bell)
 	if err != nil {
-		return errors.Join(fmt.Errorf("%w: %w", vm.ErrSetup, err), consoleR.Close(), consoleW.Close())
+		closeAll(append(pipes, ends...))
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
+	ends = append(ends, bellEnd)
 	m.cmd = exec.Command(path, args...)
-	m.cmd.ExtraFiles = []*os.File{ram, firmware, consoleW, logW}
+	m.cmd.ExtraFiles = append([]*os.File{ram, firmware}, ends...)
 	m.cmd.Stderr = &m.stderr
 	m.cmd.WaitDelay = drainLimit
 	// Its own process group: a terminal's Ctrl-C is for us, who ask the guest to stop.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	m.counter.begin()
 	started := make(chan error)
-	log := &logWatch{}
-	pipes := []*os.File{consoleR, logR}
 	go func() {
 		// The signal at a parent's death is about the thread that forks, which stays until the child is gone.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := m.cmd.Start()
-		_, _ = consoleW.Close(), logW.Close()
+		closeAll(ends)
 		started <- err
 		if err == nil {
-			m.reap(pipes, []io.Writer{console, log}, log)
+			m.reap(pipes, to, log, bell)
 		}
 	}()
 	if err := <-started; err != nil {
-		return errors.Join(fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err), consoleR.Close(), logR.Close())
+		closeAll(pipes)
+		bell.close()
+		return fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err)
 	}
 	return nil
 }
 
+// openPipes opens n pipes.
+func openPipes(n int) (readers, writers []*os.File, err error) {
+	for range n {
+		r, w, err := os.Pipe()
+		if err != nil {
+			closeAll(append(readers, writers...))
+			return nil, nil, err
+		}
+		readers, writers = append(readers, r), append(writers, w)
+	}
+	return readers, writers, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // nothing waits in them to be written
+	}
+}
+
 // reap passes on what the child writes, waits for it, and says why it ended.
-func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch) {
+func (m *instance) reap(pipes []*os.File, to []io.Writer, log *logWatch, bell *bellPipe) {
 	var readers sync.WaitGroup
+	readers.Go(func() { bell.listen(m.reaped) })
 	for i, p := range pipes {
 		readers.Go(func() {
 			_, _ = io.Copy(to[i], p) // what it can't take is lost, and no reason to end a guest

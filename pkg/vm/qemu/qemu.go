@@ -57,7 +57,8 @@ type platform interface {
 	packages() map[string]string
 	// place says how many bytes of RAM QEMU is given, and where in them a span of the layout lies.
 	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
-	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, the console as fd 5 and the log as fd 6.
+	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, and as fds 5 to 7 the pipes for the console,
+	// the log and the doorbell.
 	args(size uint64, cpus int, threads string) []string
 	// firmware is what the processors run before the kernel.
 	firmware() []byte

@@ -55,6 +55,8 @@ func (x86Platform) args(size uint64, cpus int, threads string) []string {
 		"-cpu", "max,la57=off", // five levels of page tables cost a boot 0.4 s
 		"-bios", "/proc/self/fd/4",
 		"-chardev", "file,id=com1,path=/proc/self/fd/5", "-serial", "chardev:com1",
+		"-chardev", "file,id=bell,path=/proc/self/fd/7",
+		"-device", fmt.Sprintf("isa-debugcon,iobase=0x%x,chardev=bell", x86.Doorbell),
 		"-device", "i8042",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=0x%x,iosize=1", x86.SleepControl), // ends QEMU with 2 * value + 1
 		"-no-reboot",

@@ -27,21 +27,27 @@ const (
 	PowerOff  = sleepS5<<2 | 1<<5
 	SleepMask = 7<<2 | 1<<5
 	sleepS5   = 5
+
+	// Doorbell is the port that a guest writes any byte to when the host is to look at what it wrote to memory.
+	// It is that of Bochs's and QEMU's debug console, which answers reads with its own number.
+	Doorbell = 0xe9
 )
 
 // Bus is the devices behind a PC's I/O ports, for back ends that have none: COM1, the real-time clock, the
-// keyboard controller's reset and ACPI's sleep registers.
+// keyboard controller's reset, ACPI's sleep registers and the doorbell.
 type Bus struct {
 	com1 serial
 	rtc  rtc
+	bell func(rings int)
 	stop func(error)
 }
 
-// NewBus returns a bus. What the guest writes to COM1 goes to console, which does not block; irq sets the
-// level of an interrupt line; a reset and a power-off are told to stop.
-func NewBus(console io.Writer, irq func(line, level uint32) error, stop func(error)) *Bus {
+// NewBus returns a bus. What the guest writes to COM1 goes to console, and each ring of the doorbell to bell,
+// which do not block; irq sets the level of an interrupt line; a reset and a power-off are told to stop.
+func NewBus(console io.Writer, bell func(rings int), irq func(line, level uint32) error, stop func(error)) *Bus {
 	return &Bus{
 		com1: serial{out: console, irq: func(level uint32) error { return irq(com1IRQ, level) }},
+		bell: bell,
 		stop: stop,
 	}
 }
@@ -60,6 +66,8 @@ func (b *Bus) out(port uint16, v byte) {
 	switch {
 	case port >= com1Base && port < com1Base+com1Size:
 		b.com1.write(uint8(port-com1Base), v)
+	case port == Doorbell:
+		b.bell(1)
 	case port == rtcIndex:
 		b.rtc.selectRegister(v)
 	case port == i8042Command && v == i8042Reset:
@@ -87,6 +95,8 @@ func (b *Bus) in(port uint16) byte {
 		return b.rtc.read()
 	case port == i8042Command:
 		return 0 // ready for a command, nothing to read
+	case port == Doorbell:
+		return Doorbell
 	}
 	return emptyBus
 }

@@ -16,7 +16,7 @@ func TestRTC(t *testing.T) {
 			t.Errorf("register 0x%x: 0x%x, want 0x%x", register, got, want)
 		}
 	}
-	b := NewBus(nil, nil, nil)
+	b := NewBus(nil, nil, nil, nil)
 	b.Out(0x70, []byte{0x8b}) // register B, NMIs masked
 	data := []byte{0}
 	if b.In(0x71, data); data[0] != 0x02 {
