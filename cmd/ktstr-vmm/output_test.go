@@ -272,7 +272,8 @@ func (c outputRun) check(t *testing.T, r *rand.Rand) {
 		t.Fatal(err)
 	}
 	written := len(g.written[shm.Stdout]) + len(g.written[shm.Stderr])
-	t.Logf("%+v: %s, exit code %d, %d bytes of %d, %d lost", c, said.Outcome, code, len(out)+len(errOut), written, said.Omitted.Output)
+	t.Logf("%+v: %s, exit code %d, %d bytes of %d, %d lost",
+		c, said.Outcome, code, len(out)+len(errOut), written, said.Omitted.Output)
 	if !bytes.HasPrefix(g.written[shm.Stdout], out) {
 		t.Errorf("%d bytes of stdout are not the first of the %d that were written", len(out), len(g.written[shm.Stdout]))
 	}

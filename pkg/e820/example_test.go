@@ -54,7 +54,8 @@ func ExampleEncode() {
 		return
 	}
 	const entries, table = 0x1e8, 0x2d0 // Linux boot protocol, "The zero page"
-	fmt.Println(bootParams[entries], "entries, the second at", fmt.Sprintf("%#x", binary.LittleEndian.Uint64(bootParams[table+20:])))
+	second := binary.LittleEndian.Uint64(bootParams[table+20:])
+	fmt.Printf("%d entries, the second at %#x\n", bootParams[entries], second)
 	// Output:
 	// 3 entries, the second at 0x9fc00
 }

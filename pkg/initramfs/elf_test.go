@@ -353,7 +353,8 @@ func TestLibraryPathIsTheLoaders(t *testing.T) {
 	}
 	t.Setenv("LD_LIBRARY_PATH", filepath.Join(dir, "own"))
 	for _, value := range []string{
-		dir + "/a", dir + "/b:" + dir + "/a", "/none;" + dir + "/b", "$ORIGIN/../a", "${ORIGIN}/../b:/none", "a", "none:b", ":/none", "",
+		dir + "/a", dir + "/b:" + dir + "/a", "/none;" + dir + "/b", "$ORIGIN/../a", "${ORIGIN}/../b:/none",
+		"a", "none:b", ":/none", "",
 	} {
 		for name := range programs {
 			start := dir

@@ -178,7 +178,8 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		}
 	}
 	j := job.Job{
-		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
+		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
 	}
 	if len(g.Scheduler) > 0 {
 		a.Dir = "/" // where the agent starts it

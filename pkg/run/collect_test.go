@@ -72,7 +72,8 @@ func TestWhatAGuestSays(t *testing.T) {
 			},
 		},
 		"a scheduler's end": {
-			messages: []message{coded(shm.SchedulerExit, 7), coded(shm.SchedulerExit, 8)}, ends: true, outcome: run.SchedulerGone, exit: 121,
+			messages: []message{coded(shm.SchedulerExit, 7), coded(shm.SchedulerExit, 8)},
+			ends:     true, outcome: run.SchedulerGone, exit: 121,
 			holds: func(r *run.Result) bool { return *r.SchedulerExit.Code == 7 },
 		},
 		"one whose code is lost": {
@@ -82,7 +83,8 @@ func TestWhatAGuestSays(t *testing.T) {
 			},
 		},
 		"a crash": {
-			messages: []message{{shm.Crash, "panic: \xff"}, {shm.Crash, "a later one"}}, ends: true, outcome: run.Crashed, exit: 122,
+			messages: []message{{shm.Crash, "panic: \xff"}, {shm.Crash, "a later one"}},
+			ends:     true, outcome: run.Crashed, exit: 122,
 			holds: func(r *run.Result) bool { return *r.Crash == "panic: \ufffd" && !r.Panicked },
 		},
 		"a step": {
@@ -94,7 +96,8 @@ func TestWhatAGuestSays(t *testing.T) {
 			holds: func(r *run.Result) bool { return len(r.Stimuli) == 0 && r.Ring.Faults["bad_payload"] == 1 },
 		},
 		"results": {
-			messages: []message{{shm.TestResult, `{"passed":true}`}, {shm.TestResult, "\x00"}, coded(shm.Exit, 0)}, outcome: run.Exited,
+			messages: []message{{shm.TestResult, `{"passed":true}`}, {shm.TestResult, "\x00"}, coded(shm.Exit, 0)},
+			outcome:  run.Exited,
 			holds: func(r *run.Result) bool {
 				return string(bytes.Join(r.TestResults, []byte("|"))) == `{"passed":true}|`+"\x00"
 			},
@@ -155,7 +158,8 @@ func TestResultsAreBounded(t *testing.T) {
 func TestLongCrash(t *testing.T) {
 	text := strings.Repeat("line\n", 1<<18)
 	r := ended(t, t.Context(), newFakeOf(t, 2<<20, sends(false, message{shm.Crash, text})).config(), run.Crashed)
-	if *r.Crash != text[:1<<20] || r.Omitted.CrashBytes != uint64(len(text)-1<<20) || !strings.HasSuffix(r.Reason, "crashed: line") {
+	if *r.Crash != text[:1<<20] || r.Omitted.CrashBytes != uint64(len(text)-1<<20) ||
+		!strings.HasSuffix(r.Reason, "crashed: line") {
 		t.Errorf("%d bytes, %d left out; %s", len(*r.Crash), r.Omitted.CrashBytes, r.Reason)
 	}
 }
@@ -173,7 +177,8 @@ func TestConsoleIsBounded(t *testing.T) {
 	cfg := f.config()
 	cfg.VM.Console = &all
 	r := ended(t, t.Context(), cfg, run.Exited)
-	if all.Len() != 100_000 || !bytes.Equal(r.Console, all.Bytes()[100_000-64<<10:]) || r.Omitted.ConsoleBytes != 100_000-64<<10 {
+	if all.Len() != 100_000 || !bytes.Equal(r.Console, all.Bytes()[100_000-64<<10:]) ||
+		r.Omitted.ConsoleBytes != 100_000-64<<10 {
 		t.Errorf("%d bytes were written, %d kept, %d left out", all.Len(), len(r.Console), r.Omitted.ConsoleBytes)
 	}
 }

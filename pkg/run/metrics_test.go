@@ -73,7 +73,8 @@ func TestRegistryOfAnotherRun(t *testing.T) {
 		f := newFake(t, sends(false, coded(shm.Exit, 0)))
 		cfg := f.config()
 		cfg.Registry = registry
-		if r := ended(t, t.Context(), cfg, outcome); outcome == run.Failed && !strings.Contains(r.Reason, "registering metrics") {
+		r := ended(t, t.Context(), cfg, outcome)
+		if outcome == run.Failed && !strings.Contains(r.Reason, "registering metrics") {
 			t.Error(r.Reason)
 		}
 		select {

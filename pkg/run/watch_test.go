@@ -50,8 +50,10 @@ func TestAskedToStop(t *testing.T) {
 		exit    int
 		reason  string
 	}{
-		"by the soft deadline": {2 * time.Second, nil, run.TimedOut, 124, "the soft deadline passed, 1s before the hard one at 2s"},
-		"by a signal":          {time.Hour, syscall.SIGTERM, run.Interrupted, 143, "terminated"},
+		"by the soft deadline": {
+			2 * time.Second, nil, run.TimedOut, 124, "the soft deadline passed, 1s before the hard one at 2s",
+		},
+		"by a signal": {time.Hour, syscall.SIGTERM, run.Interrupted, 143, "terminated"},
 	} {
 		var f *fake
 		f = newFake(t, obeys(t, &f))
@@ -86,7 +88,8 @@ func TestSignalsEndDeafGuests(t *testing.T) {
 		signals := make(chan os.Signal, 1)
 		cfg.Grace, cfg.Signals = grace, signals
 		cfg.OnStart = func() { signals <- signal }
-		if r := ended(t, t.Context(), cfg, run.Interrupted); r.ExitCode != 130 || !strings.Contains(r.Reason, signal.String()) {
+		r := ended(t, t.Context(), cfg, run.Interrupted)
+		if r.ExitCode != 130 || !strings.Contains(r.Reason, signal.String()) {
 			t.Errorf("%v: %+v", signal, r)
 		}
 	}
@@ -153,8 +156,10 @@ func TestDriver(t *testing.T) {
 		drive   func(context.Context, shm.Control) error
 		outcome run.Outcome
 	}{
-		"that ends early": {sends(false, coded(shm.Exit, 0)), func(context.Context, shm.Control) error { return nil }, run.Exited},
-		"that fails":      {hangs, func(context.Context, shm.Control) error { return failure }, run.Failed},
+		"that ends early": {sends(false, coded(shm.Exit, 0)), func(context.Context, shm.Control) error {
+			return nil
+		}, run.Exited},
+		"that fails": {hangs, func(context.Context, shm.Control) error { return failure }, run.Failed},
 		"that waits for the end": {sends(false, coded(shm.Exit, 0)), func(ctx context.Context, _ shm.Control) error {
 			<-ctx.Done()
 			return ctx.Err()
@@ -208,9 +213,11 @@ func TestMachineFails(t *testing.T) {
 		"built": {func(_ *fake, c *run.Config) {
 			c.NewMachine = func(vm.Config) (run.Machine, error) { return nil, failure }
 		}, run.Failed, false, failure.Error()},
-		"without the ring": {func(_ *fake, c *run.Config) { c.VM.Reserved = 2 * fakeRing }, run.Failed, true, "not guest RAM"},
-		"started":          {func(f *fake, _ *run.Config) { f.startErr = failure }, run.Failed, true, failure.Error()},
-		"closed":           {func(f *fake, _ *run.Config) { f.closeErr = failure }, run.Exited, true, "code 0"},
+		"without the ring": {func(_ *fake, c *run.Config) {
+			c.VM.Reserved = 2 * fakeRing
+		}, run.Failed, true, "not guest RAM"},
+		"started": {func(f *fake, _ *run.Config) { f.startErr = failure }, run.Failed, true, failure.Error()},
+		"closed":  {func(f *fake, _ *run.Config) { f.closeErr = failure }, run.Exited, true, "code 0"},
 	} {
 		f := newFake(t, sends(false, coded(shm.Exit, 0)))
 		cfg := f.config()
@@ -249,7 +256,8 @@ func TestResultDescribesTheRun(t *testing.T) {
 		}
 	}
 	r := ended(t, t.Context(), cfg, run.Exited)
-	if r.ID != "an ID" || r.Name != "a name" || r.Kernel != "a kernel" || r.Arch != "x86_64" || r.Memory != fakeMemory || r.RingSize != fakeRing ||
+	if r.ID != "an ID" || r.Name != "a name" || r.Kernel != "a kernel" || r.Arch != "x86_64" ||
+		r.Memory != fakeMemory || r.RingSize != fakeRing ||
 		r.RingBase != fakeMemory-fakeRing || r.FirstExit < 50*time.Second || r.Duration <= 0 || r.StartedAt.IsZero() {
 		t.Errorf("%+v", r)
 	}
@@ -263,7 +271,9 @@ func (c closer) Close() error { close(c); return nil }
 func TestHandlers(t *testing.T) {
 	cfg := newFake(t, sends(false, message{shm.RawOutput, "enough"})).config()
 	cfg.Handlers = func(x *monitor.Mux) {
-		x.HandleFunc(shm.RawOutput, func(m shm.Message) monitor.Verdict { return monitor.Stop(errors.New(string(m.Payload))) })
+		x.HandleFunc(shm.RawOutput, func(m shm.Message) monitor.Verdict {
+			return monitor.Stop(errors.New(string(m.Payload)))
+		})
 	}
 	ended(t, t.Context(), cfg, run.NoVerdict)
 }
