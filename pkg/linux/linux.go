@@ -25,8 +25,8 @@ import (
 // Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
 // sees, and nothing that waits for hardware which is not there. Linux's
 // Documentation/admin-guide/kernel-parameters.txt has what each means.
-const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off no_timer_check " +
-	"random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
+const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off " +
+	"no_timer_check random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
 
 // path is PATH in the guest.
 const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -171,7 +171,8 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		}
 	}
 	j := job.Job{
-		Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+		Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput,
+		OpenFiles: callersOpenFiles(),
 	}
 	if len(g.Scheduler) > 0 {
 		scheduler, err := addCommand(a, g.Scheduler[0])

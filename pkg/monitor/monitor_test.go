@@ -59,11 +59,12 @@ func newBench(t *testing.T, size int, poll time.Duration) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: b.mux, Poll: poll, OnFault: func(kind string, detail error) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.faults = append(b.faults, fmt.Sprintf("%s: %v", kind, detail))
-	}})
+	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: b.mux, Poll: poll,
+		OnFault: func(kind string, detail error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.faults = append(b.faults, fmt.Sprintf("%s: %v", kind, detail))
+		}})
 	return b
 }
 
@@ -266,7 +267,8 @@ ktstr_vmm_ring_messages_total{type="STIM"} 0
 ktstr_vmm_ring_messages_total{type="TEST"} 0
 ktstr_vmm_ring_messages_total{type="unknown"} 1
 `
-	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_ring_bytes_total", "ktstr_vmm_ring_capacity_bytes",
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_ring_bytes_total",
+		"ktstr_vmm_ring_capacity_bytes",
 		"ktstr_vmm_ring_drops_total", "ktstr_vmm_ring_messages_total"); err != nil {
 		t.Error(err)
 	}
@@ -329,7 +331,8 @@ func TestNotNow(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	b.monitor.Finish(over)
-	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 || s.Messages != 4 || s.ByType["STDO"] != 3 {
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 ||
+		s.Messages != 4 || s.ByType["STDO"] != 3 {
 		t.Errorf("%q, %+v", log, s)
 	}
 }

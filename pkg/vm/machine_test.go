@@ -28,12 +28,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
-	spin        = x86.Code{0xeb, 0xfe}                                                                                     // jmp .
-	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                         // cli; hlt; jmp
-	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                             // out 0x64, 0xfe
-	tripleFault = x86.Code{0x0f, 0x0b}                                                                                     // ud2, without an IDT
-	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                           // out 0x600, 0x34: S5 and SLP_EN
-	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x90; in 0x90; spin unless 0xff; reset
+	// jmp .
+	spin = x86.Code{0xeb, 0xfe}
+	// cli; hlt; jmp
+	halt = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}
+	// out 0x64, 0xfe
+	reset = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	// ud2, without an IDT
+	tripleFault = x86.Code{0x0f, 0x0b}
+	// out 0x600, 0x34: S5 and SLP_EN
+	powerOff = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}
+	// out 0x90; in 0x90; spin unless 0xff; reset
+	unknownIO = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 	// mov rbx, 512 MiB; mov [rbx], rax; reset
 	unknownMemory = x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 )
@@ -177,7 +183,8 @@ func TestConsole(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var out bytes.Buffer
 		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
-		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
+		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0,
+			0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
 		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -257,7 +264,8 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 	directory := make([]byte, 4096)
 	const page = apicBase &^ (1<<21 - 1)
 	binary.LittleEndian.PutUint64(directory[page>>21%512*8:], page|0x9b) // present, writable, not cached, 2 MiB
-	return vm.Kernel{Entry: 1 << 20}, errors.Join(ram.Write(first, 1<<20), ram.Write(second, secondCode), ram.Write(directory, apicTable))
+	return vm.Kernel{Entry: 1 << 20},
+		errors.Join(ram.Write(first, 1<<20), ram.Write(second, secondCode), ram.Write(directory, apicTable))
 }
 
 // Two processors run at the same time: both counters move, and neither waits for the other.
