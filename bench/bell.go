@@ -142,5 +142,5 @@ func percentile(ds []time.Duration, p int) time.Duration {
 
 func percentiles(ds []time.Duration) string {
 	at := func(p int) time.Duration { return percentile(ds, p).Round(time.Microsecond) }
-	return fmt.Sprintf("p50 %v, p90 %v, p99 %v", at(50), at(90), at(99))
+	return fmt.Sprintf("p50 %v p90 %v p99 %v", at(50), at(90), at(99))
 }

@@ -17,7 +17,8 @@ func main() {
 	measure := func([]string) error { return everything() }
 	args := os.Args[1:]
 	if len(args) > 0 {
-		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells, sleeper: sleeps}[args[0]]
+		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells,
+			sleeper: sleeps}[args[0]]
 		args = args[1:]
 	}
 	if measure == nil {

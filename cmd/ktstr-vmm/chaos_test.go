@@ -149,7 +149,8 @@ type chaosRun struct {
 const chaosTimeout = 2 * time.Second
 
 var chaosScenarios = []string{
-	"ok,step_ms=1", "fail", "sched-exit", "crash", "hang", "halt", "graceful", "silent", "triple-fault", "flood,count=20000", "overrun,count=20000",
+	"ok,step_ms=1", "fail", "sched-exit", "crash", "hang", "halt", "graceful", "silent", "triple-fault",
+	"flood,count=20000", "overrun,count=20000",
 	"hostile,lie=ahead", "hostile,lie=length,exit=7", "hostile,lie=header", "stall", "signals",
 }
 
@@ -248,7 +249,8 @@ func openFiles(t *testing.T) map[string]bool {
 
 // check makes the run.
 func (c chaosRun) check(t *testing.T, path string, b vm.Backend) {
-	args := []string{"demo", "--accel", b.Name(), "--scenario", c.scenario, "--timeout", chaosTimeout.String(), "--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
+	args := []string{"demo", "--accel", b.Name(), "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
+		"--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
 	if c.report != "" {
 		args = append(args, "--report", c.report, "--report-format", c.format)
 	}

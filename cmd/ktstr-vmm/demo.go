@@ -40,13 +40,15 @@ func demoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, func(func(string, ...any)) (vm.Config, io.Closer, error) {
-				return vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline}, io.NopCloser(nil), nil
-			})
+			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]},
+				func(func(string, ...any)) (vm.Config, io.Closer, error) {
+					return vm.Config{Kernel: x86.ELF{File: bytes.NewReader(guest.Demo)}, Cmdline: cmdline}, io.NopCloser(nil), nil
+				})
 		},
 	}
-	c.Flags().StringVar(&scenario, "scenario", "ok", "what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
-		"; parameters: "+strings.Join(scenarioParams, ", "))
+	c.Flags().StringVar(&scenario, "scenario", "ok",
+		"what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
+			"; parameters: "+strings.Join(scenarioParams, ", "))
 	o.register(c)
 	return c
 }
@@ -66,7 +68,8 @@ func parseScenario(text string) (cmdline, name string, err error) {
 			return "", "", fmt.Errorf("--scenario parameter %q: it is one of %s", key, strings.Join(scenarioParams, ", "))
 		}
 		if value == "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(value) > 32 {
-			return "", "", fmt.Errorf("--scenario parameter %s=%q: a value is up to 32 small letters, digits and dashes", key, value)
+			return "", "", fmt.Errorf("--scenario parameter %s=%q: a value is up to 32 small letters, digits and dashes", key,
+				value)
 		}
 		cmdline += " demo." + key + "=" + value
 	}

@@ -130,7 +130,8 @@ func (l *limited) Write(p []byte) (int, error) {
 // FuzzArguments: no command line panics; what is no good is one line and 125. To make the other commands takes
 // longer than to read their flags, so there is only one.
 func FuzzArguments(f *testing.F) {
-	for _, args := range []string{"demo", "--memory=12Q", "--shm-size=9K", "--timeout=1ns", "--scenario=flood,count=", "--grace=-1s", "--cpus=x", "--report-format=xml"} {
+	for _, args := range []string{"demo", "--memory=12Q", "--shm-size=9K", "--timeout=1ns", "--scenario=flood,count=",
+		"--grace=-1s", "--cpus=x", "--report-format=xml"} {
 		f.Add(args, "--poll=0s")
 	}
 	f.Fuzz(func(t *testing.T, a, b string) {

@@ -25,7 +25,8 @@ import (
 // Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
 // sees, and nothing that waits for hardware which is not there. Linux's
 // Documentation/admin-guide/kernel-parameters.txt has what each means.
-const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off no_timer_check " +
+const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off " +
+	"no_timer_check " +
 	"random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
 
 // path is PATH in the guest.

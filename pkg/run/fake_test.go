@@ -174,7 +174,8 @@ func TestExitBehindOutputThatNobodyTakes(t *testing.T) {
 	}).config()
 	cfg.OnMessage = noRoom
 	r := ended(t, t.Context(), cfg, run.Failed)
-	if r.GuestExitCode == nil || *r.GuestExitCode != 0 || r.ExitCode != 125 || r.Omitted.OutputBytes != 6 || !strings.Contains(r.Reason, "6 bytes of its output had no reader") {
+	if r.GuestExitCode == nil || *r.GuestExitCode != 0 || r.ExitCode != 125 || r.Omitted.OutputBytes != 6 ||
+		!strings.Contains(r.Reason, "6 bytes of its output had no reader") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -46,7 +46,8 @@ func holds(t *testing.T) held {
 			mappings++
 		}
 	}
-	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings, len(vmtest.Children(t, os.Getpid()))}
+	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings,
+		len(vmtest.Children(t, os.Getpid()))}
 }
 
 // 300 runs with mixed endings in one process leave nothing behind.
@@ -105,10 +106,12 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 	}
 	after := holds(t)
 	// A goroutine that has said that it is done may not be gone yet; one that leaks never is.
-	for deadline := time.Now().Add(hangLimit); after.goroutines > before.goroutines && time.Now().Before(deadline); after = holds(t) {
+	for deadline := time.Now().Add(hangLimit); after.goroutines > before.goroutines &&
+		time.Now().Before(deadline); after = holds(t) {
 		time.Sleep(time.Millisecond)
 	}
-	if after.goroutines > before.goroutines || after.files > before.files || after.mappings > 0 || after.children > before.children || after.threads > before.threads+spareThreads {
+	if after.goroutines > before.goroutines || after.files > before.files || after.mappings > 0 ||
+		after.children > before.children || after.threads > before.threads+spareThreads {
 		t.Errorf("after %d runs: %+v, after %d: %+v", runs, after, warmUp, before)
 	}
 	if during == 0 {

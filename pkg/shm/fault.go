@@ -66,7 +66,8 @@ func (f *Fault) Error() string {
 	case WritePtrBehind:
 		return fmt.Sprintf("write_ptr 0x%x is behind read_ptr 0x%x", f.Value, f.Pos)
 	case WritePtrAhead:
-		return fmt.Sprintf("write_ptr 0x%x is %d bytes ahead of read_ptr 0x%x, the capacity is %d", f.Value, f.Value-f.Pos, f.Pos, f.Limit)
+		return fmt.Sprintf("write_ptr 0x%x is %d bytes ahead of read_ptr 0x%x, the capacity is %d", f.Value,
+			f.Value-f.Pos, f.Pos, f.Limit)
 	case BadLength:
 		return fmt.Sprintf("the message at 0x%x says %d bytes of payload, the ring holds at most %d", f.Pos, f.Value, f.Limit)
 	case Incomplete:
@@ -98,7 +99,8 @@ func checkDistance(pos, writePtr, capacity uint64) (unread uint64, f Fault) {
 // bytes: it can't be in this ring, or not all of it was written.
 func messageFault(h messageHeader, pos, unread, capacity uint64) Fault {
 	if h.size() > capacity {
-		return Fault{Kind: BadLength, Pos: pos, Value: uint64(h.length), Limit: capacity - min(capacity, MessageHeaderSize), Lost: unread}
+		return Fault{Kind: BadLength, Pos: pos, Value: uint64(h.length),
+			Limit: capacity - min(capacity, MessageHeaderSize), Lost: unread}
 	}
 	return Fault{Kind: Incomplete, Pos: pos, Value: h.size(), Limit: unread, Lost: unread}
 }

@@ -114,13 +114,15 @@ const (
 
 // Types lists the types of the format, and behind them our own.
 func Types() []Type {
-	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr}
+	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
+		RawOutput, Stdout, Stderr}
 }
 
 // Known reports whether t is one of Types.
 func (t Type) Known() bool {
 	switch t {
-	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr:
+	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
+		RawOutput, Stdout, Stderr:
 		return true
 	}
 	return false

@@ -8,8 +8,8 @@ import (
 )
 
 // An emulated kernel that measures its clock by another hangs in one of four boots, and 100 in a row that do not are
-// how we know that it does not measure: 50 here, and 50 of the other kernel, in two rows side by side. In the bed, where
-// KVM runs them and the clock is no trap, the suite is short and boots a few.
+// how we know that it does not measure: 50 here, and 50 of the other kernel, in two rows side by side. In the bed,
+// where KVM runs them and the clock is no trap, the suite is short and boots a few.
 func TestBootsInARow(t *testing.T) {
 	t.Parallel()
 	rows, boots := 2, 25

@@ -71,7 +71,8 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{spec: s, stop: stop, processor: p, kvmFD: -1, vmFD: -1, ended: make(chan struct{}), killed: make(chan struct{})}
+	m := &instance{spec: s, stop: stop, processor: p, kvmFD: -1, vmFD: -1, ended: make(chan struct{}),
+		killed: make(chan struct{})}
 	if err := m.build(b.device()); err != nil {
 		_ = m.release() // there is a better error
 		return nil, err

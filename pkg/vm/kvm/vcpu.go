@@ -110,9 +110,11 @@ func (v *vcpu) exit(m *instance) {
 	case exitSystemEvent:
 		m.stop(fmt.Errorf("%w: system event %d", vm.ErrReset, uint32(v.state.Data[0])))
 	case uint32(kvm.EXITFAILENTRY):
-		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0], m.processor.registers(v)))
+		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0],
+			m.processor.registers(v)))
 	case uint32(kvm.EXITINTERNALERROR):
-		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id, m.processor.registers(v)))
+		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id,
+			m.processor.registers(v)))
 	default:
 		if !m.processor.exit(m, v) {
 			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, m.processor.registers(v)))

@@ -58,7 +58,8 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{platform: p, stop: stop, entered: make(chan guestmem.Uint32, 1), reaped: make(chan struct{}), ended: make(chan struct{})}
+	m := &instance{platform: p, stop: stop, entered: make(chan guestmem.Uint32, 1), reaped: make(chan struct{}),
+		ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
 	if err != nil {
@@ -218,15 +219,17 @@ func (m *instance) whyEnded(tripleFault bool) error {
 		return failed("was told to end")
 	case !m.FirstExit().IsZero():
 		// What QEMU writes beside its own failures, whose status is 1, is a warning.
-		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil && (said == "" || status.ExitStatus() != 1) {
+		if reason := m.platform.ended(status.ExitStatus(), tripleFault); reason != nil &&
+			(said == "" || status.ExitStatus() != 1) {
 			return reason
 		}
 	default:
 		if _, _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
 			return err
 		}
-		return fmt.Errorf("%w; %v or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
-			status.ExitStatus())), oldest, howToInstall(m.platform))
+		return fmt.Errorf("%w; %v or newer is needed, as distributions build it: %s",
+			failed(fmt.Sprintf("refused to start with exit status %d",
+				status.ExitStatus())), oldest, howToInstall(m.platform))
 	}
 	return failed(fmt.Sprintf("ended with exit status %d", status.ExitStatus()))
 }

@@ -87,7 +87,8 @@ func TestChildEndedFromOutside(t *testing.T) {
 // A guest has all of its RAM, the firmware's sign of life too. What it does to it changes neither when it was first
 // heard of nor why it ended.
 func TestGuestClearsTheSignOfLife(t *testing.T) {
-	clear := x86.Code{0x31, 0xc0, 0x89, 0x04, 0x25, 0x00, 0x5f, 0x00, 0x00, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // [0x5f00] = 0; reset
+	// [0x5f00] = 0; reset
+	clear := x86.Code{0x31, 0xc0, 0x89, 0x04, 0x25, 0x00, 0x5f, 0x00, 0x00, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 	for range 10 {
 		m, err := start(t, needs.Emulator(t), clear)
 		if err != nil {
@@ -107,7 +108,8 @@ func TestSleepControl(t *testing.T) {
 		0: vm.ErrRun, 1: vm.ErrRun, 0x14: vm.ErrRun, 0x30: vm.ErrRun, 0x7f: vm.ErrRun, 0x80: vm.ErrRun, 0xff: vm.ErrRun,
 	} {
 		err := ends(t, needs.Emulator(t), x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
-		named := want == vm.ErrPowerOff || strings.Contains(fmt.Sprint(err), fmt.Sprintf("wrote 0x%x, which is no power-off", v&0x7f))
+		named := want == vm.ErrPowerOff ||
+			strings.Contains(fmt.Sprint(err), fmt.Sprintf("wrote 0x%x, which is no power-off", v&0x7f))
 		if !errors.Is(err, want) || !named {
 			t.Errorf("0x%x: %v", v, err)
 		}
@@ -134,12 +136,16 @@ func TestUnusableQEMU(t *testing.T) {
 		want    error
 		says    []string
 	}{
-		"not there":     {qemu.Backend{Program: "/nonexistent"}, qemu.ErrNotInstalled, []string{"/nonexistent", "qemu-system-x86"}},
-		"old":           {script(t, version("6.2.0 (Debian 1:6.2)")+"echo no such property >&2; exit 1"), qemu.ErrTooOld, []string{"6.2.0", "7.2", "qemu-system-x86"}},
-		"refuses":       {script(t, version("9.1")+"echo 'no -sandbox'  >&2; echo here >&2; exit 1"), vm.ErrRun, []string{"exit status 1", "no -sandbox here"}},
-		"says nothing":  {script(t, version("9.1")+"exit 3"), vm.ErrRun, []string{"exit status 3"}},
-		"ends at once":  {script(t, version("9.1")+"exit 0"), vm.ErrRun, []string{"refused to start"}},
-		"says too much": {script(t, version("9.1")+"head -c 10000000 /dev/zero | tr '\\0' x >&2; exit 1"), vm.ErrRun, []string{"xxxx"}},
+		"not there": {qemu.Backend{Program: "/nonexistent"}, qemu.ErrNotInstalled,
+			[]string{"/nonexistent", "qemu-system-x86"}},
+		"old": {script(t, version("6.2.0 (Debian 1:6.2)")+"echo no such property >&2; exit 1"), qemu.ErrTooOld,
+			[]string{"6.2.0", "7.2", "qemu-system-x86"}},
+		"refuses": {script(t, version("9.1")+"echo 'no -sandbox'  >&2; echo here >&2; exit 1"), vm.ErrRun,
+			[]string{"exit status 1", "no -sandbox here"}},
+		"says nothing": {script(t, version("9.1")+"exit 3"), vm.ErrRun, []string{"exit status 3"}},
+		"ends at once": {script(t, version("9.1")+"exit 0"), vm.ErrRun, []string{"refused to start"}},
+		"says too much": {script(t, version("9.1")+"head -c 10000000 /dev/zero | tr '\\0' x >&2; exit 1"),
+			vm.ErrRun, []string{"xxxx"}},
 	} {
 		err := ends(t, tc.backend, spin)
 		if !errors.Is(err, tc.want) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 8<<10 {
@@ -175,10 +181,12 @@ func TestCheck(t *testing.T) {
 	if err != nil || !filepath.IsAbs(path) || version == "" {
 		t.Errorf("%q, %q, %v", path, version, err)
 	}
-	if _, version, err := script(t, "echo QEMU emulator version 7.1.50").Check(x86.Board{}); !errors.Is(err, qemu.ErrTooOld) || version != "7.1.50" {
+	if _, version, err := script(t, "echo QEMU emulator version 7.1.50").Check(x86.Board{}); !errors.Is(err,
+		qemu.ErrTooOld) || version != "7.1.50" {
 		t.Errorf("%q, %v", version, err)
 	}
-	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "something else") {
+	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "something else") {
 		t.Error(err)
 	}
 }

@@ -13,7 +13,11 @@ import (
 func TestWideAccessesAreSplit(t *testing.T) {
 	var console bytes.Buffer
 	var stopped []error
-	b := x86.NewBus(&console, nil, func(uint32, uint32) error { return nil }, func(err error) { stopped = append(stopped, err) })
+	b := x86.NewBus(&console, nil, func(uint32, uint32) error {
+		return nil
+	}, func(err error) {
+		stopped = append(stopped, err)
+	})
 	b.Out(0x3fc, []byte{0x0b, 0, 0, 0x5a})
 	data := []byte{1, 2, 3, 4}
 	if b.In(0x3fc, data); !bytes.Equal(data, []byte{0x0b, 0x60, 0xb0, 0x5a}) {

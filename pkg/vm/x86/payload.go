@@ -65,7 +65,8 @@ func payload(file io.ReaderAt, head []byte) (io.ReadCloser, error) {
 		err = readAt(file, field[:], start+length-sizeField)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w; the file is cut short", vm.ErrKernel, length, start, err)
+		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w; the file is cut short",
+			vm.ErrKernel, length, start, err)
 	}
 	size, room := le.Uint32(field[:]), min(le.Uint32(head[offInitSize:]), largest)
 	i := slices.IndexFunc(packings, func(p packing) bool { return strings.HasPrefix(string(magic[:]), p.magic) })
