@@ -95,7 +95,7 @@ func goal(name, value, want string, reached bool) {
 	if !reached {
 		verdict = "MISSED"
 	}
-	fmt.Printf("%-55s %-34s goal %-12s %s\n", name, value, want, verdict)
+	fmt.Printf("%-55s %-33s goal %-12s %s\n", name, value, want, verdict)
 }
 
 // spread is the middle and the largest of some measurements.
