@@ -79,7 +79,8 @@ func TestAgentIsBuiltFromItsSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(built, committed) {
-		t.Errorf("the committed agent is not what its source gives, built by %s: run \"make guest\" and commit it", info.GoVersion)
+		t.Errorf("the committed agent is not what its source gives, built by %s: run \"make guest\" and commit it",
+			info.GoVersion)
 	}
 }
 

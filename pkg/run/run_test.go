@@ -46,7 +46,8 @@ func does(t *testing.T, cfg run.Config, outcome run.Outcome, exit int) *run.Resu
 	t.Helper()
 	r := run.Run(t.Context(), cfg)
 	if r.Outcome != outcome || r.ExitCode != exit {
-		t.Fatalf("%s, exit code %d (%s); want %s, %d\nring %+v\nconsole %q", r.Outcome, r.ExitCode, r.Reason, outcome, exit, r.Ring, r.Console)
+		t.Fatalf("%s, exit code %d (%s); want %s, %d\nring %+v\nconsole %q", r.Outcome, r.ExitCode, r.Reason,
+			outcome, exit, r.Ring, r.Console)
 	}
 	return r
 }
@@ -60,13 +61,15 @@ func TestOK(t *testing.T) {
 				t.Errorf("%d messages of %s, want %d", n, name, want[name])
 			}
 		}
-		if len(r.Stimuli) != 3 || r.Stimuli[2].StepIndex != 2 || r.Stimuli[2].TotalIterations != 3000 || r.Stimuli[2].ElapsedMS < 3 {
+		if len(r.Stimuli) != 3 || r.Stimuli[2].StepIndex != 2 || r.Stimuli[2].TotalIterations != 3000 ||
+			r.Stimuli[2].ElapsedMS < 3 {
 			t.Errorf("stimuli %+v", r.Stimuli)
 		}
 		if len(r.TestResults) != 1 || string(r.TestResults[0]) != `{"name":"demo","passed":true}` {
 			t.Errorf("results %q", r.TestResults)
 		}
-		if *r.GuestExitCode != 0 || r.Ring.Drops != 0 || r.Ring.FaultCount() != 0 || r.FirstExit <= 0 || r.Duration < r.FirstExit {
+		if *r.GuestExitCode != 0 || r.Ring.Drops != 0 || r.Ring.FaultCount() != 0 || r.FirstExit <= 0 ||
+			r.Duration < r.FirstExit {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -156,7 +159,8 @@ func TestGraceful(t *testing.T) {
 		cfg := scenario(b, "graceful")
 		cfg.Timeout, cfg.Grace = 10*time.Second, 8*time.Second // half of the timeout at most
 		r := does(t, cfg, run.TimedOut, 124)
-		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 || !strings.Contains(r.Reason, "soft deadline passed, 5s before") {
+		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 ||
+			!strings.Contains(r.Reason, "soft deadline passed, 5s before") {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -278,7 +282,8 @@ func TestFlood(t *testing.T) {
 				if tc.size >= 8 && f.next != uint64(tc.count) {
 					t.Errorf("%d messages handled, want %d", f.next, tc.count)
 				}
-				if r.Ring.ByType["RAWO"] != uint64(tc.count) || r.Ring.Drops != 0 || r.Ring.CRCErrors != 0 || r.Ring.FaultCount() != 0 {
+				if r.Ring.ByType["RAWO"] != uint64(tc.count) || r.Ring.Drops != 0 || r.Ring.CRCErrors != 0 ||
+					r.Ring.FaultCount() != 0 {
 					t.Errorf("%+v", r.Ring)
 				}
 			})

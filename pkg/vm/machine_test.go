@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +16,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -27,18 +26,25 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const hangLimit = 60 * time.Second
-
 // Guests of a few instructions, entered in 64-bit mode at ring 0.
 var (
-	spin        = x86.Code{0xeb, 0xfe}                                                                                                 // jmp .
-	halt        = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}                                                                                     // cli; hlt; jmp
-	reset       = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}                                                                         // out 0x64, 0xfe
-	tripleFault = x86.Code{0x0f, 0x0b}                                                                                                 // ud2, without an IDT
-	powerOff    = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}                                                       // out 0x600, 0x34: S5 and SLP_EN
-	unknownIO   = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}             // out 0x90; in 0x90; spin unless 0xff; reset
-	ring        = x86.Code{0xe6, 0xe9, 0xe6, 0xe9, 0xe6, 0xe9, 0xe4, 0xe9, 0x3c, 0xe9, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // three times out 0xe9; in 0xe9; spin unless 0xe9; reset
-	ringOn      = x86.Code{0xe6, 0xe9, 0xeb, 0xfc}                                                                                     // out 0xe9 without end
+	// jmp .
+	spin = x86.Code{0xeb, 0xfe}
+	// cli; hlt; jmp
+	halt = x86.Code{0xfa, 0xf4, 0xeb, 0xfc}
+	// out 0x64, 0xfe
+	reset = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	// ud2, without an IDT
+	tripleFault = x86.Code{0x0f, 0x0b}
+	// out 0x600, 0x34: S5 and SLP_EN
+	powerOff = x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe}
+	// out 0x90; in 0x90; spin unless 0xff; reset
+	unknownIO = x86.Code{0xb0, 0x5a, 0xe6, 0x90, 0xe4, 0x90, 0x3c, 0xff, 0x75, 0xfe, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	// three times out 0xe9; in 0xe9; spin unless 0xe9; reset
+	ring = x86.Code{0xe6, 0xe9, 0xe6, 0xe9, 0xe6, 0xe9, 0xe4, 0xe9, 0x3c, 0xe9, 0x75, 0xfe, 0xb0,
+		0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	// out 0xe9 without end
+	ringOn = x86.Code{0xe6, 0xe9, 0xeb, 0xfc}
 	// mov rbx, 512 MiB; mov [rbx], rax; reset
 	unknownMemory = x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 )
@@ -59,18 +65,6 @@ func machine(t *testing.T, b vm.Backend, cfg vm.Config) *vm.Machine {
 	return m
 }
 
-// end waits for a machine's end and returns the reason.
-func end(t *testing.T, m *vm.Machine) error {
-	t.Helper()
-	select {
-	case <-m.Done():
-		return m.Wait()
-	case <-time.After(hangLimit):
-		t.Fatalf("the machine did not end in %v", hangLimit)
-		return nil
-	}
-}
-
 // runs starts a machine and returns why it ended.
 func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 	t.Helper()
@@ -78,7 +72,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return end(t, m)
+	return vmtest.End(t, m)
 }
 
 func TestGuestEnds(t *testing.T) {
@@ -98,7 +92,7 @@ func TestGuestEnds(t *testing.T) {
 				if err := m.Start(); err != nil {
 					t.Fatal(err)
 				}
-				if err := end(t, m); !errors.Is(err, tc.want) {
+				if err := vmtest.End(t, m); !errors.Is(err, tc.want) {
 					t.Errorf("ended by %v, want %v", err, tc.want)
 				}
 				if m.FirstExit().IsZero() {
@@ -122,7 +116,7 @@ func TestStopReachesAnyGuest(t *testing.T) {
 					first, second := errors.New("first"), errors.New("second")
 					m.Stop(first)
 					m.Stop(second)
-					if err := end(t, m); err != first {
+					if err := vmtest.End(t, m); err != first {
 						t.Errorf("ended by %v", err)
 					}
 					if r := m.Reasons(); len(r) != 2 || r[1] != second {
@@ -153,7 +147,7 @@ func TestStopRace(t *testing.T) {
 			for range 3 {
 				stops.Go(func() { m.Stop(reason) })
 			}
-			if err := end(t, m); err != reason {
+			if err := vmtest.End(t, m); err != reason {
 				t.Fatal(err)
 			}
 			stops.Wait()
@@ -194,7 +188,8 @@ func TestConsole(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var out bytes.Buffer
 		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
-		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
+		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0,
+			0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
 		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -211,7 +206,7 @@ func TestDoorbell(t *testing.T) {
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := end(t, m); !errors.Is(err, vm.ErrReset) {
+		if err := vmtest.End(t, m); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
 		if n := m.Rings(); n != 3 {
@@ -234,13 +229,13 @@ func TestDoorbellWithoutEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		for start := time.Now(); m.Rings() < enough; time.Sleep(time.Millisecond) {
-			if time.Since(start) > hangLimit {
-				t.Fatalf("%d rings in %v", m.Rings(), hangLimit)
+			if time.Since(start) > vmtest.HangLimit {
+				t.Fatalf("%d rings in %v", m.Rings(), vmtest.HangLimit)
 			}
 		}
 		stopped := errors.New("stopped")
 		m.Stop(stopped)
-		if err := end(t, m); err != stopped {
+		if err := vmtest.End(t, m); err != stopped {
 			t.Error(err)
 		}
 	})
@@ -316,7 +311,8 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 	directory := make([]byte, 4096)
 	const page = apicBase &^ (1<<21 - 1)
 	binary.LittleEndian.PutUint64(directory[page>>21%512*8:], page|0x9b) // present, writable, not cached, 2 MiB
-	return vm.Kernel{Entry: 1 << 20}, errors.Join(ram.Write(first, 1<<20), ram.Write(second, secondCode), ram.Write(directory, apicTable))
+	return vm.Kernel{Entry: 1 << 20},
+		errors.Join(ram.Write(first, 1<<20), ram.Write(second, secondCode), ram.Write(directory, apicTable))
 }
 
 // Two processors run at the same time: both counters move, and neither waits for the other.
@@ -333,7 +329,7 @@ func TestTwoProcessorsRunAtOnce(t *testing.T) {
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(hangLimit)
+		deadline := time.Now().Add(vmtest.HangLimit)
 		for round := range 5 {
 			before := [2]uint32{words[0].Load(), words[1].Load()}
 			for words[0].Load() == before[0] || words[1].Load() == before[1] {
@@ -349,7 +345,7 @@ func TestTwoProcessorsRunAtOnce(t *testing.T) {
 		}
 		stopped := errors.New("stopped")
 		m.Stop(stopped)
-		if err := end(t, m); err != stopped {
+		if err := vmtest.End(t, m); err != stopped {
 			t.Error(err)
 		}
 	})
@@ -413,34 +409,14 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 		if got := undumped(os.Getpid()); got < memory {
 			t.Errorf("ours leave out %d bytes of %d", got, memory)
 		}
-		for _, pid := range children(t) {
-			for deadline := time.Now().Add(hangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
+		for _, pid := range vmtest.Children(t, os.Getpid()) {
+			for deadline := time.Now().Add(vmtest.HangLimit); undumped(pid) < memory; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("those of process %d leave out %d bytes of %d", pid, undumped(pid), memory)
 				}
 			}
 		}
 	})
-}
-
-// children are the processes that this one started.
-func children(t *testing.T) (pids []int) {
-	t.Helper()
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		for _, word := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -526,7 +502,7 @@ func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := end(t, m); !errors.Is(err, vm.ErrReset) {
+	if err := vmtest.End(t, m); !errors.Is(err, vm.ErrReset) {
 		t.Fatal(err)
 	}
 	r, err := shm.NewReader(region, shm.Limits{})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -36,22 +37,20 @@ func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error)
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-m.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the machine did not end")
-	}
+	reason = vmtest.End(t, m)
 	exits = map[string]uint64{}
 	for name, n := range m.Exits() {
 		exits[name] = n
 	}
-	return exits, m.Wait()
+	return exits, reason
 }
 
 // Code that lies where there is no memory can't be run: the error carries the registers.
 func TestRunErrorCarriesRegisters(t *testing.T) {
-	_, err := ends(t, x86.Code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0}) // mov rax, 512 MiB; jmp rax: mapped, but no RAM
-	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), "rip=0x20000000") || !strings.Contains(err.Error(), "cr3=0x9000") {
+	// mov rax, 512 MiB; jmp rax: mapped, but no RAM
+	_, err := ends(t, x86.Code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0})
+	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), "rip=0x20000000") ||
+		!strings.Contains(err.Error(), "cr3=0x9000") {
 		t.Errorf("ended by %v", err)
 	}
 	if strings.Contains(err.Error(), "\n") {
@@ -62,7 +61,8 @@ func TestRunErrorCarriesRegisters(t *testing.T) {
 // Exits are counted by their reason, and an access to nothing is answered: reads are all ones.
 func TestExitsAreCounted(t *testing.T) {
 	// mov rbx, 512 MiB; mov [rbx], rax; mov rax, [rbx]; inc rax; jnz .; reset
-	guest := append(x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff, 0xc0, 0x75, 0xfe}, reset...)
+	guest := append(x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff,
+		0xc0, 0x75, 0xfe}, reset...)
 	exits, err := ends(t, guest)
 	if !errors.Is(err, vm.ErrReset) || exits["mmio"] < 2 || exits["io"] == 0 {
 		t.Errorf("ended by %v, exits %v", err, exits)
