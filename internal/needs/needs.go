@@ -5,19 +5,60 @@ package needs
 
 import (
 	"os/exec"
+	"runtime"
 	"testing"
 
+	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// backend is the attribute that says on which back end a test runs, for the tests' summary.
-const backend = "backend"
+// The attributes that say on which back end a test runs and for which architecture, for the tests' summary, where its
+// name does not.
+const (
+	backend      = "backend"
+	architecture = "arch"
+)
 
-// EachBackend runs a test on each back end, as a subtest with the back end's name; one that this host does not
-// have skips it.
+// boards are those that guests are built for, by their architectures.
+var boards = map[string]vm.Board{"x86_64": x86.Board{}, "arm64": arm64.Board{}}
+
+// Machine is a back end and the architecture of the guest that it runs.
+type Machine struct {
+	Backend vm.Backend
+	Arch    string
+}
+
+// EachMachine runs a test of the embedded guest on each back end for each architecture that it runs, as a subtest
+// named BACKEND/ARCHITECTURE; one that this host does not have skips it. KVM runs its host's architecture alone.
+func EachMachine(t *testing.T, test func(*testing.T, Machine)) {
+	t.Helper()
+	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
+		t.Run(native(), func(t *testing.T) {
+			kvmFor(t, native())
+			test(t, Machine{kvm.Backend{}, native()})
+		})
+	})
+	t.Run((qemu.Backend{}).Name(), func(t *testing.T) {
+		for _, arch := range guest.Architectures {
+			t.Run(arch, func(t *testing.T) { test(t, Machine{emulatorFor(t, arch), arch}) })
+		}
+	})
+}
+
+// native is the architecture of this test binary, as guests are called.
+func native() string {
+	if runtime.GOARCH == "arm64" {
+		return "arm64"
+	}
+	return "x86_64"
+}
+
+// EachBackend runs a test with x86_64 code of its own on each back end, as a subtest with the back end's name; one
+// that this host does not have skips it.
 func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Helper()
 	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
@@ -27,7 +68,7 @@ func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, Emulator(t)) })
 }
 
-// Backend returns a back end for a test that can do with any.
+// Backend returns a back end for a test of an x86_64 guest that can do with any.
 func Backend(t testing.TB) vm.Backend {
 	t.Helper()
 	if (kvm.Backend{}).Check(x86.Board{}) == nil {
@@ -36,26 +77,43 @@ func Backend(t testing.TB) vm.Backend {
 	return Emulator(t)
 }
 
-// KVM is for tests of KVM alone.
+// KVM is for tests of x86_64 guests on KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
 	t.Attr(backend, (kvm.Backend{}).Name())
-	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
+	kvmFor(t, "x86_64")
+}
+
+func kvmFor(t testing.TB, arch string) {
+	t.Helper()
+	if err := (kvm.Backend{}).Check(boards[arch]); err != nil {
 		Missing(t, "a usable /dev/kvm", err)
 	}
 }
 
-// Emulator is for tests of the emulator alone. There is none in the bed.
+// Emulator is for tests of x86_64 guests on the emulator alone. There is none in the bed.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
+	return EmulatorOf(t, "x86_64")
+}
+
+// EmulatorOf is Emulator for guests of an architecture.
+func EmulatorOf(t testing.TB, arch string) qemu.Backend {
+	t.Helper()
 	t.Attr(backend, (qemu.Backend{}).Name())
-	if err := EmulatorMissing(); err != nil {
+	t.Attr(architecture, arch)
+	return emulatorFor(t, arch)
+}
+
+func emulatorFor(t testing.TB, arch string) qemu.Backend {
+	t.Helper()
+	if _, err := (qemu.Backend{}).Find(boards[arch]); err != nil {
 		Missing(t, "QEMU", err)
 	}
 	return qemu.Backend{}
 }
 
-// EmulatorMissing says why this host has no emulator; nil where it has one.
+// EmulatorMissing says why this host has no emulator of x86_64; nil where it has one.
 func EmulatorMissing() error {
 	_, err := (qemu.Backend{}).Find(x86.Board{})
 	return err

@@ -14,7 +14,7 @@ import (
 // never is a poll interval that no run here waits for.
 const never = time.Hour
 
-// A guest's end is seen when the bell rings for it, not when the poll comes.
+// A guest's end is seen when the bell rings for it, not when the poll comes. On arm64 there is no doorbell.
 func TestBellRingsForTheEnd(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for words, want := range map[string]struct {
@@ -23,7 +23,7 @@ func TestBellRingsForTheEnd(t *testing.T) {
 		}{
 			"fail": {run.Exited, 3}, "sched-exit": {run.SchedulerGone, 121}, "crash": {run.Crashed, 122},
 		} {
-			cfg := scenario(b, words)
+			cfg := scenario(t, onX86(b), words)
 			cfg.Poll = never
 			if r := does(t, cfg, want.outcome, want.exit); r.Rings != 1 || r.Ring.BellDrains != 1 {
 				t.Errorf("%s: %d rings, %d drains", words, r.Rings, r.Ring.BellDrains)
@@ -36,7 +36,7 @@ func TestBellRingsForTheEnd(t *testing.T) {
 func TestBellRingsForRoom(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const count, size, ring = 50, 1000, 8 << 10
-		cfg := scenario(b, "flood demo.count=50 demo.size=1000")
+		cfg := scenario(t, onX86(b), "flood demo.count=50 demo.size=1000")
 		cfg.VM.Reserved, cfg.Poll = ring, never
 		if r := does(t, cfg, run.Exited, 0); r.Ring.ByType["RAWO"] != count || r.Rings < count*size/ring {
 			t.Errorf("%d rings, %+v", r.Rings, r.Ring)
@@ -53,7 +53,7 @@ func (deaf) Bell() <-chan struct{} { return nil }
 func TestLostBell(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, words := range []string{"fail", "flood demo.count=50 demo.size=1000"} {
-			cfg := scenario(b, words)
+			cfg := scenario(t, onX86(b), words)
 			cfg.VM.Reserved = 8 << 10
 			heard := run.Run(t.Context(), cfg)
 			cfg.NewMachine = func(c vm.Config) (run.Machine, error) {
@@ -72,7 +72,7 @@ func TestLostBell(t *testing.T) {
 func TestBellWithoutEnd(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const burst = 16 // drains that the poll has not paid for yet
-		cfg := scenario(b, "doorbell")
+		cfg := scenario(t, onX86(b), "doorbell")
 		cfg.Timeout, cfg.Grace = 4*time.Second, 2*time.Second
 		r := does(t, cfg, run.TimedOut, 124)
 		if r.GuestExitCode == nil || *r.GuestExitCode != 0 {

@@ -93,8 +93,11 @@ func (f *fake) Rings() uint64                    { return 0 }
 
 // config is a run of the fake machine.
 func (f *fake) config() run.Config {
-	cfg := scenario(nil, "fake")
-	cfg.VM.Memory, cfg.VM.Reserved = fakeMemory, f.ring.Len()
+	cfg := run.Config{
+		VM:      vm.Config{Kernel: x86.ELF{}, Memory: fakeMemory, Reserved: f.ring.Len()},
+		Timeout: 60 * time.Second,
+		Grace:   -1,
+	}
 	cfg.NewMachine = func(c vm.Config) (run.Machine, error) {
 		f.console = c.Console
 		return f, nil

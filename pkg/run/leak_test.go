@@ -52,10 +52,10 @@ func holds(t *testing.T) held {
 
 // 300 runs with mixed endings in one process leave nothing behind.
 func TestRunsLeaveNothing(t *testing.T) {
-	needs.EachBackend(t, runsLeaveNothing)
+	needs.EachMachine(t, runsLeaveNothing)
 }
 
-func runsLeaveNothing(t *testing.T, b vm.Backend) {
+func runsLeaveNothing(t *testing.T, m needs.Machine) {
 	endings := []struct {
 		words   string
 		timeout time.Duration
@@ -82,7 +82,7 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			before = holds(t)
 		}
 		e := endings[i%len(endings)]
-		cfg := scenario(b, e.words)
+		cfg := scenario(t, m, e.words)
 		cfg.Timeout = e.timeout
 		cfg.OnStart = func() { during = max(during, holds(t).mappings) }
 		if i%7 == 0 {
@@ -90,7 +90,7 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			if i%2 == 0 {
 				cfg.VM.Backend = map[string]vm.Backend{
 					"kvm": kvm.Backend{Device: "/nonexistent"}, "emulator": qemu.Backend{Program: "/bin/false"},
-				}[b.Name()]
+				}[m.Backend.Name()]
 			} else {
 				cfg.VM.Kernel = x86.ELF{File: strings.NewReader("no kernel")}
 			}

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
@@ -76,39 +75,49 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 }
 
 func TestGuestEnds(t *testing.T) {
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+		g := guestsOf[on.Arch]
+		t.Run("reset", func(t *testing.T) { endsBy(t, on.Backend, g.reset, vm.ErrReset) })
+		t.Run("power-off", func(t *testing.T) { endsBy(t, on.Backend, g.powerOff, vm.ErrPowerOff) })
+	})
+}
+
+// endsBy runs a guest and checks why it ended.
+func endsBy(t *testing.T, b vm.Backend, kernel vm.Loader, want error) {
+	t.Helper()
+	m := machine(t, b, vm.Config{Kernel: kernel, Memory: 64 << 20})
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := vmtest.End(t, m); !errors.Is(err, want) {
+		t.Errorf("ended by %v, want %v", err, want)
+	}
+	if m.FirstExit().IsZero() {
+		t.Error("nobody saw the guest run")
+	}
+}
+
+func TestX86GuestEnds(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
 			kernel x86.Code
 			want   error
 		}{
-			"reset":          {reset, vm.ErrReset},
-			"power-off":      {powerOff, vm.ErrPowerOff},
 			"triple fault":   {tripleFault, vm.ErrTripleFault},
 			"unknown port":   {unknownIO, vm.ErrReset},
 			"unknown memory": {unknownMemory, vm.ErrReset},
 		} {
-			t.Run(name, func(t *testing.T) {
-				m := machine(t, b, vm.Config{Kernel: tc.kernel, Memory: 64 << 20})
-				if err := m.Start(); err != nil {
-					t.Fatal(err)
-				}
-				if err := vmtest.End(t, m); !errors.Is(err, tc.want) {
-					t.Errorf("ended by %v, want %v", err, tc.want)
-				}
-				if m.FirstExit().IsZero() {
-					t.Error("nobody saw the guest run")
-				}
-			})
+			t.Run(name, func(t *testing.T) { endsBy(t, b, tc.kernel, tc.want) })
 		}
 	})
 }
 
 func TestStopReachesAnyGuest(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		for name, kernel := range map[string]x86.Code{"spin": spin, "halt": halt} {
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+		for name, kernel := range map[string]vm.Loader{"spin": guestsOf[on.Arch].spin, "halt": guestsOf[on.Arch].halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
-					m := machine(t, b, vm.Config{Kernel: kernel, CPUs: cpus})
+					m := machine(t, on.Backend, vm.Config{Kernel: kernel, CPUs: cpus})
 					if err := m.Start(); err != nil {
 						t.Fatal(err)
 					}
@@ -130,11 +139,11 @@ func TestStopReachesAnyGuest(t *testing.T) {
 
 // A stop that comes while a processor is about to enter the guest is not lost.
 func TestStopRace(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
 		reason := errors.New("stopped")
-		rounds := map[string]int{"kvm": 200, "emulator": 30}[b.Name()]
+		rounds := map[string]int{"kvm": 200, "emulator": 30}[on.Backend.Name()]
 		for i := range rounds {
-			m := machine(t, b, vm.Config{Kernel: spin, Memory: 16 << 20, Reserved: 8 << 10})
+			m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin, Memory: 16 << 20, Reserved: 8 << 10})
 			if i%3 == 0 {
 				m.Stop(reason) // before the start
 			}
@@ -160,8 +169,8 @@ func TestStopRace(t *testing.T) {
 }
 
 func TestLifecycle(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		m := machine(t, b, vm.Config{Kernel: spin})
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +185,7 @@ func TestLifecycle(t *testing.T) {
 		if err := m.Start(); !errors.Is(err, vm.ErrConfig) {
 			t.Errorf("start after close: %v", err)
 		}
-		m = machine(t, b, vm.Config{Kernel: spin})
+		m = machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin})
 		if err := m.Close(); err != nil {
 			t.Error(err)
 		}
@@ -185,12 +194,9 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestConsole(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
 		var out bytes.Buffer
-		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
-		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0,
-			0xfe, 0xe6, 0x64, 0xeb, 0xfe}, "hello, world\n"...)
-		if err := runs(t, b, vm.Config{Kernel: guest, Console: &out}); !errors.Is(err, vm.ErrReset) {
+		if err := runs(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].hello, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
 		if out.String() != "hello, world\n" {
@@ -317,12 +323,12 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 
 // Two processors run at the same time: both counters move, and neither waits for the other.
 func TestTwoProcessorsRunAtOnce(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		m := machine(t, b, vm.Config{Kernel: twoCounters{}, CPUs: 2, Memory: 64 << 20})
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, CPUs: 2, Memory: 64 << 20})
 		var words [2]guestmem.Uint32
 		for i := range words {
 			var err error
-			if words[i], err = m.Memory().Uint32(counters + guestmem.Addr(4*i)); err != nil {
+			if words[i], err = m.Memory().Uint32(guestsOf[on.Arch].counters + guestmem.Addr(4*i)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -401,8 +407,8 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 		}
 		return size
 	}
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		m := machine(t, b, vm.Config{Kernel: spin, Memory: memory})
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin, Memory: memory})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -450,6 +456,29 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+func TestNewRefusesForArm64(t *testing.T) {
+	b := needs.EmulatorOf(t, "arm64")
+	kernel := guestsOf["arm64"].spin
+	for name, tc := range map[string]struct {
+		cfg  vm.Config
+		want error
+	}{
+		"too many CPUs":     {vm.Config{CPUs: 124}, vm.ErrConfig},
+		"ring over memory":  {vm.Config{Memory: 16 << 20, Reserved: 16 << 20}, vm.ErrConfig},
+		"ring not aligned":  {vm.Config{Reserved: 8193}, vm.ErrConfig},
+		"much memory":       {vm.Config{Memory: 1 << 40}, vm.ErrConfig},
+		"long command line": {vm.Config{Cmdline: strings.Repeat("x", 2048)}, vm.ErrCmdline},
+		"NUL in it":         {vm.Config{Cmdline: "a\x00b"}, vm.ErrCmdline},
+		"large initrd":      {vm.Config{Memory: 24 << 20, Initrd: initrd(make([]byte, 8<<20))}, vm.ErrRoom},
+		"no room for trees": {vm.Config{Memory: 2<<20 + 4<<10 + 8<<10, Reserved: 8 << 10}, vm.ErrRoom},
+	} {
+		tc.cfg.Backend, tc.cfg.Kernel = b, kernel
+		if m, err := vm.New(tc.cfg); !errors.Is(err, tc.want) || m != nil {
+			t.Errorf("%s: %v, want %v", name, err, tc.want)
+		}
+	}
+}
+
 // initrd is bytes as an initial RAM file system.
 type initrd string
 
@@ -462,9 +491,9 @@ func (i initrd) WriteTo(w io.Writer) (int64, error) {
 
 // The guest reads its own memory map: one that covers the ring is EXIT 90.
 func TestGuestChecksItsMap(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
 		for _, covered := range []bool{false, true} {
-			if got, want := mapVerdict(t, b, covered), map[bool]int32{false: 0, true: 90}[covered]; got != want {
+			if got, want := mapVerdict(t, on, covered), map[bool]int32{false: 0, true: 90}[covered]; got != want {
 				t.Errorf("covered %t: EXIT %d, want %d", covered, got, want)
 			}
 		}
@@ -472,15 +501,16 @@ func TestGuestChecksItsMap(t *testing.T) {
 }
 
 // mapVerdict is the EXIT of a guest whose map covers the ring or does not.
-func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
+func mapVerdict(t *testing.T, on needs.Machine, covered bool) int32 {
 	t.Helper()
-	layout, err := x86.Board{}.Layout(0, 0)
+	kernel := vmtest.Demo(t, on.Arch)
+	layout, err := kernel.Board().Layout(0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ring := layout.Reserved
-	m := machine(t, b, vm.Config{
-		Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+	m := machine(t, on.Backend, vm.Config{
+		Kernel:  kernel,
 		Cmdline: shm.Params{Base: uint64(ring.Base), Size: ring.Size}.String() + " demo.scenario=ok demo.steps=0",
 	})
 	region, err := m.Memory().Window(ring.Base, ring.Size)
@@ -491,13 +521,7 @@ func mapVerdict(t *testing.T, b vm.Backend, covered bool) int32 {
 		t.Fatal(err)
 	}
 	if covered {
-		// The last entry's size, in the zero page at 0x7000, grows by a byte.
-		const lastSize = 0x7000 + 0x2d0 + 2*20 + 8
-		var size [8]byte
-		binary.LittleEndian.PutUint64(size[:], uint64(ring.Base)-1<<20+1)
-		if err := m.Memory().Write(size[:], lastSize); err != nil {
-			t.Fatal(err)
-		}
+		uncover[on.Arch](t, m, ring)
 	}
 	if err := m.Start(); err != nil {
 		t.Fatal(err)

@@ -12,10 +12,20 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
+// demo is the embedded guest.
+func demo(t testing.TB) []byte {
+	t.Helper()
+	image, err := guest.Demo("x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
 func TestELFRefuses(t *testing.T) {
-	le := binary.LittleEndian
+	le, good := binary.LittleEndian, demo(t)
 	change := func(fn func(b []byte)) []byte {
-		b := bytes.Clone(guest.Demo)
+		b := bytes.Clone(good)
 		fn(b)
 		return b
 	}
@@ -23,8 +33,8 @@ func TestELFRefuses(t *testing.T) {
 	for name, image := range map[string][]byte{
 		"empty":                 {},
 		"text":                  []byte("#!/bin/sh\n"),
-		"header cut":            guest.Demo[:40],
-		"segment cut":           guest.Demo[:len(guest.Demo)/2],
+		"header cut":            good[:40],
+		"segment cut":           good[:len(good)/2],
 		"32-bit":                change(func(b []byte) { b[4] = 1 }),
 		"other architecture":    change(func(b []byte) { le.PutUint16(b[18:], 183) }),
 		"shared object":         change(func(b []byte) { le.PutUint16(b[16:], 3) }),
@@ -49,7 +59,7 @@ func TestELFRefuses(t *testing.T) {
 // FuzzELF: any file as a kernel is loaded or refused, as with FuzzBzImage.
 func FuzzELF(f *testing.F) {
 	f.Add(elfKernel(16, segment{64 + 2*56, 1 << 20, 16, 64}, segment{0, 1<<20 + 4096, 16, 16}))
-	f.Add(guest.Demo[:100])
+	f.Add(demo(f)[:100])
 	ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 64<<10)})
 	if err != nil {
 		f.Fatal(err)
