@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 )
@@ -27,7 +30,33 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scripts(t, "plain", map[string]string{"VECTORS": vectors})
+	variables := map[string]string{"VECTORS": vectors}
+	dir := t.TempDir()
+	add := func(name, file string, content []byte) {
+		variables[name] = filepath.Join(dir, file)
+		if err := os.WriteFile(variables[name], content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, arch := range map[string]string{"STATIC_X86": "x86_64", "STATIC_ARM64": "arm64"} {
+		agent, err := guest.Agent(arch) // as a static program
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(name, "static-"+arch, agent)
+	}
+	image, err := guest.Demo("arm64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("IMAGE", "Image", image)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(image); err != nil || z.Close() != nil {
+		t.Fatal(err)
+	}
+	add("CUT_IMAGE", "cut.gz", packed.Bytes()[:packed.Len()/2])
+	scripts(t, "plain", variables)
 }
 
 // TestMachineScripts does so with machines, on each back end and for each architecture.

@@ -60,7 +60,7 @@ func TestRefusedKernels(t *testing.T) {
 		"script": {[]byte("#!/bin/sh\n"), "neither a bzImage nor an ELF file"},
 		"cut":    {good[:len(good)/2], "cut short"},
 		"header": {good[:0x210], "cut short"},
-		"arm64":  {arm, "arm64"},
+		"arm64":  {arm, "its header says"},
 	} {
 		path := filepath.Join(t.TempDir(), "kernel")
 		if err := os.WriteFile(path, tc.content, 0o644); err != nil {
@@ -75,7 +75,7 @@ func TestRefusedKernels(t *testing.T) {
 	}
 	for flag, tc := range map[string]struct{ value, says string }{
 		"--memory": {"24M", "try more --memory"},
-		"--append": {strings.Repeat("x", 2048), "this kernel takes at most 2047"},
+		"--append": {strings.Repeat("x", 2048), "kernel takes at most 2047"},
 	} {
 		out, err := exec.Command(vmm, runArgs(flag, tc.value, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
