@@ -28,9 +28,10 @@ var (
 	arch   = cmp.Or(os.Getenv("KTSTR_TEST_ARCH"), "x86_64")
 	// sysroot is where guests of another architecture than this host's have their programs from, but for this
 	// suite's own, program, which is built for theirs.
-	sysroot = os.Getenv("KTSTR_TEST_SYSROOT")
-	program = cmp.Or(os.Getenv("KTSTR_TEST_HELPER"), os.Args[0])
-	helper  = flag.String("helper", "", "what this binary does inside a guest")
+	sysroot  = os.Getenv("KTSTR_TEST_SYSROOT")
+	program  = cmp.Or(os.Getenv("KTSTR_TEST_HELPER"), os.Args[0])
+	helper   = flag.String("helper", "", "what this binary does inside a guest")
+	messages = flag.String("messages", "0", "how many messages write-ring writes")
 )
 
 // bulk is how much a helper writes to stdout, and again to stderr.
@@ -51,6 +52,10 @@ func TestMain(m *testing.M) {
 		<-done
 	case "clock":
 		fail(reportClock())
+	case "write-ring":
+		fail(writeRing(*messages))
+	case "copy-to-ring":
+		fail(copyToRing())
 	case "like-a-host":
 		fail(likeAHost())
 	default:
