@@ -160,7 +160,7 @@ func runBoots(ctx context.Context, e *events, boots [][]suite) bool {
 
 // runBoot runs suites in one boot of the bed.
 func runBoot(ctx context.Context, e *events, suites []suite) (bool, error) {
-	b := bed.Bed{Files: map[string]string{}}
+	b := bed.Bed{Host: bed.Hosts["x86_64"], Files: map[string]string{}}
 	if err := addModule(b.Files); err != nil {
 		return false, err
 	}
