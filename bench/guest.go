@@ -17,10 +17,14 @@ import (
 )
 
 func (t target) scenario(words string) run.Config {
+	image, err := guest.Demo("x86_64")
+	if err != nil {
+		panic(err) // it is a part of this program
+	}
 	return run.Config{
 		VM: vm.Config{
 			Backend: t.backend,
-			Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+			Kernel:  x86.ELF{File: bytes.NewReader(image)},
 			Cmdline: "demo.scenario=" + words,
 		},
 		Timeout: 5 * time.Minute,

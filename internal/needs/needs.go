@@ -4,11 +4,16 @@
 package needs
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 
+	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -17,21 +22,44 @@ import (
 // backend is the attribute that says on which back end a test runs, for the tests' summary.
 const backend = "backend"
 
-// EachBackend runs a test on each back end, as a subtest with the back end's name; one that this host does not
-// have skips it.
-func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
-	t.Helper()
-	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
-		KVM(t)
-		test(t, kvm.Backend{})
-	})
-	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, Emulator(t)) })
+// Board is the board of the guests that tests run where any will do: one that the host's KVM runs.
+func Board() vm.Board {
+	if runtime.GOARCH == "arm64" {
+		return arm64.Board{}
+	}
+	return x86.Board{}
 }
 
-// Backend returns a back end for a test that can do with any.
+// Demo is the embedded guest for Board.
+func Demo() (vm.Loader, error) {
+	image, err := guest.Demo(Board().Arch())
+	if err != nil {
+		return nil, err
+	}
+	return kernel.Open(bytes.NewReader(image), kernel.Options{})
+}
+
+// EachBackend runs a test of guests for Board on each back end, as a subtest with the back end's name; one that this
+// host does not have skips it.
+func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
+	t.Helper()
+	EachBackendOf(t, Board(), test)
+}
+
+// EachBackendOf is EachBackend for guests of a board.
+func EachBackendOf(t *testing.T, board vm.Board, test func(*testing.T, vm.Backend)) {
+	t.Helper()
+	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
+		kvmFor(t, board)
+		test(t, kvm.Backend{})
+	})
+	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, emulatorFor(t, board)) })
+}
+
+// Backend returns a back end for a test of guests for Board that can do with any.
 func Backend(t testing.TB) vm.Backend {
 	t.Helper()
-	if (kvm.Backend{}).Check(x86.Board{}) == nil {
+	if (kvm.Backend{}).Check(Board()) == nil {
 		return kvm.Backend{}
 	}
 	return Emulator(t)
@@ -40,8 +68,13 @@ func Backend(t testing.TB) vm.Backend {
 // KVM is for tests of KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
+	kvmFor(t, Board())
+}
+
+func kvmFor(t testing.TB, board vm.Board) {
+	t.Helper()
 	t.Attr(backend, (kvm.Backend{}).Name())
-	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
+	if err := (kvm.Backend{}).Check(board); err != nil {
 		t.Skipf("this test needs a usable /dev/kvm: %v", err)
 	}
 }
@@ -49,9 +82,14 @@ func KVM(t testing.TB) {
 // Emulator is for tests of the emulator alone. There is none in the bed, which needs one itself.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
+	return emulatorFor(t, Board())
+}
+
+func emulatorFor(t testing.TB, board vm.Board) qemu.Backend {
+	t.Helper()
 	t.Attr(backend, (qemu.Backend{}).Name())
-	if err := EmulatorMissing(); err != nil {
-		if (kvm.Backend{}).Check(x86.Board{}) == nil {
+	if _, err := (qemu.Backend{}).Find(board); err != nil {
+		if (kvm.Backend{}).Check(Board()) == nil {
 			t.Skipf("this test needs QEMU: %v", err)
 		}
 		Missing(t, "QEMU", err)
@@ -61,7 +99,7 @@ func Emulator(t testing.TB) qemu.Backend {
 
 // EmulatorMissing says why this host has no emulator; nil where it has one.
 func EmulatorMissing() error {
-	_, err := (qemu.Backend{}).Find(x86.Board{})
+	_, err := (qemu.Backend{}).Find(Board())
 	return err
 }
 

@@ -9,14 +9,17 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
+
+// The tests in this file are of x86_64 guests: others have no doorbell.
 
 // never is a poll interval that no run here waits for.
 const never = time.Hour
 
 // A guest's end is seen when the bell rings for it, not when the poll comes.
 func TestBellRingsForTheEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
 		for words, want := range map[string]struct {
 			outcome run.Outcome
 			exit    int
@@ -34,7 +37,7 @@ func TestBellRingsForTheEnd(t *testing.T) {
 
 // It rings for room, too: a ring that fills up many times is read by a monitor that never polls.
 func TestBellRingsForRoom(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
 		const count, size, ring = 50, 1000, 8 << 10
 		cfg := scenario(b, "flood demo.count=50 demo.size=1000")
 		cfg.VM.Reserved, cfg.Poll = ring, never
@@ -51,7 +54,7 @@ func (deaf) Bell() <-chan struct{} { return nil }
 
 // A bell that is lost changes nothing but the time.
 func TestLostBell(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
 		for _, words := range []string{"fail", "flood demo.count=50 demo.size=1000"} {
 			cfg := scenario(b, words)
 			cfg.VM.Reserved = 8 << 10
@@ -70,7 +73,7 @@ func TestLostBell(t *testing.T) {
 
 // A guest that rings without end is drained for it as often as the poll pays for, and is stopped as any other.
 func TestBellWithoutEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
 		const burst = 16 // drains that the poll has not paid for yet
 		cfg := scenario(b, "doorbell")
 		cfg.Timeout, cfg.Grace = 4*time.Second, 2*time.Second

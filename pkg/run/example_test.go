@@ -16,10 +16,15 @@ import (
 )
 
 func Example() {
+	image, err := guest.Demo("x86_64")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
 	backend, _ := accel.Choose(accel.Auto, accel.Guest{Board: x86.Board{}})
 	result := run.Run(context.Background(), run.Config{
 		VM: vm.Config{
-			Kernel:  x86.ELF{File: bytes.NewReader(guest.Demo)},
+			Kernel:  x86.ELF{File: bytes.NewReader(image)},
 			Backend: backend,
 			Cmdline: "demo.scenario=fail",
 			Memory:  256 << 20,

@@ -12,12 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // fake is a machine whose guest is a function of the test's.
@@ -38,7 +38,7 @@ const fakeMemory, fakeRing = 16 << 20, 8 << 10
 
 func newFake(t *testing.T, guest func(w *shm.Writer, stopped <-chan struct{})) *fake {
 	t.Helper()
-	layout, err := x86.Board{}.Layout(fakeMemory, fakeRing)
+	layout, err := needs.Board().Layout(fakeMemory, fakeRing)
 	if err != nil {
 		t.Fatal(err)
 	}

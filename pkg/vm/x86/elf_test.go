@@ -12,10 +12,21 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
+// demo is the embedded guest.
+func demo(t testing.TB) []byte {
+	t.Helper()
+	image, err := guest.Demo(x86.Board{}.Arch())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
 func TestELFRefuses(t *testing.T) {
+	demo := demo(t)
 	le := binary.LittleEndian
 	change := func(fn func(b []byte)) []byte {
-		b := bytes.Clone(guest.Demo)
+		b := bytes.Clone(demo)
 		fn(b)
 		return b
 	}
@@ -23,8 +34,8 @@ func TestELFRefuses(t *testing.T) {
 	for name, image := range map[string][]byte{
 		"empty":                 {},
 		"text":                  []byte("#!/bin/sh\n"),
-		"header cut":            guest.Demo[:40],
-		"segment cut":           guest.Demo[:len(guest.Demo)/2],
+		"header cut":            demo[:40],
+		"segment cut":           demo[:len(demo)/2],
 		"32-bit":                change(func(b []byte) { b[4] = 1 }),
 		"other architecture":    change(func(b []byte) { le.PutUint16(b[18:], 183) }),
 		"shared object":         change(func(b []byte) { le.PutUint16(b[16:], 3) }),
@@ -49,7 +60,7 @@ func TestELFRefuses(t *testing.T) {
 // FuzzELF: any file as a kernel is loaded or refused, as with FuzzBzImage.
 func FuzzELF(f *testing.F) {
 	f.Add(elfKernel(16, segment{64 + 2*56, 1 << 20, 16, 64}, segment{0, 1<<20 + 4096, 16, 16}))
-	f.Add(guest.Demo[:100])
+	f.Add(demo(f)[:100])
 	ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 64<<10)})
 	if err != nil {
 		f.Fatal(err)
