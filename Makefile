@@ -27,8 +27,11 @@ linux-test:
 	scripts/fetch-linux
 	scripts/guest-tests linux
 
+# Lines have at most 120 characters, but for the rows of a Markdown table.
+lint: too_long := ^[^|].{120,}
 lint:
 	test -z "$$(gofmt -l .)"
+	! LC_ALL=C.UTF-8 git grep -nP '$(too_long)' -- '*.go' '*.md' '*.c' '*.h' '*.S' '*Makefile' scripts
 	GOARCH=amd64 go vet ./...
 	GOARCH=arm64 go vet ./...
 	go vet -tags linuxbed ./test/...

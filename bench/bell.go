@@ -13,6 +13,18 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
+// doorbell is the argument with which this program measures its part of everything alone.
+const doorbell = "doorbell"
+
+func doorbells([]string) error {
+	here, cleanUp, err := targets()
+	if err != nil {
+		return err
+	}
+	defer cleanUp()
+	return here.each(target.bells)()
+}
+
 // bells measures how soon a scheduler's end is heard of, by the doorbell and by the poll alone, and what a guest
 // costs the host that rings without end.
 func (t target) bells() error {
@@ -130,5 +142,5 @@ func percentile(ds []time.Duration, p int) time.Duration {
 
 func percentiles(ds []time.Duration) string {
 	at := func(p int) time.Duration { return percentile(ds, p).Round(time.Microsecond) }
-	return fmt.Sprintf("p50 %v, p90 %v, p99 %v", at(50), at(90), at(99))
+	return fmt.Sprintf("p50 %v p90 %v p99 %v", at(50), at(90), at(99))
 }

@@ -131,7 +131,8 @@ func schedulerEnd(kernel string) error {
 		return fmt.Errorf("%v: %s", r.Outcome, r.Reason)
 	}
 	took := time.Since(console.at)
-	goal("the scheduler's end to the end of the run", took.Round(time.Millisecond).String(), "≤ 1.5s", took <= 1500*time.Millisecond)
+	goal("the scheduler's end to the end of the run", took.Round(time.Millisecond).String(), "≤ 1.5s",
+		took <= 1500*time.Millisecond)
 	return nil
 }
 
@@ -207,7 +208,8 @@ func untilOutput(command []string) (time.Duration, error) {
 		if err != nil {
 			_ = cmd.Wait()
 			text := said.String() + stderr.String()
-			return 0, fmt.Errorf("%w after %v: …%s", err, time.Since(start).Round(time.Millisecond), text[max(0, len(text)-1000):])
+			return 0, fmt.Errorf("%w after %v: …%s", err, time.Since(start).Round(time.Millisecond),
+				text[max(0, len(text)-1000):])
 		}
 	}
 }

@@ -47,7 +47,8 @@ func (f *full) window(regions int) (*guestmem.Window, error) {
 
 func newFull(payload int) (*full, error) {
 	total := payload + shm.MessageHeaderSize
-	f := &full{payload: payload, buf: make([]byte, payload), messages: ringBytes / total, capacity: uint64(ringBytes / total * total)}
+	f := &full{payload: payload, buf: make([]byte, payload), messages: ringBytes / total,
+		capacity: uint64(ringBytes / total * total)}
 	f.mem = make([]byte, shm.HeaderSize+f.capacity)
 	region, err := f.window(1)
 	if err != nil {
@@ -108,7 +109,8 @@ func (f *full) again() { f.writePtr.Store(f.writePtr.Load() + f.capacity) }
 func (f *full) limit() time.Duration {
 	sum := uint32(0)
 	start := time.Now()
-	for off := shm.HeaderSize + shm.MessageHeaderSize; off+f.payload <= len(f.mem); off += f.payload + shm.MessageHeaderSize {
+	step := shm.MessageHeaderSize + f.payload
+	for off := shm.HeaderSize + shm.MessageHeaderSize; off+f.payload <= len(f.mem); off += step {
 		copy(f.buf, f.mem[off:off+f.payload])
 		sum += crc32.ChecksumIEEE(f.buf)
 	}
@@ -152,7 +154,8 @@ func (f *full) compare(readers []*shm.Reader) (limits []time.Duration, took [][]
 }
 
 func drains() error {
-	fmt.Printf("%8s %8s %12s %10s %12s %8s %12s %12s\n", "payload", "regions", "messages/s", "MB/s", "limit MB/s", "ratio", "4 against 1", "allocations")
+	fmt.Printf("%8s %8s %12s %10s %12s %8s %12s %12s\n", "payload", "regions", "messages/s", "MB/s", "limit MB/s", "ratio",
+		"4 against 1", "allocations")
 	var goals []func()
 	for _, payload := range []int{24, 256, 4096, 65536} {
 		f, err := newFull(payload)

@@ -17,11 +17,12 @@ func main() {
 	measure := func([]string) error { return everything() }
 	args := os.Args[1:]
 	if len(args) > 0 {
-		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, sleeper: sleeps}[args[0]]
+		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells,
+			sleeper: sleeps}[args[0]]
 		args = args[1:]
 	}
 	if measure == nil {
-		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, or nothing\n", os.Args[1])
+		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, doorbell, or nothing\n", os.Args[1])
 		os.Exit(2)
 	}
 	if err := measure(args); err != nil {
@@ -94,7 +95,7 @@ func goal(name, value, want string, reached bool) {
 	if !reached {
 		verdict = "MISSED"
 	}
-	fmt.Printf("%-55s %-34s goal %-12s %s\n", name, value, want, verdict)
+	fmt.Printf("%-55s %-33s goal %-12s %s\n", name, value, want, verdict)
 }
 
 // spread is the middle and the largest of some measurements.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -65,21 +67,26 @@ func pipe(t *testing.T, kind reader) *os.File {
 	return w
 }
 
-// fill makes a pipe full, so that the first byte that is written to it blocks.
-func fill(t *testing.T, w *os.File) {
+// fill makes a pipe full, so that the first byte that is written to it blocks, and returns what that took.
+func fill(t *testing.T, w *os.File) (n int) {
 	t.Helper()
-	fd := int(w.Fd()) // once: each call makes the file blocking
-	if err := syscall.SetNonblock(fd, true); err != nil {
+	raw, err := w.SyscallConn() // Fd would make the file blocking
+	if err != nil {
 		t.Fatal(err)
 	}
-	for {
-		if _, err := syscall.Write(fd, make([]byte, 4096)); err != nil {
-			break
+	var failure error
+	err = raw.Control(func(fd uintptr) {
+		for failure == nil {
+			var wrote int
+			if wrote, failure = syscall.Write(int(fd), make([]byte, 4096)); failure == nil {
+				n += wrote
+			}
 		}
+	})
+	if err != nil || failure != syscall.EAGAIN {
+		t.Fatal(err, failure)
 	}
-	if err := syscall.SetNonblock(fd, false); err != nil {
-		t.Fatal(err)
-	}
+	return n
 }
 
 // A reader of stderr that is stuck holds up neither a usage error, nor a run, nor its last words.
@@ -142,7 +149,8 @@ type chaosRun struct {
 const chaosTimeout = 2 * time.Second
 
 var chaosScenarios = []string{
-	"ok,step_ms=1", "fail", "sched-exit", "crash", "hang", "halt", "graceful", "silent", "triple-fault", "flood,count=20000", "overrun,count=20000",
+	"ok,step_ms=1", "fail", "sched-exit", "crash", "hang", "halt", "graceful", "silent", "triple-fault",
+	"flood,count=20000", "overrun,count=20000",
 	"hostile,lie=ahead", "hostile,lie=length,exit=7", "hostile,lie=header", "stall", "signals",
 }
 
@@ -166,13 +174,8 @@ func newChaosRun(r *rand.Rand, dir, fifo string) chaosRun {
 // deadline with a code that it is known for, and leaves no process. The seed is in the log.
 func TestChaos(t *testing.T) {
 	path := program(t)
-	seed := uint64(time.Now().UnixNano())
-	if given := os.Getenv("KTSTR_CHAOS_SEED"); given != "" {
-		if _, err := fmt.Sscan(given, &seed); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("seed %d", seed)
+	seed := chaosSeed(t)
+	leavesNothing(t)
 	runs := 300
 	if testing.Short() {
 		runs = 60
@@ -199,9 +202,55 @@ func TestChaos(t *testing.T) {
 	})
 }
 
+// chaosSeed is of this moment, or the one that is given.
+func chaosSeed(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if given := os.Getenv("KTSTR_CHAOS_SEED"); given != "" {
+		if _, err := fmt.Sscan(given, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("seed %d", seed)
+	return seed
+}
+
+// leavesNothing checks that a test leaves no goroutine and no open file of this process behind.
+func leavesNothing(t *testing.T) {
+	t.Helper()
+	pipe(t, gone).Close() // what the runtime needs for pipes is open from now on
+	goroutines, before := goleak.IgnoreCurrent(), openFiles(t)
+	t.Cleanup(func() {
+		goleak.VerifyNone(t, goroutines)
+		for file := range openFiles(t) {
+			if !before[file] {
+				t.Errorf("file %s is left open", file)
+			}
+		}
+	})
+}
+
+// openFiles are this process's, by number and name.
+func openFiles(t *testing.T) map[string]bool {
+	t.Helper()
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]bool{}
+	for _, e := range entries {
+		if name, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil { // that of dir itself is closed
+			files[e.Name()+" "+name] = true
+		}
+	}
+	return files
+}
+
 // check makes the run.
 func (c chaosRun) check(t *testing.T, path string, b vm.Backend) {
-	args := []string{"demo", "--accel", b.Name(), "--scenario", c.scenario, "--timeout", chaosTimeout.String(), "--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
+	args := []string{"demo", "--accel", b.Name(), "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
+		"--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
 	if c.report != "" {
 		args = append(args, "--report", c.report, "--report-format", c.format)
 	}

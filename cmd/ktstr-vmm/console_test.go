@@ -33,11 +33,13 @@ func TestConsoleFileIsBounded(t *testing.T) {
 	}
 	text := strings.Repeat("0123456789", 300)
 	writeBytes(t, c, text)
-	if err := c.close(t.Context()); err == nil || !strings.Contains(err.Error(), "--console-limit 1000 was reached: 2000 bytes were left out") {
+	if err := c.close(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "--console-limit 1000 was reached: 2000 bytes were left out") {
 		t.Error(err)
 	}
 	got, err := os.ReadFile(path)
-	if want := text[:1000] + "\n[ktstr-vmm: --console-limit 1000 is reached, the rest is left out]\n"; err != nil || string(got) != want {
+	if want := text[:1000] + "\n[ktstr-vmm: --console-limit 1000 is reached, the rest is left out]\n"; err != nil ||
+		string(got) != want {
 		t.Errorf("%q, %v", got, err)
 	}
 

@@ -52,8 +52,9 @@ func demoCommand() *cobra.Command {
 			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, machine)
 		},
 	}
-	c.Flags().StringVar(&scenario, "scenario", "ok", "what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
-		"; parameters: "+strings.Join(scenarioParams, ", "))
+	c.Flags().StringVar(&scenario, "scenario", "ok",
+		"what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
+			"; parameters: "+strings.Join(scenarioParams, ", "))
 	c.Flags().StringVar(&arch, "arch", hostArch(), "the guest's architecture: "+strings.Join(guest.Architectures, ", "))
 	o.register(c)
 	return c
@@ -82,7 +83,8 @@ func parseScenario(text string) (cmdline, name string, err error) {
 			return "", "", fmt.Errorf("--scenario parameter %q: it is one of %s", key, strings.Join(scenarioParams, ", "))
 		}
 		if value == "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(value) > 32 {
-			return "", "", fmt.Errorf("--scenario parameter %s=%q: a value is up to 32 small letters, digits and dashes", key, value)
+			return "", "", fmt.Errorf("--scenario parameter %s=%q: a value is up to 32 small letters, digits and dashes", key,
+				value)
 		}
 		cmdline += " demo." + key + "=" + value
 	}

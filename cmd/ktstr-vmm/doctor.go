@@ -23,7 +23,8 @@ const (
 	usefulMemory = 1 << 30 // bytes
 
 	// udevRule lets everybody use KVM, which hosted runners have and keep to a group.
-	udevRule = `echo 'KERNEL=="kvm", MODE="0666", OPTIONS+="static_node=kvm"' | sudo tee /etc/udev/rules.d/99-kvm.rules && ` +
+	udevRule = `echo 'KERNEL=="kvm", MODE="0666", OPTIONS+="static_node=kvm"' | ` +
+		`sudo tee /etc/udev/rules.d/99-kvm.rules && ` +
 		`sudo udevadm control --reload-rules && sudo udevadm trigger --name-match=kvm`
 )
 
@@ -83,7 +84,8 @@ func checkKVM() ([]finding, bool) {
 		}
 		return []finding{{"KVM", "warn", detail}}, false
 	}
-	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d capabilities that a machine needs: it runs x86_64 guests",
+	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
+		"capabilities that a machine needs: it runs x86_64 guests",
 		kvm.DefaultDevice, len(kvm.Capabilities()))}}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
@@ -91,7 +93,8 @@ func checkKVM() ([]finding, bool) {
 	}
 	rate := fmt.Sprintf("%.3g million instructions a second in a guest's kernel mode", speed/1e6)
 	if speed < accel.UsableSpeed {
-		return append(findings, finding{"kernel mode", "warn", rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes"}), false
+		return append(findings, finding{"kernel mode", "warn",
+			rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes"}), false
 	}
 	return append(findings, finding{"kernel mode", "ok", rate}), true
 }
@@ -118,7 +121,8 @@ func checkMemory() finding {
 	}
 	detail := fmt.Sprintf("%d MiB available", kib>>10)
 	if kib<<10 < usefulMemory {
-		return finding{"memory", "warn", fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs and no more", detail, vm.DefaultMemory>>20)}
+		return finding{"memory", "warn",
+			fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs and no more", detail, vm.DefaultMemory>>20)}
 	}
 	return finding{"memory", "ok", detail}
 }

@@ -165,7 +165,8 @@ func inspectText(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, wr
 			{"read_ptr", "0x%x", []any{h.ReadPtr}},
 			{"unread", "%d bytes", []any{h.WritePtr - h.ReadPtr}},
 			{"drops", "%d", []any{h.Drops}},
-			{"control", "dump 0x%02x, stall 0x%02x, slot 0 0x%02x, slot 1 0x%02x", []any{h.Control[0], h.Control[1], h.Control[2], h.Control[3]}},
+			{"control", "dump 0x%02x, stall 0x%02x, slot 0 0x%02x, slot 1 0x%02x",
+				[]any{h.Control[0], h.Control[1], h.Control[2], h.Control[3]}},
 		} {
 			fmt.Fprintf(w, "%-10s "+line.format+"\n", append([]any{line.name}, line.args...)...)
 		}

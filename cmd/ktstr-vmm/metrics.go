@@ -21,7 +21,8 @@ type metricsServer struct {
 // listenMetrics takes the address at once, so that one that can't be had is known before a run;
 // nobody is answered before serve.
 func listenMetrics(addr string, registry *prometheus.Registry) (*metricsServer, error) {
-	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -31,7 +32,8 @@ func listenMetrics(addr string, registry *prometheus.Registry) (*metricsServer, 
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 8}))
+	mux.Handle("GET /metrics",
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 8}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	return &metricsServer{listener: l, http: &http.Server{
 		Handler:           mux,

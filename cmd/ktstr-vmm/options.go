@@ -55,9 +55,11 @@ func (o *options) register(c *cobra.Command) {
 	f.Var(&o.memory, "memory", "the guest's RAM, the ring included")
 	f.IntVar(&o.cpus, "cpus", 1, "the guest's processors")
 	f.Var(&o.shmSize, "shm-size", "the ring's region at the top of the RAM, 8K to 1G")
-	f.StringVar(&o.accel, "accel", string(accel.Auto), strings.Join(accel.Modes(), ", ")+": who runs the guest; auto is KVM where it can be used for it")
+	f.StringVar(&o.accel, "accel", string(accel.Auto),
+		strings.Join(accel.Modes(), ", ")+": who runs the guest; auto is KVM where it can be used for it")
 	f.DurationVar(&o.timeout, "timeout", run.DefaultTimeout, "the hard deadline: the machine is stopped")
-	f.DurationVar(&o.grace, "grace", run.DefaultGrace, "how long before that the guest is asked to stop; at most half of --timeout, 0 for never")
+	f.DurationVar(&o.grace, "grace", run.DefaultGrace,
+		"how long before that the guest is asked to stop; at most half of --timeout, 0 for never")
 	f.DurationVar(&o.poll, "poll", monitor.DefaultPoll, "how often the ring is read")
 	f.StringVar(&o.report, "report", "", "file for the report, - for stdout")
 	f.StringVar(&o.reportFormat, "report-format", "text", strings.Join(reportFormats, ", "))

@@ -12,13 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -89,11 +89,13 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 		for _, name := range []string{
 			`ktstr_vmm_ring_messages_total{type="STIM"} 0`, `ktstr_vmm_ring_messages_total{type="unknown"} 0`,
 			"ktstr_vmm_ring_bytes_total 0", "ktstr_vmm_ring_drops_total 0", "ktstr_vmm_ring_crc_errors_total 0",
-			`ktstr_vmm_ring_faults_total{kind="bad_length"} 0`, "ktstr_vmm_ring_used_bytes 0", "ktstr_vmm_ring_capacity_bytes 1.6777176e+07",
+			`ktstr_vmm_ring_faults_total{kind="bad_length"} 0`, "ktstr_vmm_ring_used_bytes 0",
+			"ktstr_vmm_ring_capacity_bytes 1.6777176e+07",
 			"ktstr_vmm_drain_duration_seconds_count", "ktstr_vmm_poll_late_seconds_bucket",
 			"ktstr_vmm_doorbell_rings_total 0", "ktstr_vmm_doorbell_drains_total 0",
 			"ktstr_vmm_guest_memory_bytes 5.36870912e+08",
-			`ktstr_vmm_run_info{accelerator="` + b.Name() + `",arch="x86_64",id="`, `kernel="demo:hang"`, `ktstr_vmm_run_outcome{outcome="timeout"} 0`,
+			`ktstr_vmm_run_info{accelerator="` + b.Name() + `",arch="x86_64",id="`, `kernel="demo:hang"`,
+			`ktstr_vmm_run_outcome{outcome="timeout"} 0`,
 			"ktstr_vmm_run_duration_seconds ", "go_goroutines ", "process_cpu_seconds_total ",
 		} {
 			if !strings.Contains(body, name) {
@@ -105,7 +107,8 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 		if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("promtool check metrics: %v\n%s", err, out)
 		}
-		if body, contentType := get(t, url, "application/openmetrics-text"); !strings.Contains(contentType, "openmetrics") || !strings.HasSuffix(body, "# EOF\n") {
+		if body, contentType := get(t, url, "application/openmetrics-text"); !strings.Contains(contentType, "openmetrics") ||
+			!strings.HasSuffix(body, "# EOF\n") {
 			t.Errorf("OpenMetrics: %s", contentType)
 		}
 		if body, _ := get(t, strings.TrimSuffix(url, "metrics")+"healthz", ""); body != "ok\n" {
@@ -125,7 +128,8 @@ func TestMetricsLinger(t *testing.T) {
 		deadline := time.Now().Add(hangLimit)
 		for {
 			body, _ := get(t, url, "text/plain")
-			if strings.Contains(body, `ktstr_vmm_run_outcome{outcome="exited"} 1`) && strings.Contains(body, `ktstr_vmm_ring_messages_total{type="EXIT"} 1`) {
+			if strings.Contains(body, `ktstr_vmm_run_outcome{outcome="exited"} 1`) &&
+				strings.Contains(body, `ktstr_vmm_ring_messages_total{type="EXIT"} 1`) {
 				break
 			}
 			if time.Now().After(deadline) {
@@ -144,7 +148,8 @@ func TestMetricsLinger(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for signal, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
-			cmd := exec.Command(program(t), "demo", "--accel", b.Name(), "--scenario", "graceful", "--report", "-", "--report-format", "json")
+			cmd := exec.Command(program(t), "demo", "--accel", b.Name(), "--scenario", "graceful", "--report", "-",
+				"--report-format", "json")
 			var out bytes.Buffer
 			cmd.Stdout = &out
 			stderr, err := cmd.StderrPipe()
@@ -168,7 +173,8 @@ func TestInterrupted(t *testing.T) {
 				ExitCode      int  `json:"exit_code"`
 				GuestExitCode *int `json:"guest_exit_code"`
 			}
-			if err := json.Unmarshal(out.Bytes(), &r); err != nil || r.Outcome != "interrupted" || r.ExitCode != want || r.GuestExitCode == nil {
+			if err := json.Unmarshal(out.Bytes(), &r); err != nil || r.Outcome != "interrupted" ||
+				r.ExitCode != want || r.GuestExitCode == nil {
 				t.Errorf("%v: %+v, %v", signal, r, err)
 			}
 		}
@@ -180,18 +186,11 @@ func TestKilledProgramLeavesNoChild(t *testing.T) {
 	needs.Emulator(t)
 	cmd, url := serve(t, "demo", "--accel", "emulator", "--scenario", "hang")
 	get(t, url, "text/plain")
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
+	children := vmtest.Children(t, cmd.Process.Pid)
+	if len(children) != 1 {
+		t.Fatalf("children %v", children)
 	}
-	var child string
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		child += strings.TrimSpace(string(text))
-	}
-	if _, err := strconv.Atoi(child); err != nil {
-		t.Fatalf("children %q", child)
-	}
+	child := fmt.Sprint(children[0])
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +214,8 @@ func TestOutputThatNobodyReads(t *testing.T) {
 		w := pipe(t, stuck)
 		defer w.Close()
 		report := filepath.Join(t.TempDir(), "report.json")
-		cmd := exec.Command(path, "demo", "--accel", b.Name(), "--scenario", "fail", "--report", report, "--report-format", "json")
+		cmd := exec.Command(path, "demo", "--accel", b.Name(), "--scenario", "fail", "--report", report,
+			"--report-format", "json")
 		cmd.Stdout = w
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -253,7 +253,8 @@ func TestHostWithoutAnything(t *testing.T) {
 	unshare, path := needs.Tool(t, "unshare"), program(t)
 	inHost := func(args ...string) *exec.Cmd {
 		// A /dev without kvm, and a PATH with nothing on it but a package manager.
-		script := `mount -t tmpfs none /dev && dir=$(mktemp -d /dev/XXXXXX) && ln -s /bin/true $dir/apt && PATH=$dir exec "$@"`
+		script := `mount -t tmpfs none /dev && dir=$(mktemp -d /dev/XXXXXX) && ln -s /bin/true $dir/apt &&
+			PATH=$dir exec "$@"`
 		return exec.Command(unshare, append([]string{"--mount", "/bin/sh", "-c", script, "sh", path}, args...)...)
 	}
 	report := filepath.Join(t.TempDir(), "report.json")
@@ -263,7 +264,8 @@ func TestHostWithoutAnything(t *testing.T) {
 		"auto":     {nil, []string{"nothing here can run the guest", "/dev/kvm", "apt install qemu-system-x86"}},
 	} {
 		// No machine, no metrics: there is nothing to linger for.
-		args := append([]string{"demo", "--report", report, "--report-format", "json", "--metrics-listen", "127.0.0.1:0", "--metrics-linger", "1h"}, tc.args...)
+		args := append([]string{"demo", "--report", report, "--report-format", "json", "--metrics-listen", "127.0.0.1:0",
+			"--metrics-linger", "1h"}, tc.args...)
 		cmd := inHost(args...)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
@@ -285,7 +287,8 @@ func TestHostWithoutAnything(t *testing.T) {
 	out, err := inHost("doctor").Output()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), "warn  KVM") ||
-		!strings.Contains(string(out), "apt install qemu-system-x86") || !strings.Contains(string(out), "fail  Linux guests") {
+		!strings.Contains(string(out), "apt install qemu-system-x86") ||
+		!strings.Contains(string(out), "fail  Linux guests") {
 		t.Errorf("doctor: %v, %s", err, out)
 	}
 }
@@ -312,7 +315,8 @@ func TestDoctorAndAuto(t *testing.T) {
 		t.Errorf("exit code %d, %s", code, stderr.String())
 	}
 	emulated := needs.Backend(t).Name() == "emulator"
-	if said := strings.Count(stderr.String(), "QEMU's emulator runs the guest"); strings.Count(stderr.String(), "\n") != said || (said == 1) != emulated {
+	said := strings.Count(stderr.String(), "QEMU's emulator runs the guest")
+	if strings.Count(stderr.String(), "\n") != said || (said == 1) != emulated {
 		t.Errorf("emulated: %t, stderr %s", emulated, stderr.String())
 	}
 }

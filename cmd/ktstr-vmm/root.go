@@ -36,22 +36,26 @@ func say(w io.Writer, text string) {
 	_ = s.Close(ctx) // there is no place left to say it
 }
 
-// execute runs the program and returns its exit code. An error is one line on stderr; without
-// a code of its own it is the user's or the host's: 125.
+// execute runs the program and returns its exit code.
 func execute(args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
-		Use:           "ktstr-vmm",
-		Short:         "Run a guest in a virtual machine and watch it through its message ring",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Args:          cobra.NoArgs,
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		Use:   "ktstr-vmm",
+		Short: "Run a guest in a virtual machine and watch it through its message ring",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), versionCommand())
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.Execute()
+	return executeCommand(root, args, stdout, stderr)
+}
+
+// executeCommand runs a command and returns the program's exit code. An error is one line on stderr; without
+// a code of its own it is the user's or the host's: 125.
+func executeCommand(c *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	c.SilenceUsage, c.SilenceErrors = true, true
+	c.SetArgs(args)
+	c.SetOut(stdout)
+	c.SetErr(stderr)
+	err := c.Execute()
 	if err == nil {
 		return 0
 	}

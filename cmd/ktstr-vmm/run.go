@@ -39,15 +39,16 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)}, func(say func(string, ...any)) (vm.Config, io.Closer, error) {
-				g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
-				cfg, files, err := g.Config()
-				err = byFlag(err)
-				if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {
-					err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", err)
-				}
-				return cfg, files, err
-			})
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)},
+				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
+					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
+					cfg, files, err := g.Config()
+					err = byFlag(err)
+					if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {
+						err = fmt.Errorf("%w; --sysroot DIR names a folder that has what the program needs", err)
+					}
+					return cfg, files, err
+				})
 		},
 	}
 	f := c.Flags()
@@ -55,15 +56,18 @@ func runCommand() *cobra.Command {
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
-	f.StringVar(&g.Sysroot, "sysroot", "", "a folder in which the programs and what they need are looked up, as for another architecture")
+	f.StringVar(&g.Sysroot, "sysroot", "",
+		"a folder in which the programs and what they need are looked up, as for another architecture")
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
-	f.StringVar(&scheduler, "scheduler", "", "'PATH ARG...', the scheduler under test: started before the command, and watched")
+	f.StringVar(&scheduler, "scheduler", "",
+		"'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
 	f.BoolVar(&g.TTY, "tty", false, "give the command a terminal; all of its output comes on stdout then")
 	f.StringVar(&o.console, "console", "", "file for the guest's console as it is, - for stdout")
 	o.consoleLimit = defaultConsoleLimit
 	f.Var(&o.consoleLimit, "console-limit", "how much of it --console takes")
-	f.BoolVar(&o.verbose, "verbose", false, "show the guest's console on stderr, control characters made visible, and let its kernel say more")
+	f.BoolVar(&o.verbose, "verbose", false,
+		"show the guest's console on stderr, control characters made visible, and let its kernel say more")
 	o.register(c)
 	return c
 }

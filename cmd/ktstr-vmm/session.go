@@ -225,7 +225,8 @@ func advice(err error) string {
 	case errors.Is(err, vm.ErrRoom):
 		return "; try more --memory"
 	case errors.Is(err, qemu.ErrNotInstalled), errors.Is(err, qemu.ErrTooOld): // it says what to do
-	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy), errors.Is(err, kvm.ErrCapability):
+	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy),
+		errors.Is(err, kvm.ErrCapability):
 		return "; or let the emulator run the guest: --accel emulator"
 	}
 	return ""

@@ -116,7 +116,8 @@ func timeoutHints(r *run.Result) (hints string) {
 		}
 	}
 	if r.Accelerator == (qemu.Backend{}).Name() {
-		hints += "\nThe guest ran on the emulator, where its kernel and the command take several times as long as on KVM: try more --timeout.\n"
+		hints += "\nThe guest ran on the emulator, where its kernel and the command take several times as long as on KVM: " +
+			"try more --timeout.\n"
 	}
 	return hints
 }

@@ -23,10 +23,13 @@ func TestCommandView(t *testing.T) {
 		"a reset":         {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, true, true, true, ""},
 		"shown as it was": {run.Result{Outcome: run.NoVerdict, Console: []byte("console")}, false, true, false, ""},
 		"never started":   {run.Result{Outcome: run.TimedOut}, true, true, false, "The command had not started;"},
-		"too slow":        {run.Result{Outcome: run.TimedOut, Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, ""},
-		"emulated":        {run.Result{Outcome: run.TimedOut, Accelerator: "emulator", Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, "try more --timeout"},
-		"out of memory":   {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("[ 1.0] Out of memory: Killed process 7 (a)")}, true, false, false, "try more --memory"},
-		"killed":          {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
+		"too slow": {run.Result{Outcome: run.TimedOut,
+			Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, ""},
+		"emulated": {run.Result{Outcome: run.TimedOut, Accelerator: "emulator",
+			Ring: monitor.Stats{ByType: map[string]uint64{"SCST": 1}}}, true, true, false, "try more --timeout"},
+		"out of memory": {run.Result{Outcome: run.Exited, ExitCode: 137,
+			Console: []byte("[ 1.0] Out of memory: Killed process 7 (a)")}, true, false, false, "try more --memory"},
+		"killed": {run.Result{Outcome: run.Exited, ExitCode: 137, Console: []byte("quiet")}, true, false, false, ""},
 	} {
 		var stdout, stderr bytes.Buffer
 		v := newCommandView(report.NewStream(&stdout), report.NewStream(&stderr), tc.console, false)
@@ -43,8 +46,10 @@ func TestCommandView(t *testing.T) {
 			}
 		}
 		text, ok := strings.CutPrefix(stderr.String(), "err")
-		if stdout.String() != "out\x00" || !ok || strings.Contains(text, "exit code") != tc.summary || strings.Contains(text, "end of the console") != tc.shown ||
-			(tc.hint == "" && !tc.summary && text != "") || !strings.Contains(text, tc.hint) || tc.hint == "" && strings.Contains(text, "The command had not") {
+		if stdout.String() != "out\x00" || !ok || strings.Contains(text, "exit code") != tc.summary ||
+			strings.Contains(text, "end of the console") != tc.shown ||
+			(tc.hint == "" && !tc.summary && text != "") || !strings.Contains(text, tc.hint) ||
+			tc.hint == "" && strings.Contains(text, "The command had not") {
 			t.Errorf("%s: stdout %q, stderr %q", name, stdout.String(), stderr.String())
 		}
 	}

@@ -1,7 +1,8 @@
 // Package latency is an example of a test for a Linux guest. It runs anywhere; in a guest of
 // ktstr-vmm it adds what it measured to the run's report.
 //
-//	go test -exec "ktstr-vmm run --kernel $PWD/vmlinuz --report $PWD/report.json --report-format json --" ./examples/latency
+//	go test -exec "ktstr-vmm run --kernel $PWD/vmlinuz --report $PWD/report.json --report-format json --" \
+//		./examples/latency
 package latency
 
 import (

@@ -65,7 +65,8 @@ static uint64_t number(const char *name, uint64_t otherwise)
 	if (p[0] == '0' && p[1] == 'x')
 		base = 16, p += 2;
 	for (;; p++) {
-		uint64_t digit = *p >= '0' && *p <= '9' ? (uint64_t)(*p - '0') : *p >= 'a' && *p <= 'f' ? (uint64_t)(*p - 'a' + 10) : 16;
+		uint64_t digit = *p >= '0' && *p <= '9' ? (uint64_t)(*p - '0') :
+			*p >= 'a' && *p <= 'f' ? (uint64_t)(*p - 'a' + 10) : 16;
 		if (digit >= base)
 			return v;
 		v = v * base + digit;

@@ -55,7 +55,8 @@ func TestReply(t *testing.T) {
 func FuzzRequest(f *testing.F) {
 	for _, b := range []string{
 		"", "SCST", "STIM\x00\x00\x00\x00",
-		"HSRC\x04\x00\x00\x00boomHSRC\x41\x00\x00\x00" + strings.Repeat("x", limit+1) + "TIXE\x04\x00\x00\x00\x03\x00\x00\x00",
+		"HSRC\x04\x00\x00\x00boomHSRC\x41\x00\x00\x00" + strings.Repeat("x", limit+1) +
+			"TIXE\x04\x00\x00\x00\x03\x00\x00\x00",
 		"HSRC\xff\xff\xff\xffx", "HSRC\x05\x00\x00\x00boom",
 	} {
 		f.Add([]byte(b))
@@ -87,7 +88,8 @@ func FuzzRequest(f *testing.F) {
 
 // FuzzReply reads an answer from any bytes: it never takes more than an answer has.
 func FuzzReply(f *testing.F) {
-	for _, b := range []string{"", "\x00\x00\x00\x00", "\x02\x00\x00\x00no and more", "\xff\xff\xff\xffx", "\x05\x00\x00\x00no"} {
+	for _, b := range []string{"", "\x00\x00\x00\x00", "\x02\x00\x00\x00no and more",
+		"\xff\xff\xff\xffx", "\x05\x00\x00\x00no"} {
 		f.Add([]byte(b))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -22,7 +22,8 @@ func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := job.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
-			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"), Scheduler: list.Draw(t, "scheduler"),
+			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
+			Scheduler: list.Draw(t, "scheduler"),
 			OpenFiles: job.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
 		}
 		got, err := job.Parse(want.Encode())
@@ -34,7 +35,8 @@ func TestRoundTrip(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	j := job.Job{
-		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true, Scheduler: []string{"/s"},
+		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true,
+		Scheduler: []string{"/s"},
 		OpenFiles: job.Limit{Soft: 1024, Hard: 4096},
 	}
 	want := `arg "/bin/echo"
@@ -54,7 +56,8 @@ open-files "1024 4096"
 
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{
-		"", "dir \"/\"\n", "\n", "arg", "arg \"a", "arg a\n", "arg \"a\"\nwhat \"b\"\n", "arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
+		"", "dir \"/\"\n", "\n", "arg", "arg \"a", "arg a\n", "arg \"a\"\nwhat \"b\"\n",
+		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
 		"arg \"a\"\nopen-files \"1\"\n", "arg \"a\"\nopen-files \"-1 2\"\n", "arg \"a\"\nopen-files \"1 2 3\"\n",
 	} {
 		if j, err := job.Parse(text); !errors.Is(err, job.ErrFormat) {

@@ -33,7 +33,7 @@ const speedLimit = 200 * time.Millisecond
 
 // Guest is what is to run, as far as the choice depends on it.
 type Guest struct {
-	Board vm.Board
+	Board vm.Board // what it is built for
 	// KernelMode says that the guest spends its time in kernel mode, as Linux does: a KVM that emulates
 	// that, instruction by instruction, is of no use to it.
 	KernelMode bool
@@ -62,7 +62,8 @@ func Choose(mode Mode, g Guest) (b vm.Backend, note string) {
 	if _, err := emulator.Find(g.Board); err != nil {
 		return nothing{fmt.Errorf("nothing here can run the guest. KVM: %w. The emulator: %w", whyNot, err)}, ""
 	}
-	return emulator, fmt.Sprintf("QEMU's emulator runs the guest, more slowly than hardware and with other timing, for KVM can't be used: %v", whyNot)
+	return emulator, fmt.Sprintf("QEMU's emulator runs the guest, more slowly than hardware and with other timing, for "+
+		"KVM can't be used: %v", whyNot)
 }
 
 // nothing is the back end where there is none.

@@ -38,12 +38,18 @@ func Main() {
 	end = a.machineEnd()
 }
 
-// crash tells the host, and the console, what kept the agent from its work.
+// crash tells the host, and the console, what kept the agent from its work. Where the ring is full it
+// waits for the host to make room, for a time; what the ring can never hold is cut.
 func (a *agent) crash(text string) {
 	fmt.Fprintf(a.console, "ktstr-vmm agent: %s\n", text)
-	if a.writer != nil {
-		_ = a.writer.TryWrite(shm.Crash, []byte("the guest's agent: "+text))
+	if a.writer == nil {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), a.limits.crash)
+	defer cancel()
+	text = "the guest's agent: " + text
+	most := a.writer.Capacity() - shm.MessageHeaderSize
+	a.try(a.writer.WriteWait(ctx, shm.Crash, []byte(text[:min(uint64(len(text)), most)])))
 }
 
 // endMachine ends the machine by reboot(2), and by the way that the host watches for where that

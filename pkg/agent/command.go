@@ -26,12 +26,15 @@ type limits struct {
 	// schedulerSettles is how long it has to live where the kernel has no word for it, and how long
 	// its end may take to be seen at the run's end.
 	schedulerSettles time.Duration
+	// crash is how long the host may take to make room for what ended the agent.
+	crash time.Duration
 }
 
 var defaultLimits = limits{
 	term:             2 * time.Second,
 	schedulerUp:      10 * time.Second,
 	schedulerSettles: 100 * time.Millisecond,
+	crash:            10 * time.Second,
 }
 
 // runCommand runs the command to its end and returns its exit code, as a shell does.

@@ -54,11 +54,12 @@ func open(t *testing.T, size uint64) *opened {
 	if o.reader, err = shm.NewReader(region, shm.Limits{}); err != nil {
 		t.Fatal(err)
 	}
-	o.doors, err = openDoors(filepath.Join(t.TempDir(), "run"), w.Capacity()-shm.MessageHeaderSize, w.WriteWait, func(err error) {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.complaints = append(o.complaints, err.Error())
-	}, func() {})
+	o.doors, err = openDoors(filepath.Join(t.TempDir(), "run"), w.Capacity()-shm.MessageHeaderSize,
+		w.WriteWait, func(err error) {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.complaints = append(o.complaints, err.Error())
+		}, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +75,11 @@ func open(t *testing.T, size uint64) *opened {
 func (o *opened) messages(t *testing.T) []string {
 	t.Helper()
 	var got []string
-	d := o.reader.Drain(func(m shm.Message) bool { got = append(got, fmt.Sprintf("%v %s", m.Type, m.Payload)); return true })
+	d := o.reader.Drain(func(m shm.Message) bool {
+		got = append(got,
+			fmt.Sprintf("%v %s", m.Type, m.Payload))
+		return true
+	})
 	if d.Fault.Kind != shm.NoFault {
 		t.Fatal(d.Fault)
 	}
@@ -90,7 +95,8 @@ func TestPackageSendsAllNineTypes(t *testing.T) {
 	defer h.Close()
 	stimulus := ktstr.Stimulus{ElapsedMS: 1, StepIndex: 2, TotalIterations: 3}
 	for _, err := range []error{
-		h.ScenarioStart(), h.Stimulus(stimulus), h.Result(map[string]any{"name": "a", "passed": true}), h.Metrics([]int{1, 2}),
+		h.ScenarioStart(), h.Stimulus(stimulus),
+		h.Result(map[string]any{"name": "a", "passed": true}), h.Metrics([]int{1, 2}),
 		h.RawOutput("text"), h.ScenarioEnd(), h.SchedulerExit(-1), h.Crash("boom"), h.Exit(3),
 	} {
 		if err != nil {
@@ -132,7 +138,8 @@ func TestSocketRefusals(t *testing.T) {
 		if err := door.WriteRequest(raw, typ, []byte("abc")); err != nil {
 			t.Fatal(err)
 		}
-		if err := door.ReadReply(raw); err == nil || !strings.Contains(err.Error(), typ.String()) && !strings.Contains(err.Error(), "of 3 bytes") {
+		if err := door.ReadReply(raw); err == nil ||
+			!strings.Contains(err.Error(), typ.String()) && !strings.Contains(err.Error(), "of 3 bytes") {
 			t.Errorf("%v: %v", typ, err)
 		}
 	}
@@ -150,7 +157,8 @@ func TestTooLargePayload(t *testing.T) {
 	}
 	defer h.Close()
 	for _, size := range []int{8 << 10, 4 << 20} {
-		if err := h.Crash(strings.Repeat("x", size)); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("too large: CRSH of %d bytes", size)) {
+		if err := h.Crash(strings.Repeat("x", size)); err == nil ||
+			!strings.Contains(err.Error(), fmt.Sprintf("too large: CRSH of %d bytes", size)) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -266,7 +274,8 @@ func TestMessageFile(t *testing.T) {
 	if got := o.messages(t); !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
-	if len(o.complaints) != 3 || !strings.Contains(o.complaints[0], `"EXIT" is none of`) || !strings.Contains(o.complaints[1], "steps") ||
+	if len(o.complaints) != 3 || !strings.Contains(o.complaints[0], `"EXIT" is none of`) ||
+		!strings.Contains(o.complaints[1], "steps") ||
 		!strings.Contains(o.complaints[2], "more than") {
 		t.Errorf("complaints %q", o.complaints)
 	}
@@ -311,11 +320,62 @@ func TestPanicIsACrash(t *testing.T) {
 		nowhere.complain(errors.New(nowhere.job.Dir))
 	}()
 	got := g.drain(nil)
-	if len(got) != 1 || !strings.HasPrefix(got[0], "CRSH ") || !strings.Contains(got[0], "nil pointer") || !strings.Contains(got[0], "TestPanicIsACrash") {
+	if len(got) != 1 || !strings.HasPrefix(got[0], "CRSH ") || !strings.Contains(got[0], "nil pointer") ||
+		!strings.Contains(got[0], "TestPanicIsACrash") {
 		t.Errorf("got %q", got)
 	}
 	if !strings.Contains(g.says.String(), "nil pointer") {
 		t.Errorf("the console has %q", g.says)
+	}
+}
+
+// A crash is told also where the ring is full: when the host has made room, and with no message counted as
+// dropped. Where the host makes none, the machine ends all the same.
+func TestCrashWaitsForRoom(t *testing.T) {
+	g := newGuest(t, "")
+	if err := g.openRing(); err != nil {
+		t.Fatal(err)
+	}
+	fill := func() {
+		if err := g.writer.Write(shm.Stdout, make([]byte, g.writer.Capacity()-shm.MessageHeaderSize)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	crash := func(text string) <-chan struct{} {
+		told := make(chan struct{})
+		go func() {
+			defer close(told)
+			defer func() { g.panicked(recover()) }()
+			panic(text)
+		}()
+		return told
+	}
+	ends := func(told <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-told:
+		case <-time.After(hangs):
+			t.Fatal("the agent hangs")
+		}
+	}
+	fill()
+	told := crash(strings.Repeat("x", ringSize)) // more than the ring can hold
+	time.Sleep(20 * time.Millisecond)
+	drained := g.drain(nil)
+	ends(told)
+	drained = g.drain(drained)
+	if len(drained) != 2 || !strings.HasPrefix(drained[1], "CRSH the guest's agent: panic: xxx") {
+		t.Errorf("got %d messages, %.100q", len(drained), drained)
+	}
+	g.limits.crash = 20 * time.Millisecond
+	fill()
+	ends(crash("nobody reads"))
+	g.drain(nil)
+	if n := g.reader.Stats().Drops; n != 0 {
+		t.Errorf("%d messages are counted as dropped", n)
+	}
+	if !strings.Contains(g.says.String(), "nobody reads") {
+		t.Error("the console does not say it")
 	}
 }
 

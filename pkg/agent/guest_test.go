@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type guest struct {
 	says    *said         // on the console
 	on      func(string)  // what the host does with a message
 	drained chan struct{} // closed when the host reads no more
+	rings   atomic.Int32  // of the host's doorbell
 }
 
 // said is text that many write.
@@ -77,6 +79,7 @@ func newGuestFor(t *testing.T, j job.Job) *guest {
 		mount:       func(string, string, string, uintptr, string) error { return nil },
 		setHostname: func([]byte) error { return nil },
 		setLimit:    func(int, *unix.Rlimit) error { return nil },
+		ringBell:    func() { g.rings.Add(1) },
 	})
 	g.write("/proc/cmdline", "quiet "+p.String()+" panic=-1\n")
 	g.write("/proc/self/oom_score_adj", "0\n")

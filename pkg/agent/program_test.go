@@ -18,8 +18,9 @@ func TestProgram(t *testing.T) {
 	}
 	defer r.Close()
 	p := program{
-		args: []string{"/bin/sh", "-c", `read line || echo "A=$A B=$B $(pwd)"; echo err >&2`}, env: []string{"A=1", "B=x", "A=2", "AB=3"},
-		dir: "/", stdout: w, stderr: w,
+		args: []string{"/bin/sh", "-c", `read line || echo "A=$A B=$B $(pwd)"; echo err >&2`},
+		env:  []string{"A=1", "B=x", "A=2", "AB=3"},
+		dir:  "/", stdout: w, stderr: w,
 	}
 	pid, err := p.start()
 	w.Close()
@@ -39,7 +40,8 @@ func TestProgram(t *testing.T) {
 func TestProgramThatIsNotThere(t *testing.T) {
 	p := program{args: []string{"/no/such/program"}, dir: "/", stdout: os.Stdout, stderr: os.Stderr}
 	_, err := p.start()
-	if !errors.Is(err, fs.ErrNotExist) || err.Error() != "fork/exec /no/such/program: no such file or directory" || startCode(err) != codeNotFound {
+	if !errors.Is(err, fs.ErrNotExist) || err.Error() != "fork/exec /no/such/program: no such file or directory" ||
+		startCode(err) != codeNotFound {
 		t.Errorf("%v, code %d", err, startCode(err))
 	}
 }

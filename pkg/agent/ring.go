@@ -41,6 +41,9 @@ func (a *agent) openRing() error {
 	if a.control, err = shm.NewControl(region); err != nil {
 		return err
 	}
-	a.writer, err = shm.NewWriter(region)
-	return err
+	if a.writer, err = shm.NewWriter(region); err != nil {
+		return err
+	}
+	a.writer.SetBell(a.kernel.ringBell)
+	return nil
 }

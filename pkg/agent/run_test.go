@@ -211,9 +211,10 @@ func TestScheduler(t *testing.T) {
 			scheduler: enabled + forever, script: "echo other > $S/root/ops", code: codeNotScheduler,
 			says: `root/ops was "mine" and is "other"`,
 		},
-		"ends at once":      {scheduler: "exit 3", script: "exit 0", code: 3},
-		"ends in between":   {scheduler: enabled + "sleep 0.2; exit 42", script: "sleep 1000", code: 42},
-		"ends with command": {scheduler: "echo $$ > $S/pid; " + enabled + forever, script: "kill -9 $(cat $S/pid)", code: 137},
+		"ends at once":    {scheduler: "exit 3", script: "exit 0", code: 3},
+		"ends in between": {scheduler: enabled + "sleep 0.2; exit 42", script: "sleep 1000", code: 42},
+		"ends with command": {scheduler: "echo $$ > $S/pid; " + enabled + forever,
+			script: "kill -9 $(cat $S/pid)", code: 137},
 		"ends in the linger": {
 			scheduler: enabled + "while [ ! -e $S/die ]; do sleep 0.01; done; exit 42",
 			script:    "(sleep 0.2; : > $S/die; sleep 1000) & exit 0", code: 42,
@@ -364,7 +365,8 @@ func TestLikeAHost(t *testing.T) {
 }
 
 func TestMounts(t *testing.T) {
-	for fails, wanted := range map[string]bool{"proc": true, "sysfs": true, "devtmpfs": true, "tracefs": false, "": false} {
+	for fails, wanted := range map[string]bool{"proc": true, "sysfs": true, "devtmpfs": true,
+		"tracefs": false, "": false} {
 		g := newGuest(t, "exit 0")
 		g.kernel.mount = func(_, _, fstype string, _ uintptr, _ string) error {
 			if fstype == fails {

@@ -12,9 +12,12 @@ import (
 func FuzzStimulus(f *testing.F) {
 	for _, text := range []string{
 		`{}`, `{"step_index":7}`, ` { "elapsed_ms" : 4294967295 ,` + "\t" + `"op_count":65535, "op_kinds":0 } `,
-		`{"cgroup_count":1,"worker_count":2,"total_iterations":18446744073709551615}`, `{"STEP_Index":1}`, `{"step_index":1,"step_index":2}`,
-		`{"step_index":null}`, `{"step_index":1} and more`, `{"step_index":65536}`, `{"step_index":-1}`, `{"step_index":01}`, `{"step_index":1.0}`,
-		`{"step_index":"1"}`, `{"step_index":}`, `{"step_index"}`, `{"step_index":1,}`, `{,}`, `{"steps":1}`, `{step_index:1}`, `{"step_index":1`,
+		`{"cgroup_count":1,"worker_count":2,"total_iterations":18446744073709551615}`, `{"STEP_Index":1}`,
+		`{"step_index":1,"step_index":2}`,
+		`{"step_index":null}`, `{"step_index":1} and more`, `{"step_index":65536}`, `{"step_index":-1}`,
+		`{"step_index":01}`, `{"step_index":1.0}`,
+		`{"step_index":"1"}`, `{"step_index":}`, `{"step_index"}`, `{"step_index":1,}`, `{,}`, `{"steps":1}`,
+		`{step_index:1}`, `{"step_index":1`,
 		`null`, `[]`, `7`, ``, `{"step_index":{"op_count":1}}`, `{"a}":1}`,
 	} {
 		f.Add(text)

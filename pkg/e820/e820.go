@@ -85,7 +85,8 @@ func New(memory, ring uint64) (*Layout, error) {
 	case memory > MaxMemory:
 		return nil, fmt.Errorf("%w: %d bytes, it can be at most %d (1 TiB)", ErrMemory, memory, uint64(MaxMemory))
 	case memory < ring+MinRAM:
-		return nil, fmt.Errorf("%w: %d bytes, a ring of %d and %d (2 MiB) of RAM beside it take %d", ErrMemory, memory, ring, MinRAM, ring+MinRAM)
+		return nil, fmt.Errorf("%w: %d bytes, a ring of %d and %d (2 MiB) of RAM beside it take %d", ErrMemory, memory,
+			ring, MinRAM, ring+MinRAM)
 	}
 	ram := memory - ring
 	l := &Layout{Low: Range{0, min(ram, MMIOStart)}, High: Range{MMIOEnd, ram - min(ram, MMIOStart)}}
@@ -121,7 +122,8 @@ var ErrBootParams = errors.New("map does not fit the zero page")
 // Encode writes the map into a zero page; ErrBootParams where either is too large or small.
 func Encode(entries []Entry, bootParams []byte) error {
 	if len(entries) > maxEntries || len(bootParams) < BootParamsSize {
-		return fmt.Errorf("%w: %d entries into %d bytes, at most %d into %d", ErrBootParams, len(entries), len(bootParams), maxEntries, BootParamsSize)
+		return fmt.Errorf("%w: %d entries into %d bytes, at most %d into %d", ErrBootParams, len(entries), len(bootParams),
+			maxEntries, BootParamsSize)
 	}
 	bootParams[offCount] = byte(len(entries))
 	for i, e := range entries {

@@ -26,7 +26,8 @@ func TestLayouts(t *testing.T) {
 	}{
 		{"512 MiB", 512 * mib, 16 * mib, 496 * mib, []e820.Range{{Start: mib, Size: 495 * mib}}},
 		{"up to the MMIO hole", 3 * gib, 16 * mib, 3*gib - 16*mib, []e820.Range{{Start: mib, Size: 3*gib - 17*mib}}},
-		{"5 GiB", 5 * gib, 16 * mib, 6*gib - 16*mib, []e820.Range{{Start: mib, Size: 3*gib - mib}, {Start: 4 * gib, Size: 2*gib - 16*mib}}},
+		{"5 GiB", 5 * gib, 16 * mib, 6*gib - 16*mib,
+			[]e820.Range{{Start: mib, Size: 3*gib - mib}, {Start: 4 * gib, Size: 2*gib - 16*mib}}},
 		{"a page over the hole", 3*gib + 4*kib, 16 * mib, 4 * gib, []e820.Range{{Start: mib, Size: 3*gib - 17*mib + 4*kib}}},
 		{"ring just fits above 4 GiB", 3*gib + 16*mib, 16 * mib, 4 * gib, []e820.Range{{Start: mib, Size: 3*gib - mib}}},
 	} {
@@ -114,7 +115,8 @@ func TestMapProperties(t *testing.T) {
 
 func TestEncode(t *testing.T) {
 	page := make([]byte, e820.BootParamsSize)
-	entries := []e820.Entry{{Range: e820.Range{Start: 0x1122334455667788, Size: 0x99aa}, Type: e820.RAM}, {Range: e820.Range{Start: 1, Size: 2}, Type: e820.Reserved}}
+	entries := []e820.Entry{{Range: e820.Range{Start: 0x1122334455667788, Size: 0x99aa}, Type: e820.RAM},
+		{Range: e820.Range{Start: 1, Size: 2}, Type: e820.Reserved}}
 	if err := e820.Encode(entries, page); err != nil {
 		t.Fatal(err)
 	}

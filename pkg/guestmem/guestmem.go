@@ -61,7 +61,8 @@ func New(regions ...Region) (*Memory, error) {
 			case start < prev.start:
 				return nil, fmt.Errorf("guest memory: %w: region %d at %v comes after 0x%x", ErrUnsorted, i, r.Base, prev.start)
 			case start <= prev.last():
-				return nil, fmt.Errorf("guest memory: %w: region %d at %v, the one before it ends at 0x%x", ErrOverlap, i, r.Base, prev.last())
+				return nil, fmt.Errorf("guest memory: %w: region %d at %v, the one before it ends at 0x%x",
+					ErrOverlap, i, r.Base, prev.last())
 			}
 		}
 		s = append(s, segment{start: start, mem: r.Mem})

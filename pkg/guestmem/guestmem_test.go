@@ -75,7 +75,8 @@ func TestMemoryIsAFlatArray(t *testing.T) {
 				backed = backed && i < space && flat[i] >= 0
 			}
 			data := rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "data")
-			if err := m.Write(data, guestmem.Addr(at)); (err == nil) != backed || err != nil && !errors.Is(err, guestmem.ErrOutside) {
+			if err := m.Write(data, guestmem.Addr(at)); (err == nil) != backed ||
+				err != nil && !errors.Is(err, guestmem.ErrOutside) {
 				t.Fatalf("Write of %d at %d: %v, backed %t", n, at, err, backed)
 			}
 			if backed {

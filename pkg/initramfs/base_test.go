@@ -193,7 +193,7 @@ func TestBaseRefused(t *testing.T) {
 		says string
 	}{
 		"text":         {[]byte("#!/bin/sh\n"), "neither a cpio archive nor packed"},
-		"old cpio":     {[]byte("0707070000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"), "cpio -H newc"},
+		"old cpio":     {[]byte("070707" + strings.Repeat("0", 109)), "cpio -H newc"},
 		"cut":          {plain[:300], "unexpected EOF"},
 		"cut gzip":     {packed(t, "merged.cpio.gz")[:80], "gzip: "},
 		"cut xz":       {packed(t, "merged.cpio.xz")[:80], "xz: "},
@@ -221,7 +221,8 @@ func TestBaseRefused(t *testing.T) {
 	if err := a.SetBase(bytes.NewReader(loop), uint64(len(loop))); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := a.WriteTo(&bytes.Buffer{}); n != 0 || !errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), "/a/file") {
+	if n, err := a.WriteTo(&bytes.Buffer{}); n != 0 || !errors.Is(err, initramfs.ErrFile) ||
+		!strings.Contains(err.Error(), "/a/file") {
 		t.Errorf("a file behind links that lead to each other: %d, %v", n, err)
 	}
 }
@@ -245,7 +246,8 @@ func TestBaseThatShrinks(t *testing.T) {
 	if err := os.Truncate(path, 100); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.WriteTo(&bytes.Buffer{}); !errors.Is(err, initramfs.ErrBase) || !strings.Contains(err.Error(), "100 of") {
+	if _, err := a.WriteTo(&bytes.Buffer{}); !errors.Is(err, initramfs.ErrBase) ||
+		!strings.Contains(err.Error(), "100 of") {
 		t.Error(err)
 	}
 }

@@ -59,7 +59,8 @@ func (p program) elf() []byte {
 	name(elf.DT_RPATH, p.rpath)
 	name(elf.DT_RUNPATH, p.runpath)
 	const base = 0x10000 // of the addresses
-	tags = append(tags, tag{uint64(elf.DT_STRTAB), base + uint64(namesAt)}, tag{uint64(elf.DT_STRSZ), uint64(len(b) - namesAt)},
+	tags = append(tags, tag{uint64(elf.DT_STRTAB), base + uint64(namesAt)},
+		tag{uint64(elf.DT_STRSZ), uint64(len(b) - namesAt)},
 		tag{uint64(elf.DT_FLAGS_1), uint64(p.flags)}, tag{})
 	dynamicAt := len(b)
 	put := func(at int, v uint64) {
@@ -82,7 +83,8 @@ func (p program) elf() []byte {
 	segments := []struct {
 		kind     elf.ProgType
 		at, size int
-	}{{elf.PT_LOAD, 0, len(b)}, {elf.PT_DYNAMIC, dynamicAt, len(b) - dynamicAt}, {elf.PT_INTERP, interpAt, len(p.interp) + 1}}
+	}{{elf.PT_LOAD, 0, len(b)}, {elf.PT_DYNAMIC, dynamicAt, len(b) - dynamicAt}, {elf.PT_INTERP,
+		interpAt, len(p.interp) + 1}}
 	if p.interp == "" {
 		segments = segments[:2]
 	}
@@ -146,7 +148,8 @@ func system(t *testing.T, files map[string]any) string {
 func TestLibrariesAreTheLoaders(t *testing.T) {
 	checked := 0
 	for _, path := range []string{
-		"/bin/ls", "/bin/bash", "/bin/sh", "/bin/cp", "/bin/tar", "/bin/grep", "/usr/bin/gcc", "/usr/bin/as", "/usr/bin/ld", "/usr/bin/git",
+		"/bin/ls", "/bin/bash", "/bin/sh", "/bin/cp", "/bin/tar", "/bin/grep", "/usr/bin/gcc", "/usr/bin/as",
+		"/usr/bin/ld", "/usr/bin/git",
 		"/usr/bin/perl", "/usr/bin/curl", "/usr/bin/ssh", "/usr/bin/vim", "/usr/bin/make", "/usr/bin/xz", "/sbin/ldconfig",
 	} {
 		real, err := filepath.EvalSymlinks(path)
@@ -236,22 +239,36 @@ func TestLibrariesInSysroot(t *testing.T) {
 		files map[string]any
 		want  []string
 	}{
-		"default folder":   {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "usr/lib/l.so": plain}, []string{"usr/lib/l.so"}},
-		"wrong machine":    {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "lib64/l.so": wrong, "usr/lib/l.so": plain}, []string{"usr/lib/l.so"}},
-		"transitive":       {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "lib/l.so": lib(program{needed: []string{"m.so", "l.so"}}), "lib/m.so": lib(program{needed: []string{"l.so"}})}, []string{"lib/l.so", "lib/m.so"}},
-		"runpath":          {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, runpath: "/none:/opt/x"}), "lib/l.so": plain, "opt/x/l.so": plain}, []string{"opt/x/l.so"}},
-		"origin":           {map[string]any{"opt/p/bin/p": prog(program{needed: []string{"l.so"}, runpath: "$ORIGIN/../lib"}), "opt/p/lib/l.so": plain, "bin/p": "-> ../opt/p/bin/p"}, []string{"opt/p/bin/p", "opt/p/lib/l.so"}},
-		"origin in braces": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "${ORIGIN}/${LIB}"}), "bin/lib64/l.so": plain}, []string{"bin/lib64/l.so"}},
-		"rpath is inherited": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "/opt"}), "opt/l.so": lib(program{needed: []string{"m.so"}}), "opt/m.so": plain},
+		"default folder": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "usr/lib/l.so": plain},
+			[]string{"usr/lib/l.so"}},
+		"wrong machine": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "lib64/l.so": wrong,
+			"usr/lib/l.so": plain}, []string{"usr/lib/l.so"}},
+		"transitive": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}),
+			"lib/l.so": lib(program{needed: []string{"m.so", "l.so"}}), "lib/m.so": lib(program{needed: []string{"l.so"}})},
+			[]string{"lib/l.so", "lib/m.so"}},
+		"runpath": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, runpath: "/none:/opt/x"}),
+			"lib/l.so": plain, "opt/x/l.so": plain}, []string{"opt/x/l.so"}},
+		"origin": {map[string]any{"opt/p/bin/p": prog(program{needed: []string{"l.so"}, runpath: "$ORIGIN/../lib"}),
+			"opt/p/lib/l.so": plain, "bin/p": "-> ../opt/p/bin/p"}, []string{"opt/p/bin/p", "opt/p/lib/l.so"}},
+		"origin in braces": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "${ORIGIN}/${LIB}"}),
+			"bin/lib64/l.so": plain}, []string{"bin/lib64/l.so"}},
+		"rpath is inherited": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "/opt"}),
+			"opt/l.so": lib(program{needed: []string{"m.so"}}), "opt/m.so": plain},
 			[]string{"opt/l.so", "opt/m.so"}},
-		"runpath turns rpath off": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "/opt", runpath: "/none"}), "opt/l.so": plain, "lib/l.so": plain}, []string{"lib/l.so"}},
-		"cache": {map[string]any{"bin/p": prog(program{needed: []string{"l.so", "c.so"}}), "etc/ld.so.cache": loaderCache(map[string]string{"l.so": "/odd/l.so"}),
-			"odd/l.so": plain, "lib/c.so": plain}, []string{"odd/l.so", "lib/c.so"}},
-		"stale cache":    {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "etc/ld.so.cache": loaderCache(map[string]string{"l.so": "/odd/l.so"}), "lib/l.so": plain}, []string{"lib/l.so"}},
-		"path":           {map[string]any{"bin/p": prog(program{needed: []string{"/a/l.so"}}), "a/l.so": plain}, []string{"a/l.so"}},
-		"absolute links": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}), "usr/lib/l.so": "-> /usr/lib/l.so.1", "usr/lib/l.so.1": plain}, []string{"usr/lib/l.so.1"}},
-		"soname":         {map[string]any{"bin/p": prog(program{needed: []string{"l.so", "real.so"}}), "lib/l.so": lib(program{soname: "real.so"})}, []string{"lib/l.so"}},
-		"loader itself":  {map[string]any{"bin/p": prog(program{needed: []string{"ld-linux-aarch64.so.1"}})}, nil},
+		"runpath turns rpath off": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}, rpath: "/opt",
+			runpath: "/none"}), "opt/l.so": plain, "lib/l.so": plain}, []string{"lib/l.so"}},
+		"cache": {map[string]any{"bin/p": prog(program{needed: []string{"l.so", "c.so"}}),
+			"etc/ld.so.cache": loaderCache(map[string]string{"l.so": "/odd/l.so"}),
+			"odd/l.so":        plain, "lib/c.so": plain}, []string{"odd/l.so", "lib/c.so"}},
+		"stale cache": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}),
+			"etc/ld.so.cache": loaderCache(map[string]string{"l.so": "/odd/l.so"}), "lib/l.so": plain}, []string{"lib/l.so"}},
+		"path": {map[string]any{"bin/p": prog(program{needed: []string{"/a/l.so"}}),
+			"a/l.so": plain}, []string{"a/l.so"}},
+		"absolute links": {map[string]any{"bin/p": prog(program{needed: []string{"l.so"}}),
+			"usr/lib/l.so": "-> /usr/lib/l.so.1", "usr/lib/l.so.1": plain}, []string{"usr/lib/l.so.1"}},
+		"soname": {map[string]any{"bin/p": prog(program{needed: []string{"l.so", "real.so"}}),
+			"lib/l.so": lib(program{soname: "real.so"})}, []string{"lib/l.so"}},
+		"loader itself": {map[string]any{"bin/p": prog(program{needed: []string{"ld-linux-aarch64.so.1"}})}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.files[loader] = plain
@@ -287,7 +304,8 @@ func TestMusl(t *testing.T) {
 		want  string
 	}{
 		"default": {map[string]any{"usr/local/lib/l.so": program{}, "usr/lib/l.so": program{}}, "usr/local/lib/l.so"},
-		"file":    {map[string]any{"etc/ld-musl-x86_64.path": "/none\n/odd:/lib\n", "odd/l.so": program{}, "usr/lib/l.so": program{}}, "odd/l.so"},
+		"file": {map[string]any{"etc/ld-musl-x86_64.path": "/none\n/odd:/lib\n", "odd/l.so": program{},
+			"usr/lib/l.so": program{}}, "odd/l.so"},
 	} {
 		tc.files[loader] = program{}
 		tc.files["bin/p"] = program{interp: "/" + loader, needed: []string{"libc.musl-x86_64.so.1", "libm.so", "l.so"}}
@@ -298,6 +316,109 @@ func TestMusl(t *testing.T) {
 		}
 		if _, records := archived(t, a); records[tc.want].Mode&cpio.S_IFMT != cpio.S_IFREG {
 			t.Errorf("%s: no %s in %v", name, tc.want, records)
+		}
+	}
+}
+
+// musl's loader looks in LD_LIBRARY_PATH first, and knows no variables in it.
+func TestMuslLibraryPath(t *testing.T) {
+	const loader = "lib/ld-musl-x86_64.so.1"
+	a := initramfs.New()
+	a.Sysroot = system(t, map[string]any{
+		loader: program{}, "bin/p": program{interp: "/" + loader, needed: []string{"l.so"}, rpath: "/r"},
+		"r/l.so": program{}, "bin/l.so": program{}, "given/l.so": program{},
+	})
+	a.LibraryPath, a.Dir = "\n$ORIGIN:/none;/r:given", "/"
+	if err := a.AddProgram("/bin/p"); err != nil {
+		t.Fatal(err)
+	}
+	_, records := archived(t, a)
+	for name, want := range map[string]bool{"given/l.so": true, "r/l.so": false, "bin/l.so": false} {
+		if _, ok := records[name]; ok != want {
+			t.Errorf("%s: %v, want %v", name, ok, want)
+		}
+	}
+}
+
+// What the guest has as LD_LIBRARY_PATH counts as much as this host's own loader makes of it, and in the same
+// order; what this process has does not.
+func TestLibraryPathIsTheLoaders(t *testing.T) {
+	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	build := func(out, source string, args ...string) {
+		t.Helper()
+		out = filepath.Join(dir, out)
+		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command(gcc, slices.Concat([]string{"-x", "c", "-", "-x", "none", "-o", out}, args)...)
+		c.Dir, c.Stdin = dir, strings.NewReader(source)
+		if text, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+	}
+	library := []string{"-shared", "-fPIC"}
+	for _, folder := range []string{"own", "a", "b"} {
+		build(folder+"/libn.so", "int n(void) { return 0; }", library...)
+		build(folder+"/libl.so", "int n(void); int l(void) { return n(); }", append(library, "-L"+folder, "-ln")...)
+	}
+	programs := map[string][]string{
+		"bin/none":    nil,
+		"bin/rpath":   {"-Wl,--disable-new-dtags,-rpath," + dir + "/own"},
+		"bin/runpath": {"-Wl,--enable-new-dtags,-rpath," + dir + "/own"},
+	}
+	for name, args := range programs {
+		build(name, "int l(void); int main(void) { return l(); }", append(args, "-Lown", "-ll", "-Wl,-rpath-link,own")...)
+	}
+	t.Setenv("LD_LIBRARY_PATH", filepath.Join(dir, "own"))
+	for _, value := range []string{
+		dir + "/a", dir + "/b:" + dir + "/a", "/none;" + dir + "/b", "$ORIGIN/../a", "${ORIGIN}/../b:/none",
+		"a", "none:b", ":/none", "",
+	} {
+		for name := range programs {
+			start := dir
+			if strings.HasPrefix(value, ":") {
+				start = filepath.Join(dir, "b") // it is where an empty folder leads
+			}
+			program := filepath.Join(dir, name)
+			c := exec.Command(program)
+			c.Dir, c.Env = start, []string{"LD_TRACE_LOADED_OBJECTS=1", "LD_LIBRARY_PATH=" + value}
+			out, err := c.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, missing := map[string]bool{}, strings.Contains(string(out), "not found")
+			for line := range strings.Lines(string(out)) {
+				words := strings.Fields(line)
+				if !strings.HasSuffix(words[0], ".so") || strings.Contains(line, "not found") {
+					continue
+				}
+				path := words[0] // in an empty folder
+				if words[1] == "=>" {
+					path = words[2]
+				}
+				if !filepath.IsAbs(path) {
+					path = filepath.Join(start, path)
+				}
+				want[inGuest(t, path)] = true
+			}
+			a := initramfs.New()
+			a.LibraryPath, a.Dir = value, start
+			err = a.AddProgram(program)
+			if errors.Is(err, initramfs.ErrLibrary) != missing || err != nil && !missing {
+				t.Errorf("%s with %q: %v; the loader says\n%s", name, value, err, out)
+			}
+			if missing {
+				continue
+			}
+			_, records := archived(t, a)
+			for _, folder := range []string{"own", "a", "b"} {
+				for _, lib := range []string{"libl.so", "libn.so"} {
+					path := strings.TrimPrefix(filepath.Join(dir, folder, lib), "/")
+					if _, ok := records[path]; ok != want[path] {
+						t.Errorf("%s with %q: %s/%s is there: %v; the loader says\n%s", name, value, folder, lib, ok, out)
+					}
+				}
+			}
 		}
 	}
 }

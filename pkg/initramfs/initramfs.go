@@ -27,6 +27,9 @@ type Archive struct {
 	Sysroot string
 	// Arch is the guest's architecture, as vm.Board names it; "" is any.
 	Arch string
+	// LibraryPath is LD_LIBRARY_PATH as programs have it in the guest, and Dir the folder in which they are
+	// started, from which its relative folders are seen; "" is this process's.
+	LibraryPath, Dir string
 
 	entries []*entry
 	skipped []Skipped

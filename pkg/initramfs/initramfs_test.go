@@ -225,13 +225,15 @@ func TestFileThatShrinks(t *testing.T) {
 func TestModesAreKept(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]os.FileMode{"tree/su": 0o755, "tree/sg": 0o755})
-	for name, mode := range map[string]os.FileMode{"su": 0o755 | os.ModeSetuid, "sg": 0o750 | os.ModeSetgid, ".": 0o777 | os.ModeSticky} {
+	for name, mode := range map[string]os.FileMode{"su": 0o755 | os.ModeSetuid, "sg": 0o750 | os.ModeSetgid,
+		".": 0o777 | os.ModeSticky} {
 		if err := os.Chmod(filepath.Join(dir, "tree", name), mode); err != nil {
 			t.Fatal(err)
 		}
 	}
 	a := initramfs.New()
-	if err := errors.Join(a.AddTree(filepath.Join(dir, "tree"), "/t"), a.AddFile(filepath.Join(dir, "tree/su"), "/su")); err != nil {
+	if err := errors.Join(a.AddTree(filepath.Join(dir, "tree"), "/t"),
+		a.AddFile(filepath.Join(dir, "tree/su"), "/su")); err != nil {
 		t.Fatal(err)
 	}
 	_, records := archived(t, a)
@@ -300,7 +302,8 @@ func TestSpecialFilesAreSkippedAndSaid(t *testing.T) {
 	if _, ok := records["t/file"]; !ok || len(records) != 4 { // dev, dev/console, t, t/file
 		t.Errorf("%v", records)
 	}
-	if err := a.AddTree(fifo, "/fifo"); !errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), "a named pipe") {
+	if err := a.AddTree(fifo, "/fifo"); !errors.Is(err, initramfs.ErrFile) ||
+		!strings.Contains(err.Error(), "a named pipe") {
 		t.Error(err)
 	}
 	if err := a.AddProgram(fifo); !errors.Is(err, initramfs.ErrFile) {
@@ -312,12 +315,14 @@ func TestSpecialFilesAreSkippedAndSaid(t *testing.T) {
 func TestNamedLinkIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]os.FileMode{"usr/lib64/ld.so": 0o755})
-	if err := errors.Join(os.Symlink("usr/lib64", filepath.Join(dir, "lib64")), os.Symlink("lib64/ld.so", filepath.Join(dir, "ld"))); err != nil {
+	if err := errors.Join(os.Symlink("usr/lib64", filepath.Join(dir, "lib64")),
+		os.Symlink("lib64/ld.so", filepath.Join(dir, "ld"))); err != nil {
 		t.Fatal(err)
 	}
 	a := initramfs.New()
 	lib64 := filepath.Join(dir, "lib64")
-	if err := errors.Join(a.AddTree(lib64, lib64), a.AddTree(lib64, "/other"), a.AddTree(filepath.Join(dir, "ld"), "/ld")); err != nil {
+	if err := errors.Join(a.AddTree(lib64, lib64), a.AddTree(lib64, "/other"),
+		a.AddTree(filepath.Join(dir, "ld"), "/ld")); err != nil {
 		t.Fatal(err)
 	}
 	_, records := archived(t, a)
@@ -364,7 +369,8 @@ func TestFileOf4GiBIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := a.AddFile(path, "/large")
-		if (err == nil) != ok || err != nil && (!errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "4294967296 bytes")) {
+		if (err == nil) != ok || err != nil && (!errors.Is(err, initramfs.ErrFile) || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), "4294967296 bytes")) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
@@ -438,8 +444,12 @@ func TestPlacesThatCannotBe(t *testing.T) {
 		"a file that is a folder too": func(a *initramfs.Archive) error {
 			return errors.Join(a.AddFile(filepath.Join(dir, "file"), "/f"), a.AddTree(filepath.Join(dir, "folder"), "/f"))
 		},
-		"a file as the root":             func(a *initramfs.Archive) error { return a.AddFile(filepath.Join(dir, "file"), "/") },
-		"a file with the trailer's name": func(a *initramfs.Archive) error { return a.AddFile(filepath.Join(dir, "file"), cpio.Trailer) },
+		"a file as the root": func(a *initramfs.Archive) error {
+			return a.AddFile(filepath.Join(dir, "file"), "/")
+		},
+		"a file with the trailer's name": func(a *initramfs.Archive) error {
+			return a.AddFile(filepath.Join(dir, "file"), cpio.Trailer)
+		},
 	} {
 		a := initramfs.New()
 		err := add(a)

@@ -1,6 +1,7 @@
 package initramfs
 
 import (
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -49,11 +50,13 @@ type library struct {
 	cached bool // it was found by the loader's cache
 }
 
-// finder finds what a program needs, as its loader does where no environment variable says otherwise: ld.so(8)
-// and, for musl, its ldso/dynlink.c.
+// finder finds what a program needs, as its loader does: ld.so(8) and, for musl, its ldso/dynlink.c. Of the
+// environment it knows LD_LIBRARY_PATH.
 type finder struct {
 	system  root
 	program *library
+	path    string // LD_LIBRARY_PATH
+	dir     string // where the program is started; "": this process's folder
 	loader  *library
 	musl    string              // the loader's architecture, where it is musl's
 	cache   map[string][]string // the loader's cache: paths by name
@@ -61,9 +64,10 @@ type finder struct {
 	all     []*library
 }
 
-// libraries returns a program's loader and libraries.
-func libraries(system root, program *library) ([]*library, error) {
-	f := &finder{system: system, program: program, found: map[string]*library{}}
+// libraries returns the loader and the libraries of a program that is started in dir with path as its
+// LD_LIBRARY_PATH.
+func libraries(system root, program *library, path, dir string) ([]*library, error) {
+	f := &finder{system: system, program: program, path: path, dir: dir, found: map[string]*library{}}
 	loader, err := f.open(system, program.interp, program)
 	if err != nil {
 		return nil, fmt.Errorf("its interpreter %s %w: %w", f.system.file(program.interp), ErrLibrary, err)
@@ -191,9 +195,10 @@ func (f *finder) candidates(name string, by *library) []candidate {
 			all = append(all, f.in(dir, name, l)...)
 		}
 	}
-	if f.musl != "" {
-		return append(all, f.defaults(f.muslFolders(), name)...)
+	if f.musl != "" { // LD_LIBRARY_PATH comes first
+		return slices.Concat(f.given(name), all, f.defaults(f.muslFolders(), name))
 	}
+	all = append(all, f.given(name)...)
 	for dir := range strings.SplitSeq(by.runpath, ":") {
 		all = append(all, f.in(dir, name, by)...)
 	}
@@ -232,6 +237,39 @@ func (f *finder) inherited(l, by *library) string {
 	return l.rpath
 }
 
+// given is a name in the folders of LD_LIBRARY_PATH. To musl they are plain, to glibc an empty one is that in
+// which the program is started, and $ORIGIN is the program's.
+func (f *finder) given(name string) []candidate {
+	if f.path == "" {
+		return nil
+	}
+	separator := ";" // besides the colon
+	if f.musl != "" {
+		separator = "\n"
+	}
+	var all []candidate
+	for dir := range strings.SplitSeq(strings.ReplaceAll(f.path, separator, ":"), ":") {
+		switch {
+		case f.musl == "":
+			all = append(all, f.in(cmp.Or(dir, "."), name, f.program)...)
+		case dir != "":
+			all = append(all, candidate{root: f.system, path: f.abs(dir + "/" + name)})
+		}
+	}
+	return all
+}
+
+// abs is a path as the program sees it where it is started.
+func (f *finder) abs(path string) string {
+	if f.dir != "" && !filepath.IsAbs(path) {
+		path = f.dir + "/" + path
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path // this process's folder is gone, and nothing is in it
+}
+
 // in is a name in a folder that a library names. What is beside the library is in its root, the rest in the
 // system's.
 func (f *finder) in(dir, name string, l *library) []candidate {
@@ -247,9 +285,7 @@ func (f *finder) in(dir, name string, l *library) []candidate {
 	}
 	var all []candidate
 	for _, p := range l.expand(path, l.origin()) {
-		if abs, err := filepath.Abs(p); err == nil {
-			all = append(all, candidate{root: where, path: abs})
-		}
+		all = append(all, candidate{root: where, path: f.abs(p)})
 	}
 	return all
 }

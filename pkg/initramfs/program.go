@@ -97,7 +97,7 @@ func (a *Archive) addLibraries(program *library) error {
 		return cantPut(name, fmt.Errorf("it %w: for %v, and the guest is %s", ErrForeign, o.machine, a.Arch))
 	}
 	program.object = o
-	libs, err := libraries(a.system(), program)
+	libs, err := libraries(a.system(), program, a.LibraryPath, a.Dir)
 	if err != nil {
 		return cantPut(name, err)
 	}

@@ -68,9 +68,10 @@ type Guest struct {
 type FieldError struct {
 	Field string // its name in Guest
 	Value string // what a message shows of its value; "" where Err names it
-	Err   error
+	Err   error  // why
 }
 
+// Error names the field, its value and why that is of no use.
 func (e *FieldError) Error() string {
 	if e.Value == "" {
 		return fmt.Sprintf("%s: %v", e.Field, e.Err)
@@ -78,6 +79,7 @@ func (e *FieldError) Error() string {
 	return fmt.Sprintf("%s %s: %v", e.Field, e.Value, e.Err)
 }
 
+// Unwrap returns Err.
 func (e *FieldError) Unwrap() error { return e.Err }
 
 // Config returns the machine's configuration, and what is to be closed when the machine is built. A
@@ -172,6 +174,11 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		return nil, err
 	}
 	a.AddBytes("/init", init, 0o755)
+	env, err := g.environment()
+	if err != nil {
+		return nil, err
+	}
+	a.LibraryPath = valueOf(env, "LD_LIBRARY_PATH")
 	program, err := addCommand(a, g.Command[0])
 	if err != nil {
 		return nil, &FieldError{Field: "Command", Err: err}
@@ -182,9 +189,11 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		}
 	}
 	j := job.Job{
-		Args: append([]string{program}, g.Command[1:]...), Dir: dir, TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
+		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
 	}
 	if len(g.Scheduler) > 0 {
+		a.Dir = "/" // where the agent starts it
 		scheduler, err := addCommand(a, g.Scheduler[0])
 		if err != nil {
 			return nil, &FieldError{Field: "Scheduler", Err: err}
@@ -192,9 +201,6 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
 	}
 	if err := g.addIncluded(a); err != nil {
-		return nil, err
-	}
-	if j.Env, err = g.environment(); err != nil {
 		return nil, err
 	}
 	a.AddText(job.Path, j.Encode(), 0o644)
@@ -259,6 +265,16 @@ func (g Guest) environment() ([]string, error) {
 		env = append(env, e)
 	}
 	return env, nil
+}
+
+// valueOf is a variable's value in an environment, where the last one counts; "" where it has none.
+func valueOf(env []string, name string) (value string) {
+	for _, e := range env {
+		if n, v, _ := strings.Cut(e, "="); n == name {
+			value = v
+		}
+	}
+	return value
 }
 
 // addCommand adds a program and returns its path in the guest. One that is not here may be in the

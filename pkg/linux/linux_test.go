@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -84,7 +86,8 @@ func TestGuest(t *testing.T) {
 	}
 	golden := filepath.Join(dir, "testdata/sub/golden")
 
-	_, files, told := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"}, Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
+	_, files, told := described(t, linux.Guest{Command: []string{self, "-test.v"}, Include: []string{"tree:/there"},
+		Env: []string{"A=b=c"}, Scheduler: []string{"/bin/sh", "-x"}, TTY: true})
 	for _, want := range []string{"/init", "/dev/console", self, golden, "/there/file", "/bin/sh"} {
 		if _, ok := files[want]; !ok {
 			t.Errorf("no %s in %q", want, slices.Sorted(maps.Keys(files)))
@@ -93,8 +96,10 @@ func TestGuest(t *testing.T) {
 	if agent, err := guest.Agent("x86_64"); err != nil || files["/init"] != string(agent) {
 		t.Errorf("/init has %d bytes, the agent %d: %v", len(files["/init"]), len(agent), err)
 	}
-	if !slices.Equal(told.Args, []string{self, "-test.v"}) || told.Dir != dir || !told.TTY || told.OneOutput || !slices.Equal(told.Scheduler, []string{"/bin/sh", "-x"}) ||
-		told.OpenFiles.Soft == 0 || told.OpenFiles.Hard < told.OpenFiles.Soft || !slices.Contains(told.Env, "A=b=c") || !slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
+	if !slices.Equal(told.Args, []string{self, "-test.v"}) || told.Dir != dir || !told.TTY || told.OneOutput ||
+		!slices.Equal(told.Scheduler, []string{"/bin/sh", "-x"}) ||
+		told.OpenFiles.Soft == 0 || told.OpenFiles.Hard < told.OpenFiles.Soft || !slices.Contains(told.Env, "A=b=c") ||
+		!slices.Contains(told.Env, "TERM=dumb") || !slices.Contains(told.Env, "HOME=/root") {
 		t.Errorf("%+v", told)
 	}
 
@@ -125,7 +130,8 @@ func TestTestdataThatIsALink(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, files, _ := described(t, linux.Guest{Command: []string{self}})
-	if files[filepath.Join(dir, "pkg/testdata")] != "../shared/golden" || files[filepath.Join(dir, "shared/golden/file")] != "golden" {
+	if files[filepath.Join(dir, "pkg/testdata")] != "../shared/golden" ||
+		files[filepath.Join(dir, "shared/golden/file")] != "golden" {
 		t.Errorf("%q", slices.Sorted(maps.Keys(files)))
 	}
 }
@@ -133,11 +139,14 @@ func TestTestdataThatIsALink(t *testing.T) {
 // A DST that ends in a slash is the folder in which a file comes to lie.
 func TestIncludeIntoFolder(t *testing.T) {
 	t.Chdir(t.TempDir())
-	if err := errors.Join(os.Mkdir("tree", 0o755), os.WriteFile("file", []byte("text"), 0o644), os.WriteFile("tree/leaf", []byte("leaf"), 0o644)); err != nil {
+	if err := errors.Join(os.Mkdir("tree", 0o755), os.WriteFile("file", []byte("text"), 0o644),
+		os.WriteFile("tree/leaf", []byte("leaf"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	_, files, _ := described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{"file:/", "file:/in/", "file:/as", "tree:/in/", "tree:/"}})
-	for name, want := range map[string]string{"/file": "text", "/in/file": "text", "/as": "text", "/in/leaf": "leaf", "/leaf": "leaf"} {
+	_, files, _ := described(t, linux.Guest{Command: []string{"/bin/sh"},
+		Include: []string{"file:/", "file:/in/", "file:/as", "tree:/in/", "tree:/"}})
+	for name, want := range map[string]string{"/file": "text", "/in/file": "text", "/as": "text",
+		"/in/leaf": "leaf", "/leaf": "leaf"} {
 		if files[name] != want {
 			t.Errorf("%s: %q in %q", name, files[name], slices.Sorted(maps.Keys(files)))
 		}
@@ -151,7 +160,8 @@ func TestOnSkip(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said []string
-	described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{dir}, OnSkip: func(s initramfs.Skipped) { said = append(said, s.Path) }})
+	described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{dir},
+		OnSkip: func(s initramfs.Skipped) { said = append(said, s.Path) }})
 	if !slices.Equal(said, []string{filepath.Join(dir, "fifo")}) {
 		t.Errorf("%q", said)
 	}
@@ -160,7 +170,8 @@ func TestOnSkip(t *testing.T) {
 // With a sysroot a command is looked for in it first, and then on this host.
 func TestSysroot(t *testing.T) {
 	root := t.TempDir()
-	if err := errors.Join(os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.WriteFile(filepath.Join(root, "bin/sh"), []byte("text of its own"), 0o755)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "bin"), 0o755),
+		os.WriteFile(filepath.Join(root, "bin/sh"), []byte("text of its own"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	mine := filepath.Join(t.TempDir(), "mine")
@@ -170,8 +181,49 @@ func TestSysroot(t *testing.T) {
 	t.Setenv("PATH", "/bin")
 	for command, want := range map[string]string{"sh": "/bin/sh", "/bin/sh": "/bin/sh", mine: mine, "/none": "/none"} {
 		_, files, told := described(t, linux.Guest{Command: []string{command}, Sysroot: root})
-		if told.Args[0] != want || want == "/bin/sh" && files[want] != "text of its own" || want == mine && files[want] != "text of mine" {
+		if told.Args[0] != want || want == "/bin/sh" && files[want] != "text of its own" ||
+			want == mine && files[want] != "text of mine" {
 			t.Errorf("%s: %q, %q", command, told.Args, files[want])
+		}
+	}
+}
+
+// What --env says of libraries counts for the command, in its folder, and for the scheduler, in the root; what
+// this process's own environment says does not, for the guest has none of it.
+func TestLibraryPath(t *testing.T) {
+	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	t.Chdir(dir)
+	err := errors.Join(
+		os.Mkdir("lib", 0o755),
+		os.WriteFile("l.c", []byte("int l(void) { return 0; }"), 0o644),
+		os.WriteFile("p.c", []byte("int l(void); int main(void) { return l(); }"), 0o644),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-shared", "-fPIC", "-o", "lib/libl.so", "l.c"}, {"-o", "p", "p.c", "-Llib", "-ll"}} {
+		if out, err := exec.Command(gcc, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	lib := filepath.Join(dir, "lib", "libl.so")
+	env := func(value string) []string { return []string{"LD_LIBRARY_PATH=/none", "LD_LIBRARY_PATH=" + value} }
+	for name, g := range map[string]linux.Guest{
+		"the command's":   {Command: []string{"./p"}, Env: env("lib")},
+		"the scheduler's": {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env(filepath.Dir(lib))},
+	} {
+		if _, files, _ := described(t, g); files[lib] == "" {
+			t.Errorf("%s library is missing", name)
+		}
+	}
+	t.Setenv("LD_LIBRARY_PATH", filepath.Dir(lib))
+	for name, g := range map[string]linux.Guest{
+		"this process's":        {Command: []string{"./p"}},
+		"relative to elsewhere": {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env("lib")},
+	} {
+		g.Kernel = kernel(t)
+		if _, _, err := g.Config(); !errors.Is(err, initramfs.ErrLibrary) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -201,19 +253,28 @@ func TestRefusals(t *testing.T) {
 		guest linux.Guest
 		says  string
 	}{
-		"no command":    {linux.Guest{Kernel: good}, "Command: there is none"},
-		"bad command":   {linux.Guest{Kernel: good, Command: []string{dir}}, "Command: " + dir + " can't be put into the guest"},
-		"no kernel":     {linux.Guest{Kernel: "/no/such/kernel", Command: command}, "Kernel: open /no/such/kernel"},
-		"bad kernel":    {linux.Guest{Kernel: "/proc/self/status", Command: command}, "Kernel /proc/self/status: bad kernel: neither a bzImage nor an ELF file"},
-		"no include":    {linux.Guest{Kernel: good, Command: command, Include: []string{"/no/such/file:/x"}}, "Include /no/such/file:/x: /no/such/file can't"},
-		"bad env":       {linux.Guest{Kernel: good, Command: command, Env: []string{"=b"}}, `Env "=b": it is NAME=VALUE`},
-		"no initrd":     {linux.Guest{Kernel: good, Command: command, Initrd: "/no/such/initrd"}, "Initrd: open /no/such/initrd"},
-		"no DST":        {linux.Guest{Kernel: good, Command: command, Include: []string{dir + ":"}}, "Include " + dir + ":: it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty"},
-		"no SRC":        {linux.Guest{Kernel: good, Command: command, Include: []string{":/x"}}, "Include :/x: it is SRC"},
-		"bad initrd":    {linux.Guest{Kernel: good, Command: command, Initrd: good}, "Initrd " + good + ": the base initramfs can't be read"},
-		"initrd folder": {linux.Guest{Kernel: good, Command: command, Initrd: dir}, "Initrd " + dir + ": it is no plain file"},
-		"no sysroot":    {linux.Guest{Kernel: good, Command: command, Sysroot: "/no/such"}, "Sysroot /no/such: there is no such folder"},
-		"bad scheduler": {linux.Guest{Kernel: good, Command: command, Scheduler: []string{dir}}, "Scheduler: " + dir + " can't be put into the guest"},
+		"no command": {linux.Guest{Kernel: good}, "Command: there is none"},
+		"bad command": {linux.Guest{Kernel: good, Command: []string{dir}},
+			"Command: " + dir + " can't be put into the guest"},
+		"no kernel": {linux.Guest{Kernel: "/no/such/kernel", Command: command}, "Kernel: open /no/such/kernel"},
+		"bad kernel": {linux.Guest{Kernel: "/proc/self/status", Command: command},
+			"Kernel /proc/self/status: bad kernel: neither a bzImage nor an ELF file"},
+		"no include": {linux.Guest{Kernel: good, Command: command, Include: []string{"/no/such/file:/x"}},
+			"Include /no/such/file:/x: /no/such/file can't"},
+		"bad env": {linux.Guest{Kernel: good, Command: command, Env: []string{"=b"}}, `Env "=b": it is NAME=VALUE`},
+		"no initrd": {linux.Guest{Kernel: good, Command: command, Initrd: "/no/such/initrd"},
+			"Initrd: open /no/such/initrd"},
+		"no DST": {linux.Guest{Kernel: good, Command: command, Include: []string{dir + ":"}},
+			"Include " + dir + ":: it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty"},
+		"no SRC": {linux.Guest{Kernel: good, Command: command, Include: []string{":/x"}}, "Include :/x: it is SRC"},
+		"bad initrd": {linux.Guest{Kernel: good, Command: command, Initrd: good},
+			"Initrd " + good + ": the base initramfs can't be read"},
+		"initrd folder": {linux.Guest{Kernel: good, Command: command, Initrd: dir},
+			"Initrd " + dir + ": it is no plain file"},
+		"no sysroot": {linux.Guest{Kernel: good, Command: command, Sysroot: "/no/such"},
+			"Sysroot /no/such: there is no such folder"},
+		"bad scheduler": {linux.Guest{Kernel: good, Command: command, Scheduler: []string{dir}},
+			"Scheduler: " + dir + " can't be put into the guest"},
 	} {
 		_, files, err := tc.guest.Config()
 		var field *linux.FieldError

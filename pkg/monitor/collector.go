@@ -44,7 +44,8 @@ func newHistograms() (duration, lateness prometheus.Histogram) {
 // Describe implements prometheus.Collector.
 func (m *Monitor) Describe(ch chan<- *prometheus.Desc) {
 	d := m.descs
-	for _, desc := range []*prometheus.Desc{d.messages, d.bytes, d.drops, d.crcErrors, d.faults, d.used, d.capacity, d.bellDrains} {
+	for _, desc := range []*prometheus.Desc{d.messages, d.bytes, d.drops, d.crcErrors, d.faults, d.used,
+		d.capacity, d.bellDrains} {
 		ch <- desc
 	}
 	m.duration.Describe(ch)

@@ -35,7 +35,8 @@ type Config struct {
 	Poll   time.Duration // 0: DefaultPoll
 	// Bell makes the monitor drain at once, if that would not be too often. Nothing relies on it: where it is late,
 	// lost or nil, the poll finds what there is.
-	Bell    <-chan struct{}
+	Bell <-chan struct{}
+	// OnFault hears of each fault, on the monitor's goroutine; nil: nobody does.
 	OnFault func(kind string, detail error)
 }
 

@@ -364,7 +364,8 @@ ktstr_vmm_ring_messages_total{type="STIM"} 0
 ktstr_vmm_ring_messages_total{type="TEST"} 0
 ktstr_vmm_ring_messages_total{type="unknown"} 1
 `
-	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_doorbell_drains_total", "ktstr_vmm_ring_bytes_total", "ktstr_vmm_ring_capacity_bytes",
+	if err := testutil.GatherAndCompare(r, strings.NewReader(want), "ktstr_vmm_doorbell_drains_total",
+		"ktstr_vmm_ring_bytes_total", "ktstr_vmm_ring_capacity_bytes",
 		"ktstr_vmm_ring_drops_total", "ktstr_vmm_ring_messages_total"); err != nil {
 		t.Error(err)
 	}
@@ -427,7 +428,8 @@ func TestNotNow(t *testing.T) {
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	b.monitor.Finish(over)
-	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 || s.Messages != 4 || s.ByType["STDO"] != 3 {
+	if s := b.monitor.Stats(); !slices.Equal(log, []string{"a", "b", "d"}) || s.Omitted != 1 ||
+		s.Messages != 4 || s.ByType["STDO"] != 3 {
 		t.Errorf("%q, %+v", log, s)
 	}
 }

@@ -30,6 +30,7 @@ var NotNow = Verdict{notNow: true}
 // Handler acts on messages. It runs on the monitor's goroutine and must not block; the
 // message's payload is valid until it returns.
 type Handler interface {
+	// HandleMessage says what becomes of the run, and of the message.
 	HandleMessage(shm.Message) Verdict
 }
 

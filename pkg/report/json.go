@@ -143,7 +143,8 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		j.Results = append(j.Results, testResult(payload))
 	}
 	if r.Omitted != (run.Omitted{}) {
-		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes, r.Omitted.ConsoleBytes, r.Omitted.OutputBytes}
+		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
+			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes}
 	}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
@@ -157,6 +158,7 @@ func testResult(payload []byte) json.RawMessage {
 	if utf8.Valid(payload) && json.Valid(payload) {
 		return payload
 	}
-	text, _ := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(payload)}) // strings always marshal
+	// strings always marshal
+	text, _ := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(payload)})
 	return text
 }

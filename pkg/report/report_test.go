@@ -31,17 +31,22 @@ const nasty = "a\x1b[2Jb\x00]]><x>&\"\xff\u202e"
 func result() *run.Result {
 	seven, crash := int32(7), nasty+"\nsecond line"
 	return &run.Result{
-		ID: "id", Name: "test " + nasty, Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC), Duration: 1500 * time.Millisecond,
-		Outcome: run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
-		Arch: "x86_64", Accelerator: "emulator", CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20, FirstExit: 2 * time.Millisecond,
-		Ring:          monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0}, Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}},
+		ID: "id", Name: "test " + nasty, Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC),
+		Duration: 1500 * time.Millisecond,
+		Outcome:  run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
+		Arch: "x86_64", Accelerator: "emulator", CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20,
+		FirstExit: 2 * time.Millisecond,
+		Ring: monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0},
+			Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}, BellDrains: 2},
+		Rings:         8,
 		Faults:        []run.Fault{{Kind: "bad_length", Detail: "too long"}},
 		SchedulerExit: &run.SchedulerExit{Code: &seven},
 		Crash:         &crash,
-		Stimuli:       []shm.StimulusEvent{{ElapsedMS: 1, StepIndex: 2, OpCount: 3, OpKinds: 4, CgroupCount: 5, WorkerCount: 6, TotalIterations: 7}},
-		TestResults:   [][]byte{[]byte(`{"a":1}`), []byte("no JSON \xff"), []byte(`"text"`)},
-		Console:       []byte("boot\r\n" + nasty + "\r\n"),
-		Omitted:       run.Omitted{Stimuli: 11},
+		Stimuli: []shm.StimulusEvent{{ElapsedMS: 1, StepIndex: 2, OpCount: 3, OpKinds: 4, CgroupCount: 5,
+			WorkerCount: 6, TotalIterations: 7}},
+		TestResults: [][]byte{[]byte(`{"a":1}`), []byte("no JSON \xff"), []byte(`"text"`)},
+		Console:     []byte("boot\r\n" + nasty + "\r\n"),
+		Omitted:     run.Omitted{Stimuli: 11},
 	}
 }
 
@@ -56,18 +61,24 @@ func TestJSON(t *testing.T) {
 	}
 	clean := "a\x1b[2Jb\x00]]><x>&\"\ufffd\u202e"
 	want := map[string]any{
-		"schema": 1.0, "id": "id", "name": "test " + clean, "version": "v1", "arch": "x86_64", "accelerator": "emulator", "started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
+		"schema": 1.0, "id": "id", "name": "test " + clean, "version": "v1", "arch": "x86_64", "accelerator": "emulator",
+		"started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
 		"outcome": "crash", "reason": "the guest crashed", "exit_code": 122.0, "guest_exit_code": 7.0,
-		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20), "shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
-		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0}, "drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,
+		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20),
+			"shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
+		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0},
+			"drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,
 			"faults": []any{map[string]any{"kind": "bad_length", "detail": "too long"}}},
+		"doorbell":       map[string]any{"rings": 8.0, "drains": 2.0},
 		"scheduler_exit": map[string]any{"code": 7.0},
 		"crash":          map[string]any{"message": clean + "\nsecond line"},
-		"stimuli": []any{map[string]any{"elapsed_ms": 1.0, "step_index": 2.0, "op_count": 3.0, "op_kinds": 4.0, "cgroup_count": 5.0,
+		"stimuli": []any{map[string]any{"elapsed_ms": 1.0, "step_index": 2.0, "op_count": 3.0,
+			"op_kinds": 4.0, "cgroup_count": 5.0,
 			"worker_count": 6.0, "total_iterations": 7.0}},
 		"results":      []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
 		"console_tail": "boot\r\n" + clean + "\r\n",
-		"omitted":      map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0, "console_bytes": 0.0, "output_bytes": 0.0},
+		"omitted": map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0,
+			"console_bytes": 0.0, "output_bytes": 0.0},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -115,10 +126,13 @@ func TestJUnitHasACaseForEachResult(t *testing.T) {
 		Cases    []testCase `xml:"testcase"`
 	}
 	r := &run.Result{
-		Name: "example.test/a", Kernel: "vmlinuz-6.12", Outcome: run.Exited, ExitCode: 1, Reason: "the guest exited with code 1",
+		Name: "example.test/a", Kernel: "vmlinuz-6.12", Outcome: run.Exited, ExitCode: 1,
+		Reason: "the guest exited with code 1",
 		TestResults: [][]byte{
-			[]byte(`{"name":"fast","passed":true}`), []byte(`{"name":"slow","passed":false,"message":"too slow:\n5 s"}`), []byte(`{"name":"slow","passed":false}`),
-			[]byte(`{"passed":true}`), []byte(`{"name":7,"passed":false,"message":[]}`), []byte(`{"name":"no verdict"}`), []byte(`[1]`), []byte("\xff"),
+			[]byte(`{"name":"fast","passed":true}`), []byte(`{"name":"slow","passed":false,"message":"too slow:\n5 s"}`),
+			[]byte(`{"name":"slow","passed":false}`),
+			[]byte(`{"passed":true}`), []byte(`{"name":7,"passed":false,"message":[]}`), []byte(`{"name":"no verdict"}`),
+			[]byte(`[1]`), []byte("\xff"),
 			[]byte(`{"name":"example.test/a","passed":true}`),
 		},
 	}
@@ -156,7 +170,8 @@ func TestJSONOfNothing(t *testing.T) {
 	if err := report.JSON(&out, "v1", &run.Result{Outcome: run.Failed}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"guest_exit_code": null`, `"scheduler_exit": null`, `"crash": null`, `"stimuli": []`, `"results": []`, `"faults": []`, `"by_type": {}`} {
+	for _, want := range []string{`"guest_exit_code": null`, `"scheduler_exit": null`, `"crash": null`, `"stimuli": []`,
+		`"results": []`, `"faults": []`, `"by_type": {}`} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %s in\n%s", want, out.String())
 		}
@@ -199,14 +214,16 @@ func TestTextIsHarmless(t *testing.T) {
 	if strings.ContainsAny(out.String(), "\x1b\x00\r\u202e") {
 		t.Errorf("%q", out.String())
 	}
-	for _, want := range []string{"\ncrash: the guest crashed\n", "  exit code   122\n", "messages    3 (CRSH 2, EXIT 1), 100 bytes",
+	for _, want := range []string{"\ncrash: the guest crashed\n", "  exit code   122\n",
+		"messages    3 (CRSH 2, EXIT 1), 100 bytes",
 		"bad_length: too long", "  a\\x1b[2Jb\\x00", "\n  second line\n", "end of the console:\n  boot\n"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}
 	}
 	var coloured bytes.Buffer
-	if err := report.Text(&coloured, result(), true); err != nil || !strings.Contains(coloured.String(), "\x1b[1;31mcrash\x1b[0m") {
+	if err := report.Text(&coloured, result(), true); err != nil ||
+		!strings.Contains(coloured.String(), "\x1b[1;31mcrash\x1b[0m") {
 		t.Errorf("%q, %v", coloured.String(), err)
 	}
 }
@@ -386,7 +403,8 @@ func TestTryWrite(t *testing.T) {
 func TestTextShowsAPanicOnce(t *testing.T) {
 	r := result()
 	panicked := "Kernel panic - not syncing: boom\n\ufffd last line"
-	r.Crash, r.Panicked, r.Console = &panicked, true, []byte("boot\r\nKernel panic - not syncing: boom\r\n\xff last line\r")
+	r.Crash, r.Panicked, r.Console = &panicked, true, []byte("boot\r\nKernel panic - not syncing: boom\r\n\xff last "+
+		"line\r")
 	var out bytes.Buffer
 	if err := report.Text(&out, r, false); err != nil {
 		t.Fatal(err)

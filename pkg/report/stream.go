@@ -79,8 +79,8 @@ func (s *Stream) Lost() uint64 {
 	return s.accepted - s.written
 }
 
-// Flush waits until all that was given to Write is written, for one caller at a time. It fails with the writer's error, or
-// io.ErrShortWrite where ctx ends before.
+// Flush waits until all that was given to Write is written, for one caller at a time. It fails with the writer's error,
+// or io.ErrShortWrite where ctx ends before.
 func (s *Stream) Flush(ctx context.Context) error {
 	for {
 		s.mu.Lock()

@@ -64,7 +64,8 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	console := strings.TrimRight(strings.ReplaceAll(string(r.Console), "\r\n", "\n"), "\r\n")
 	if !good && !r.Panicked && console != "" {
 		lines := strings.Split(console, "\n")
-		fmt.Fprintf(&b, "\nend of the console:\n%s\n", indent(printableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
+		fmt.Fprintf(&b, "\nend of the console:\n%s\n",
+			indent(printableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

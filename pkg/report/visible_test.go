@@ -13,7 +13,8 @@ import (
 // However text is cut into pieces, what is shown of it is the same, and harmless.
 func TestVisibleInAnyPieces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		text := strings.Join(rapid.SliceOf(rapid.SampledFrom([]string{"a", "\r", "\n", "\x1b", "ü", "€", "😀", "\xc3", "\xe2\x82", "\xff", "\u202e", "\x00"})).Draw(t, "text"), "")
+		text := strings.Join(rapid.SliceOf(rapid.SampledFrom([]string{"a", "\r", "\n", "\x1b", "ü", "€", "😀", "\xc3",
+			"\xe2\x82", "\xff", "\u202e", "\x00"})).Draw(t, "text"), "")
 		show := func(pieces ...string) string {
 			var out bytes.Buffer
 			v := report.NewVisible(&out)
@@ -29,7 +30,8 @@ func TestVisibleInAnyPieces(t *testing.T) {
 		}
 		whole, cut := show(text), show(splitBytes(text)...)
 		// A run of bytes that are no text is one mark in a whole, and may be several in pieces.
-		if strings.ReplaceAll(whole, "\ufffd", "") != strings.ReplaceAll(cut, "\ufffd", "") || strings.Contains(whole, "\ufffd") != strings.Contains(cut, "\ufffd") {
+		if strings.ReplaceAll(whole, "\ufffd", "") != strings.ReplaceAll(cut, "\ufffd", "") ||
+			strings.Contains(whole, "\ufffd") != strings.Contains(cut, "\ufffd") {
 			t.Fatalf("%q: %q in one piece, %q in many", text, whole, cut)
 		}
 		if strings.ContainsAny(cut, "\x1b\x00\r\u202e") {

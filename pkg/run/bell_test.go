@@ -9,24 +9,21 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
-
-// The tests in this file are of x86_64 guests: others have no doorbell.
 
 // never is a poll interval that no run here waits for.
 const never = time.Hour
 
-// A guest's end is seen when the bell rings for it, not when the poll comes.
+// A guest's end is seen when the bell rings for it, not when the poll comes. On arm64 there is no doorbell.
 func TestBellRingsForTheEnd(t *testing.T) {
-	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for words, want := range map[string]struct {
 			outcome run.Outcome
 			exit    int
 		}{
 			"fail": {run.Exited, 3}, "sched-exit": {run.SchedulerGone, 121}, "crash": {run.Crashed, 122},
 		} {
-			cfg := scenario(b, words)
+			cfg := scenario(t, onX86(b), words)
 			cfg.Poll = never
 			if r := does(t, cfg, want.outcome, want.exit); r.Rings != 1 || r.Ring.BellDrains != 1 {
 				t.Errorf("%s: %d rings, %d drains", words, r.Rings, r.Ring.BellDrains)
@@ -37,9 +34,9 @@ func TestBellRingsForTheEnd(t *testing.T) {
 
 // It rings for room, too: a ring that fills up many times is read by a monitor that never polls.
 func TestBellRingsForRoom(t *testing.T) {
-	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const count, size, ring = 50, 1000, 8 << 10
-		cfg := scenario(b, "flood demo.count=50 demo.size=1000")
+		cfg := scenario(t, onX86(b), "flood demo.count=50 demo.size=1000")
 		cfg.VM.Reserved, cfg.Poll = ring, never
 		if r := does(t, cfg, run.Exited, 0); r.Ring.ByType["RAWO"] != count || r.Rings < count*size/ring {
 			t.Errorf("%d rings, %+v", r.Rings, r.Ring)
@@ -54,9 +51,9 @@ func (deaf) Bell() <-chan struct{} { return nil }
 
 // A bell that is lost changes nothing but the time.
 func TestLostBell(t *testing.T) {
-	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, words := range []string{"fail", "flood demo.count=50 demo.size=1000"} {
-			cfg := scenario(b, words)
+			cfg := scenario(t, onX86(b), words)
 			cfg.VM.Reserved = 8 << 10
 			heard := run.Run(t.Context(), cfg)
 			cfg.NewMachine = func(c vm.Config) (run.Machine, error) {
@@ -73,9 +70,9 @@ func TestLostBell(t *testing.T) {
 
 // A guest that rings without end is drained for it as often as the poll pays for, and is stopped as any other.
 func TestBellWithoutEnd(t *testing.T) {
-	needs.EachBackendOf(t, x86.Board{}, func(t *testing.T, b vm.Backend) {
+	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const burst = 16 // drains that the poll has not paid for yet
-		cfg := scenario(b, "doorbell")
+		cfg := scenario(t, onX86(b), "doorbell")
 		cfg.Timeout, cfg.Grace = 4*time.Second, 2*time.Second
 		r := does(t, cfg, run.TimedOut, 124)
 		if r.GuestExitCode == nil || *r.GuestExitCode != 0 {

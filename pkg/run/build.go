@@ -120,7 +120,8 @@ func (b *built) watchRing(r *run) error {
 	if r.cfg.Handlers != nil {
 		r.cfg.Handlers(mux)
 	}
-	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: mux, Poll: r.cfg.Poll, Bell: b.machine.Bell(), OnFault: c.fault})
+	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: mux, Poll: r.cfg.Poll,
+		Bell: b.machine.Bell(), OnFault: c.fault})
 	return nil
 }
 

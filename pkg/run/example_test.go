@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/guest"
@@ -18,8 +19,7 @@ import (
 func Example() {
 	image, err := guest.Demo("x86_64")
 	if err != nil {
-		fmt.Println(err)
-		return
+		log.Fatal(err)
 	}
 	backend, _ := accel.Choose(accel.Auto, accel.Guest{Board: x86.Board{}})
 	result := run.Run(context.Background(), run.Config{

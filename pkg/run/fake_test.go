@@ -1,6 +1,7 @@
 package run_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -12,12 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // fake is a machine whose guest is a function of the test's.
@@ -27,6 +28,13 @@ type fake struct {
 	guest  func(w *shm.Writer, stopped <-chan struct{}) // the machine ends when it returns
 	closed chan struct{}
 	bell   chan struct{} // nil: none
+
+	console   io.Writer // when the machine is built
+	exits     iter.Seq2[string, uint64]
+	firstExit time.Time
+	end       error // why it ends where it is not stopped; nil: vm.ErrReset
+	startErr  error
+	closeErr  error
 
 	once    sync.Once
 	stopped chan struct{}
@@ -38,15 +46,21 @@ const fakeMemory, fakeRing = 16 << 20, 8 << 10
 
 func newFake(t *testing.T, guest func(w *shm.Writer, stopped <-chan struct{})) *fake {
 	t.Helper()
-	layout, err := needs.Board().Layout(fakeMemory, fakeRing)
+	return newFakeOf(t, fakeRing, guest)
+}
+
+// newFakeOf returns one with a ring of its own size.
+func newFakeOf(t *testing.T, ring uint64, guest func(w *shm.Writer, stopped <-chan struct{})) *fake {
+	t.Helper()
+	layout, err := x86.Board{}.Layout(fakeMemory, ring)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &fake{guest: guest, closed: make(chan struct{}), stopped: make(chan struct{}), done: make(chan struct{})}
-	if f.memory, err = guestmem.New(guestmem.Region{Base: layout.Reserved.Base, Mem: make([]byte, fakeRing)}); err != nil {
+	if f.memory, err = guestmem.New(guestmem.Region{Base: layout.Reserved.Base, Mem: make([]byte, ring)}); err != nil {
 		t.Fatal(err)
 	}
-	if f.ring, err = f.memory.Window(layout.Reserved.Base, fakeRing); err != nil {
+	if f.ring, err = f.memory.Window(layout.Reserved.Base, ring); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -54,6 +68,9 @@ func newFake(t *testing.T, guest func(w *shm.Writer, stopped <-chan struct{})) *
 
 func (f *fake) Memory() *guestmem.Memory { return f.memory }
 func (f *fake) Start() error {
+	if f.startErr != nil {
+		return f.startErr
+	}
 	w, err := shm.NewWriter(f.ring)
 	if err != nil {
 		return err
@@ -61,24 +78,30 @@ func (f *fake) Start() error {
 	go func() {
 		defer close(f.done)
 		f.guest(w, f.stopped)
-		f.Stop(vm.ErrReset)
+		f.Stop(cmp.Or(f.end, vm.ErrReset))
 	}()
 	return nil
 }
 func (f *fake) Stop(reason error)                { f.once.Do(func() { f.reason = reason; close(f.stopped) }) }
 func (f *fake) Done() <-chan struct{}            { return f.done }
 func (f *fake) Wait() error                      { <-f.done; return f.reason }
+func (f *fake) Exits() iter.Seq2[string, uint64] { return f.exits }
+func (f *fake) FirstExit() time.Time             { return f.firstExit }
+func (f *fake) Close() error                     { close(f.closed); return f.closeErr }
 func (f *fake) Bell() <-chan struct{}            { return f.bell }
 func (f *fake) Rings() uint64                    { return 0 }
-func (f *fake) Exits() iter.Seq2[string, uint64] { return nil }
-func (f *fake) FirstExit() time.Time             { return time.Time{} }
-func (f *fake) Close() error                     { close(f.closed); return nil }
 
 // config is a run of the fake machine.
 func (f *fake) config() run.Config {
-	cfg := scenario(nil, "fake")
-	cfg.VM.Memory, cfg.VM.Reserved = fakeMemory, fakeRing
-	cfg.NewMachine = func(vm.Config) (run.Machine, error) { return f, nil }
+	cfg := run.Config{
+		VM:      vm.Config{Kernel: x86.ELF{}, Memory: fakeMemory, Reserved: f.ring.Len()},
+		Timeout: 60 * time.Second,
+		Grace:   -1,
+	}
+	cfg.NewMachine = func(c vm.Config) (run.Machine, error) {
+		f.console = c.Console
+		return f, nil
+	}
 	cfg.FlushLimit = 100 * time.Millisecond
 	return cfg
 }
@@ -154,7 +177,8 @@ func TestExitBehindOutputThatNobodyTakes(t *testing.T) {
 	}).config()
 	cfg.OnMessage = noRoom
 	r := ended(t, t.Context(), cfg, run.Failed)
-	if r.GuestExitCode == nil || *r.GuestExitCode != 0 || r.ExitCode != 125 || r.Omitted.OutputBytes != 6 || !strings.Contains(r.Reason, "6 bytes of its output had no reader") {
+	if r.GuestExitCode == nil || *r.GuestExitCode != 0 || r.ExitCode != 125 || r.Omitted.OutputBytes != 6 ||
+		!strings.Contains(r.Reason, "6 bytes of its output had no reader") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -3,13 +3,13 @@ package run_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -46,33 +46,16 @@ func holds(t *testing.T) held {
 			mappings++
 		}
 	}
-	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings, children(t)}
-}
-
-// children counts this process's own.
-func children(t *testing.T) int {
-	t.Helper()
-	n := 0
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
-		if err != nil && !os.IsNotExist(err) { // the thread may have ended
-			t.Fatal(err)
-		}
-		n += len(strings.Fields(string(text)))
-	}
-	return n
+	return held{runtime.NumGoroutine(), count("/proc/self/task"), count("/proc/self/fd"), mappings,
+		len(vmtest.Children(t, os.Getpid()))}
 }
 
 // 300 runs with mixed endings in one process leave nothing behind.
 func TestRunsLeaveNothing(t *testing.T) {
-	needs.EachBackend(t, runsLeaveNothing)
+	needs.EachMachine(t, runsLeaveNothing)
 }
 
-func runsLeaveNothing(t *testing.T, b vm.Backend) {
+func runsLeaveNothing(t *testing.T, m needs.Machine) {
 	endings := []struct {
 		words   string
 		timeout time.Duration
@@ -99,7 +82,7 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			before = holds(t)
 		}
 		e := endings[i%len(endings)]
-		cfg := scenario(b, e.words)
+		cfg := scenario(t, m, e.words)
 		cfg.Timeout = e.timeout
 		cfg.OnStart = func() { during = max(during, holds(t).mappings) }
 		if i%7 == 0 {
@@ -107,22 +90,28 @@ func runsLeaveNothing(t *testing.T, b vm.Backend) {
 			if i%2 == 0 {
 				cfg.VM.Backend = map[string]vm.Backend{
 					"kvm": kvm.Backend{Device: "/nonexistent"}, "emulator": qemu.Backend{Program: "/bin/false"},
-				}[b.Name()]
+				}[m.Backend.Name()]
 			} else {
 				cfg.VM.Kernel = x86.ELF{File: strings.NewReader("no kernel")}
 			}
 			e.outcome, cfg.Timeout = run.Failed, time.Minute
 		}
-		if r := run.Run(t.Context(), cfg); r.Outcome != e.outcome {
+		r := run.Run(t.Context(), cfg)
+		if r.Outcome != e.outcome {
 			t.Fatalf("run %d, %s: %s (%s)", i, e.words, r.Outcome, r.Reason)
+		}
+		if spoke := r.Outcome != run.TimedOut && r.Outcome != run.Failed; spoke && r.FirstExit <= 0 {
+			t.Errorf("run %d, %s: the guest was first heard of after %v", i, e.words, r.FirstExit)
 		}
 	}
 	after := holds(t)
 	// A goroutine that has said that it is done may not be gone yet; one that leaks never is.
-	for deadline := time.Now().Add(hangLimit); after.goroutines > before.goroutines && time.Now().Before(deadline); after = holds(t) {
+	for deadline := time.Now().Add(hangLimit); after.goroutines > before.goroutines &&
+		time.Now().Before(deadline); after = holds(t) {
 		time.Sleep(time.Millisecond)
 	}
-	if after.goroutines > before.goroutines || after.files > before.files || after.mappings > 0 || after.children > before.children || after.threads > before.threads+spareThreads {
+	if after.goroutines > before.goroutines || after.files > before.files || after.mappings > 0 ||
+		after.children > before.children || after.threads > before.threads+spareThreads {
 		t.Errorf("after %d runs: %+v, after %d: %+v", runs, after, warmUp, before)
 	}
 	if during == 0 {

@@ -68,13 +68,17 @@ func Decide(e Evidence) (Outcome, int, string) {
 	case e.Crash != nil:
 		return Crashed, CodeCrashed, "the guest crashed" + crashLine(*e.Crash) + e.guestSaid()
 	case e.SchedulerExit != nil:
-		return SchedulerGone, CodeSchedulerGone, fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
+		return SchedulerGone, CodeSchedulerGone,
+			fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
 	case e.TimedOut != "":
 		return TimedOut, CodeTimedOut, e.TimedOut + e.guestSaid()
 	case e.GuestExit == nil && e.Faults+e.CRCErrors > 0:
-		return Corrupt, CodeCorrupt, fmt.Sprintf("the ring broke the protocol (%d faults, %d damaged messages) and no EXIT could be read", e.Faults, e.CRCErrors)
+		return Corrupt, CodeCorrupt,
+			fmt.Sprintf("the ring broke the protocol (%d faults, %d damaged messages) and no EXIT could be read", e.Faults,
+				e.CRCErrors)
 	case e.GuestExit != nil && e.OutputLost > 0:
-		return Failed, CodeFailed, fmt.Sprintf("the guest exited with code %d, but %d bytes of its output had no reader", *e.GuestExit, e.OutputLost)
+		return Failed, CodeFailed,
+			fmt.Sprintf("the guest exited with code %d, but %d bytes of its output had no reader", *e.GuestExit, e.OutputLost)
 	case e.GuestExit != nil:
 		return Exited, exitCode(*e.GuestExit), fmt.Sprintf("the guest exited with code %d", *e.GuestExit)
 	case e.GuestEnd != nil:

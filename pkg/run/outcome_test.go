@@ -36,14 +36,18 @@ func TestDecide(t *testing.T) {
 		{"faults", run.Evidence{Faults: 2}, run.Corrupt, 123, "2 faults"},
 		{"damaged messages", run.Evidence{CRCErrors: 1, GuestEnd: vm.ErrReset}, run.Corrupt, 123, "1 damaged"},
 		{"deadline", run.Evidence{TimedOut: "the hard deadline passed", Faults: 1}, run.TimedOut, 124, "hard deadline"},
-		{"deadline, then exit", run.Evidence{TimedOut: "the soft deadline passed", GuestExit: code(0)}, run.TimedOut, 124, "the guest exited with code 0"},
+		{"deadline, then exit", run.Evidence{TimedOut: "the soft deadline passed", GuestExit: code(0)}, run.TimedOut, 124,
+			"the guest exited with code 0"},
 		{"scheduler", run.Evidence{SchedulerExit: gone, TimedOut: "x"}, run.SchedulerGone, 121, "with code 7"},
-		{"scheduler without a code", run.Evidence{SchedulerExit: &run.SchedulerExit{}, GuestExit: code(0)}, run.SchedulerGone, 121, "without a code"},
-		{"crash", run.Evidence{Crash: &crash, SchedulerExit: gone}, run.Crashed, 122, "the guest crashed: Kernel panic - not syncing: boom"},
+		{"scheduler without a code", run.Evidence{SchedulerExit: &run.SchedulerExit{}, GuestExit: code(0)},
+			run.SchedulerGone, 121, "without a code"},
+		{"crash", run.Evidence{Crash: &crash, SchedulerExit: gone}, run.Crashed, 122,
+			"the guest crashed: Kernel panic - not syncing: boom"},
 		{"crash without a word", run.Evidence{Crash: new(string)}, run.Crashed, 122, "the guest crashed"},
 		{"SIGINT", run.Evidence{Signal: os.Interrupt, Crash: &crash}, run.Interrupted, 130, "interrupt"},
 		{"SIGTERM", run.Evidence{Signal: syscall.SIGTERM, GuestExit: code(0)}, run.Interrupted, 143, "terminated"},
-		{"host error", run.Evidence{Err: errors.New("no memory"), Signal: os.Interrupt, GuestExit: code(0)}, run.Failed, 125, "no memory"},
+		{"host error", run.Evidence{Err: errors.New("no memory"), Signal: os.Interrupt, GuestExit: code(0)},
+			run.Failed, 125, "no memory"},
 	} {
 		outcome, exit, reason := run.Decide(tc.evidence)
 		if outcome != tc.outcome || exit != tc.exit || !strings.Contains(reason, tc.reason) {

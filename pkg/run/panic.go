@@ -18,7 +18,8 @@ const timeStamp = `\[ *\d+\.\d+\](\[[^\]]*\])? `
 var panicLine = regexp.MustCompile(`(?m)^(` + timeStamp + `)?Kernel panic - not syncing`)
 
 // oopsLine is what may come before it and says why: arch/x86/mm/fault.c, kernel/bug.c.
-var oopsLine = regexp.MustCompile(`(?m)^(` + timeStamp + `)?(BUG: |Oops: |kernel BUG at |general protection fault|Unable to handle kernel)`)
+var oopsLine = regexp.MustCompile(`(?m)^(` + timeStamp +
+	`)?(BUG: |Oops: |kernel BUG at |general protection fault|Unable to handle kernel)`)
 
 // kernelPanic returns what a console says of a kernel's panic, from the oops that led to it where
 // there was one; "" where there was no panic.

@@ -69,6 +69,7 @@ type Fault struct{ Kind, Detail string }
 // SchedulerExit says how the scheduler under test ended.
 type SchedulerExit struct{ Code *int32 } // nil where the message carried no code
 
+// String is the end of a sentence about the scheduler.
 func (s *SchedulerExit) String() string {
 	if s.Code == nil {
 		return "without a code"
@@ -78,8 +79,8 @@ func (s *SchedulerExit) String() string {
 
 // Omitted counts what a Result has no room for.
 type Omitted struct {
-	Faults, Stimuli, TestResults uint64
-	CrashBytes, ConsoleBytes     uint64
+	Faults, Stimuli, TestResults uint64 // behind those that are kept
+	CrashBytes, ConsoleBytes     uint64 // behind Crash, and before Console
 	OutputBytes                  uint64 // of the guest's output, which had no reader
 }
 

@@ -220,7 +220,8 @@ func (r *run) run(ctx context.Context) error {
 	return err
 }
 
-// flush reads what is left in the ring and writes out what was taken, for a time in all.
+// flush reads what is left in the ring and writes out what was taken, for a time in all. A part of it is kept for
+// what a slow reader left in the ring beside a fast one's, which is taken last.
 func (r *run) flush() {
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.FlushLimit)
 	defer cancel()
@@ -236,7 +237,9 @@ func (r *run) flush() {
 		case <-ctx.Done():
 		}
 	}()
-	r.monitor.Finish(ctx)
+	reading, ended := context.WithTimeout(ctx, r.cfg.FlushLimit-r.cfg.FlushLimit/10)
+	r.monitor.Finish(reading)
+	ended()
 	if r.cfg.Flush != nil {
 		r.lost = r.cfg.Flush(ctx)
 	}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -31,44 +32,47 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const hangLimit = 20 * time.Second
 
 // scenario is a run of the embedded guest; the deadline is only there for hangs.
-func scenario(b vm.Backend, words string) run.Config {
-	demo, err := needs.Demo()
-	if err != nil {
-		panic(err) // it is a part of this program
-	}
+func scenario(t *testing.T, m needs.Machine, words string) run.Config {
+	t.Helper()
 	return run.Config{
-		VM:      vm.Config{Kernel: demo, Backend: b, Cmdline: "demo.scenario=" + words},
+		VM:      vm.Config{Kernel: vmtest.Demo(t, m.Arch), Backend: m.Backend, Cmdline: "demo.scenario=" + words},
 		Timeout: 60 * time.Second,
 		Grace:   -1,
 	}
 }
+
+// onX86 is the machine of a test that is about x86_64 alone.
+func onX86(b vm.Backend) needs.Machine { return needs.Machine{Backend: b, Arch: "x86_64"} }
 
 // does runs a scenario and checks how it ended.
 func does(t *testing.T, cfg run.Config, outcome run.Outcome, exit int) *run.Result {
 	t.Helper()
 	r := run.Run(t.Context(), cfg)
 	if r.Outcome != outcome || r.ExitCode != exit {
-		t.Fatalf("%s, exit code %d (%s); want %s, %d\nring %+v\nconsole %q", r.Outcome, r.ExitCode, r.Reason, outcome, exit, r.Ring, r.Console)
+		t.Fatalf("%s, exit code %d (%s); want %s, %d\nring %+v\nconsole %q", r.Outcome, r.ExitCode, r.Reason,
+			outcome, exit, r.Ring, r.Console)
 	}
 	return r
 }
 
 func TestOK(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		r := does(t, scenario(b, "ok demo.step_ms=1"), run.Exited, 0)
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		r := does(t, scenario(t, m, "ok demo.step_ms=1"), run.Exited, 0)
 		want := map[string]uint64{"SCST": 1, "STIM": 3, "TEST": 1, "PMET": 1, "RAWO": 1, "SCEN": 1, "EXIT": 1}
 		for name, n := range r.Ring.ByType {
 			if n != want[name] {
 				t.Errorf("%d messages of %s, want %d", n, name, want[name])
 			}
 		}
-		if len(r.Stimuli) != 3 || r.Stimuli[2].StepIndex != 2 || r.Stimuli[2].TotalIterations != 3000 || r.Stimuli[2].ElapsedMS < 3 {
+		if len(r.Stimuli) != 3 || r.Stimuli[2].StepIndex != 2 || r.Stimuli[2].TotalIterations != 3000 ||
+			r.Stimuli[2].ElapsedMS < 3 {
 			t.Errorf("stimuli %+v", r.Stimuli)
 		}
 		if len(r.TestResults) != 1 || string(r.TestResults[0]) != `{"name":"demo","passed":true}` {
 			t.Errorf("results %q", r.TestResults)
 		}
-		if *r.GuestExitCode != 0 || r.Ring.Drops != 0 || r.Ring.FaultCount() != 0 || r.FirstExit <= 0 || r.Duration < r.FirstExit {
+		if *r.GuestExitCode != 0 || r.Ring.Drops != 0 || r.Ring.FaultCount() != 0 || r.FirstExit <= 0 ||
+			r.Duration < r.FirstExit {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -76,9 +80,9 @@ func TestOK(t *testing.T) {
 
 // The guest's clock is the host's, within a twentieth.
 func TestGuestClock(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		var first, last time.Duration
-		cfg := scenario(b, "ok demo.steps=3 demo.step_ms=1000")
+		cfg := scenario(t, m, "ok demo.steps=3 demo.step_ms=1000")
 		cfg.OnMessage = func(at time.Duration, m shm.Message) monitor.Verdict {
 			if m.Type == shm.Stimulus {
 				if first == 0 {
@@ -97,8 +101,8 @@ func TestGuestClock(t *testing.T) {
 }
 
 func TestFail(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		r := does(t, scenario(b, "fail"), run.Exited, 3)
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		r := does(t, scenario(t, m, "fail"), run.Exited, 3)
 		if *r.GuestExitCode != 3 {
 			t.Error(*r.GuestExitCode)
 		}
@@ -106,8 +110,8 @@ func TestFail(t *testing.T) {
 }
 
 func TestSchedulerExit(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		r := does(t, scenario(b, "sched-exit"), run.SchedulerGone, 121)
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		r := does(t, scenario(t, m, "sched-exit"), run.SchedulerGone, 121)
 		if *r.SchedulerExit.Code != 7 || string(r.Console) != "the scheduler is gone\n" {
 			t.Errorf("%v, console %q", r.SchedulerExit, r.Console)
 		}
@@ -115,8 +119,8 @@ func TestSchedulerExit(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		r := does(t, scenario(b, "crash"), run.Crashed, 122)
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		r := does(t, scenario(t, m, "crash"), run.Crashed, 122)
 		if !strings.HasPrefix(*r.Crash, "panic: the demo crashes") || strings.Count(*r.Crash, "\n") != 2 {
 			t.Errorf("%q", *r.Crash)
 		}
@@ -124,11 +128,12 @@ func TestCrash(t *testing.T) {
 }
 
 func TestNoVerdict(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		fault := map[string]string{"x86_64": "triple fault", "arm64": "reset"}[needs.Board().Arch()] // its vectors reset the machine
-		for words, reason := range map[string]string{"silent": "reset", "triple-fault": fault} {
-			r := does(t, scenario(b, words), run.NoVerdict, 120)
-			if !strings.Contains(r.Reason, reason) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		for words, reason := range map[string]error{
+			"silent": vm.ErrReset, "triple-fault": vmtest.TraitsOf(m.Arch).TripleFault,
+		} {
+			r := does(t, scenario(t, m, words), run.NoVerdict, 120)
+			if !strings.Contains(r.Reason, reason.Error()) {
 				t.Errorf("%s: %q", words, r.Reason)
 			}
 		}
@@ -138,9 +143,9 @@ func TestNoVerdict(t *testing.T) {
 // Deaf guests, in ring 3 and halted in ring 0 with interrupts off, end at the deadline. How soon after is in
 // the benchmark.
 func TestDeafGuests(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		for _, words := range []string{"hang", "halt"} {
-			cfg := scenario(b, words)
+			cfg := scenario(t, m, words)
 			cfg.Timeout, cfg.Grace = 300*time.Millisecond, 0
 			r := does(t, cfg, run.TimedOut, 124)
 			if r.Duration < cfg.Timeout || r.Duration > cfg.Timeout+hangLimit {
@@ -155,18 +160,19 @@ func TestDeafGuests(t *testing.T) {
 
 // At the soft deadline the guest is asked, and what it says after is kept; the run is a timeout.
 func TestGraceful(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		cfg := scenario(b, "graceful")
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		cfg := scenario(t, m, "graceful")
 		cfg.Timeout, cfg.Grace = 10*time.Second, 8*time.Second // half of the timeout at most
 		r := does(t, cfg, run.TimedOut, 124)
-		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 || !strings.Contains(r.Reason, "soft deadline passed, 5s before") {
+		if *r.GuestExitCode != 0 || r.Ring.ByType["SCEN"] != 1 ||
+			!strings.Contains(r.Reason, "soft deadline passed, 5s before") {
 			t.Errorf("%+v", r)
 		}
 	})
 }
 
 func TestSignals(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		for _, tc := range []struct {
 			words   string
 			signals []os.Signal
@@ -177,7 +183,7 @@ func TestSignals(t *testing.T) {
 			{"graceful", []os.Signal{syscall.SIGTERM}, 143, true},
 			{"hang", []os.Signal{syscall.SIGTERM, syscall.SIGINT}, 143, false}, // the second one does not wait
 		} {
-			cfg := scenario(b, tc.words)
+			cfg := scenario(t, m, tc.words)
 			cfg.Grace = 30 * time.Second
 			signals := make(chan os.Signal, 2)
 			cfg.Signals = signals
@@ -192,7 +198,7 @@ func TestSignals(t *testing.T) {
 			}
 		}
 		// A deaf guest is stopped when the grace is over.
-		cfg := scenario(b, "hang")
+		cfg := scenario(t, m, "hang")
 		cfg.Grace = 50 * time.Millisecond
 		signals := make(chan os.Signal, 1)
 		signals <- syscall.SIGINT
@@ -202,9 +208,9 @@ func TestSignals(t *testing.T) {
 }
 
 func TestContextEndsARun(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		ctx, cancel := context.WithCancel(t.Context())
-		cfg := scenario(b, "hang")
+		cfg := scenario(t, m, "hang")
 		cfg.OnStart = cancel
 		if r := run.Run(ctx, cfg); r.Outcome != run.Interrupted || r.ExitCode != 130 {
 			t.Errorf("%s, %d", r.Outcome, r.ExitCode)
@@ -252,7 +258,7 @@ func affordable(b vm.Backend, count, size int) int {
 }
 
 func TestFlood(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		const gib = 1 << 30
 		for _, tc := range []struct {
 			count, size int
@@ -269,9 +275,9 @@ func TestFlood(t *testing.T) {
 			{1000, 0, 8 << 10, 0},
 		} {
 			t.Run(fmt.Sprintf("%dx%d in %d of %d", tc.count, tc.size, tc.ring, tc.memory), func(t *testing.T) {
-				tc.count = affordable(b, tc.count, tc.size)
+				tc.count = affordable(m.Backend, tc.count, tc.size)
 				f := &flood{t: t, size: tc.size}
-				cfg := scenario(b, fmt.Sprintf("flood demo.count=%d demo.size=%d", tc.count, tc.size))
+				cfg := scenario(t, m, fmt.Sprintf("flood demo.count=%d demo.size=%d", tc.count, tc.size))
 				cfg.VM.Memory, cfg.VM.Reserved = tc.memory, tc.ring
 				cfg.Timeout = 5 * time.Minute
 				if tc.size >= 8 {
@@ -281,7 +287,8 @@ func TestFlood(t *testing.T) {
 				if tc.size >= 8 && f.next != uint64(tc.count) {
 					t.Errorf("%d messages handled, want %d", f.next, tc.count)
 				}
-				if r.Ring.ByType["RAWO"] != uint64(tc.count) || r.Ring.Drops != 0 || r.Ring.CRCErrors != 0 || r.Ring.FaultCount() != 0 {
+				if r.Ring.ByType["RAWO"] != uint64(tc.count) || r.Ring.Drops != 0 || r.Ring.CRCErrors != 0 ||
+					r.Ring.FaultCount() != 0 {
 					t.Errorf("%+v", r.Ring)
 				}
 			})
@@ -291,10 +298,10 @@ func TestFlood(t *testing.T) {
 
 // A guest that does not wait for room: what arrives and what it counts as dropped is all there was.
 func TestOverrun(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		const count = 300_000
 		r := does(t, func() run.Config {
-			cfg := scenario(b, fmt.Sprintf("overrun demo.count=%d demo.size=100", count))
+			cfg := scenario(t, m, fmt.Sprintf("overrun demo.count=%d demo.size=100", count))
 			cfg.VM.Reserved = 64 << 10
 			return cfg
 		}(), run.Exited, 0)
@@ -305,8 +312,8 @@ func TestOverrun(t *testing.T) {
 }
 
 func TestStall(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		cfg := scenario(b, "stall")
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		cfg := scenario(t, m, "stall")
 		cfg.Drive = func(_ context.Context, c shm.Control) error {
 			time.Sleep(20 * time.Millisecond)
 			c.RequestStall()
@@ -317,8 +324,8 @@ func TestStall(t *testing.T) {
 }
 
 func TestSignalSlots(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		cfg := scenario(b, "signals")
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		cfg := scenario(t, m, "signals")
 		cfg.Drive = func(ctx context.Context, c shm.Control) error {
 			v, err := c.WaitFor(ctx, shm.SlotGuest)
 			if err == nil && v != shm.SignalProbesReady {
@@ -331,15 +338,15 @@ func TestSignalSlots(t *testing.T) {
 }
 
 func TestDriverFails(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
-		cfg := scenario(b, "signals")
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		cfg := scenario(t, m, "signals")
 		cfg.Drive = func(context.Context, shm.Control) error { return errors.New("no probe today") }
 		r := does(t, cfg, run.Failed, 125)
 		if !strings.Contains(r.Reason, "no probe today") {
 			t.Error(r.Reason)
 		}
 		// One that still waits when the run ends does not hold it up, and is no failure.
-		cfg = scenario(b, "fail")
+		cfg = scenario(t, m, "fail")
 		cfg.Drive = func(ctx context.Context, c shm.Control) error {
 			_, err := c.WaitFor(ctx, shm.SlotGuest)
 			return err
@@ -351,7 +358,7 @@ func TestDriverFails(t *testing.T) {
 // A guest that breaks the protocol, in a real machine: the lie is named, and an EXIT that is
 // written after it is still seen. Without one the run is corrupt.
 func TestHostileGuests(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
 		for lie, kind := range map[string]string{
 			"behind": "write_ptr_behind", "ahead": "write_ptr_ahead", "length": "bad_length", "incomplete": "incomplete",
 			"header": "header_changed", "exit-payload": "bad_payload", "crc": "",
@@ -361,7 +368,7 @@ func TestHostileGuests(t *testing.T) {
 				if exit != "" {
 					outcome, code = run.Exited, 7
 				}
-				r := does(t, scenario(b, "hostile demo.lie="+lie+exit), outcome, code)
+				r := does(t, scenario(t, m, "hostile demo.lie="+lie+exit), outcome, code)
 				if kind == "" {
 					if r.Ring.CRCErrors != 1 {
 						t.Errorf("%s: %+v", lie, r.Ring)
@@ -385,7 +392,7 @@ func TestSetupFailures(t *testing.T) {
 		"bad kernel":  func(c *run.Config) { c.VM.Kernel = x86.ELF{File: strings.NewReader("#!/bin/sh")} },
 		"ring size":   func(c *run.Config) { c.VM.Reserved = 4096 },
 	} {
-		cfg := scenario(kvm.Backend{}, "ok")
+		cfg := scenario(t, onX86(kvm.Backend{}), "ok")
 		change(&cfg)
 		r := run.Run(t.Context(), cfg)
 		if r.Outcome != run.Failed || r.ExitCode != 125 || r.Reason == "" || r.ID == "" {
@@ -412,7 +419,7 @@ func (s *stuck) FirstExit() time.Time             { return time.Time{} }
 func (s *stuck) Close() error                     { panic("its memory may still be in use") }
 
 func TestStuckMachineIsGivenUp(t *testing.T) {
-	layout, err := needs.Board().Layout(16<<20, 8<<10)
+	layout, err := x86.Board{}.Layout(16<<20, 8<<10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +427,7 @@ func TestStuckMachineIsGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := scenario(nil, "ok")
+	cfg := scenario(t, onX86(nil), "ok")
 	cfg.VM.Memory, cfg.VM.Reserved = 16<<20, 8<<10
 	cfg.Timeout = 50 * time.Millisecond
 	cfg.NewMachine = func(vm.Config) (run.Machine, error) { return &stuck{memory, make(chan struct{})}, nil }

@@ -94,7 +94,8 @@ func (w *watcher) softDeadline() {
 	default:
 	}
 	if w.giveUp == nil {
-		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v", softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
+		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
+			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
 		w.askToStop()
 	}
 }

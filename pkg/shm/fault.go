@@ -29,6 +29,7 @@ func FaultKinds() []FaultKind {
 	return []FaultKind{WritePtrBehind, WritePtrAhead, BadLength, Incomplete, HeaderChanged}
 }
 
+// String is the kind in snake case.
 func (k FaultKind) String() string {
 	switch k {
 	case NoFault:
@@ -59,12 +60,14 @@ type Fault struct {
 	Lost  uint64 // bytes of the ring given up, at most its capacity
 }
 
+// Error says what broke, and where.
 func (f *Fault) Error() string {
 	switch f.Kind {
 	case WritePtrBehind:
 		return fmt.Sprintf("write_ptr 0x%x is behind read_ptr 0x%x", f.Value, f.Pos)
 	case WritePtrAhead:
-		return fmt.Sprintf("write_ptr 0x%x is %d bytes ahead of read_ptr 0x%x, the capacity is %d", f.Value, f.Value-f.Pos, f.Pos, f.Limit)
+		return fmt.Sprintf("write_ptr 0x%x is %d bytes ahead of read_ptr 0x%x, the capacity is %d", f.Value,
+			f.Value-f.Pos, f.Pos, f.Limit)
 	case BadLength:
 		return fmt.Sprintf("the message at 0x%x says %d bytes of payload, the ring holds at most %d", f.Pos, f.Value, f.Limit)
 	case Incomplete:
@@ -96,7 +99,8 @@ func checkDistance(pos, writePtr, capacity uint64) (unread uint64, f Fault) {
 // bytes: it can't be in this ring, or not all of it was written.
 func messageFault(h messageHeader, pos, unread, capacity uint64) Fault {
 	if h.size() > capacity {
-		return Fault{Kind: BadLength, Pos: pos, Value: uint64(h.length), Limit: capacity - min(capacity, MessageHeaderSize), Lost: unread}
+		return Fault{Kind: BadLength, Pos: pos, Value: uint64(h.length),
+			Limit: capacity - min(capacity, MessageHeaderSize), Lost: unread}
 	}
 	return Fault{Kind: Incomplete, Pos: pos, Value: h.size(), Limit: unread, Lost: unread}
 }

@@ -22,7 +22,10 @@ func TestFaults(t *testing.T) {
 		{"write_ptr at 0", func(r *ring) { r.set64(atWritePtr, 0) }, shm.WritePtrBehind, 0},
 		{"write_ptr one too far", func(r *ring) { r.set64(atWritePtr, 20+capacity+1) }, shm.WritePtrAhead, capacity},
 		{"write_ptr far ahead", func(r *ring) { r.set64(atWritePtr, 1<<62) }, shm.WritePtrAhead, capacity},
-		{"length over the ring", func(r *ring) { r.header(20, capacity-15, 0); r.set64(atWritePtr, 20+100) }, shm.BadLength, 100},
+		{"length over the ring", func(r *ring) {
+			r.header(20, capacity-15, 0)
+			r.set64(atWritePtr, 20+100)
+		}, shm.BadLength, 100},
 		{"length of all ones", func(r *ring) { r.header(20, 0xffffffff, 0); r.set64(atWritePtr, 20+16) }, shm.BadLength, 16},
 		{"length over what is written", func(r *ring) { r.header(20, 5, 0); r.set64(atWritePtr, 20+20) }, shm.Incomplete, 20},
 		{"no room for a header", func(r *ring) { r.set64(atWritePtr, 20+15) }, shm.Incomplete, 15},

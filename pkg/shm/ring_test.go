@@ -331,7 +331,8 @@ func TestDrainAllocatesNothing(t *testing.T) {
 }
 
 func TestStimulus(t *testing.T) {
-	s := shm.StimulusEvent{ElapsedMS: 1234, StepIndex: 3, OpCount: 5, OpKinds: 0xa5, CgroupCount: 4, WorkerCount: 16, TotalIterations: 99999}
+	s := shm.StimulusEvent{ElapsedMS: 1234, StepIndex: 3, OpCount: 5, OpKinds: 0xa5, CgroupCount: 4,
+		WorkerCount: 16, TotalIterations: 99999}
 	p := s.Encode()
 	want := []byte{0xd2, 4, 0, 0, 3, 0, 5, 0, 0xa5, 0, 0, 0, 4, 0, 16, 0, 0x9f, 0x86, 1, 0, 0, 0, 0, 0}
 	if !bytes.Equal(p[:], want) {
@@ -383,7 +384,8 @@ func TestParams(t *testing.T) {
 		}
 	}
 	for _, cmdline := range []string{"", "KTSTR_SHM_BASE=0x1", "KTSTR_SHM_SIZE=0x1", "KTSTR_SHM_BASE= KTSTR_SHM_SIZE=1",
-		"KTSTR_SHM_BASE=0xg KTSTR_SHM_SIZE=1", "KTSTR_SHM_BASE=0x10000000000000000 KTSTR_SHM_SIZE=1", "XKTSTR_SHM_BASE=1 KTSTR_SHM_SIZE=1"} {
+		"KTSTR_SHM_BASE=0xg KTSTR_SHM_SIZE=1", "KTSTR_SHM_BASE=0x10000000000000000 KTSTR_SHM_SIZE=1", "XKTSTR_SHM_BASE=1 " +
+			"KTSTR_SHM_SIZE=1"} {
 		if got, err := shm.ParseParams(cmdline); !errors.Is(err, shm.ErrParams) {
 			t.Errorf("%q: %v, %v", cmdline, got, err)
 		}

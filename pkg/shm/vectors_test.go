@@ -66,7 +66,8 @@ func (v vector) check(t *testing.T, got []entry) {
 func TestVectorsSnapshot(t *testing.T) {
 	// What the reference returns nothing or a part of, we say why.
 	noRing := []string{"magic-bad", "magic-zero", "buf-short"}
-	broken := []string{"incomplete", "capacity-zero", "capacity-max", "read-past-write", "used-over-capacity", "length-max"}
+	broken := []string{"incomplete", "capacity-zero", "capacity-max", "read-past-write",
+		"used-over-capacity", "length-max"}
 	vectors(t, func(t *testing.T, v vector, region []byte) {
 		s, err := shm.NewSnapshot(bytes.NewReader(region), uint64(len(region)))
 		if slices.Contains(noRing, v.Name) {

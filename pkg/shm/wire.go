@@ -114,17 +114,22 @@ const (
 
 // Types lists the types of the format, and behind them our own.
 func Types() []Type {
-	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr}
+	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
+		RawOutput, Stdout, Stderr}
 }
 
 // Known reports whether t is one of Types.
 func (t Type) Known() bool {
 	switch t {
-	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics, RawOutput, Stdout, Stderr:
+	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
+		RawOutput, Stdout, Stderr:
 		return true
 	}
 	return false
 }
+
+// endsRun reports whether the host ends a run for a message of this type.
+func (t Type) endsRun() bool { return t == Exit || t == SchedulerExit || t == Crash }
 
 // String is the four letters of a known type, and 0x%08x of any other.
 func (t Type) String() string {

@@ -29,6 +29,7 @@ type Writer struct {
 	writePtr guestmem.Uint64
 	readPtr  guestmem.Uint64
 	drops    guestmem.Uint64
+	bell     func()
 }
 
 // NewWriter returns a writer for the ring in region, which Init has been called for. It fails
@@ -48,7 +49,7 @@ func NewWriter(region *guestmem.Window) (*Writer, error) {
 	if got := magic.Load(); got != Magic {
 		return nil, fmt.Errorf("%w: the magic is 0x%08x, a ring's is 0x%08x", ErrCorrupt, got, uint32(Magic))
 	}
-	w := &Writer{data: data}
+	w := &Writer{data: data, bell: func() {}}
 	for _, f := range []struct {
 		word *guestmem.Uint64
 		off  uint64
@@ -62,6 +63,12 @@ func NewWriter(region *guestmem.Window) (*Writer, error) {
 	}
 	return w, nil
 }
+
+// SetBell sets what rings the host's doorbell; without it, and where it does nothing, the host sees all the same
+// when it next polls. It is rung behind a message that ends a run, and by WriteWait for room, once a message. It
+// must not block, and what was stored before it is called is to be seen by whoever hears it. SetBell must be
+// called before the first write.
+func (w *Writer) SetBell(bell func()) { w.bell = bell }
 
 // Capacity is the ring's data in bytes, as the region bounds it.
 func (w *Writer) Capacity() uint64 { return w.data.Len() }
@@ -88,7 +95,8 @@ func (w *Writer) TryWrite(t Type, payload []byte) error {
 // to make some, until ctx ends. A message that the ring can never hold is ErrTooLarge.
 func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
 	size := MessageHeaderSize + uint64(len(payload))
-	for pause := 20 * time.Microsecond; ; pause = min(2*pause, 2*time.Millisecond) {
+	const firstPause, longestPause = 20 * time.Microsecond, 2 * time.Millisecond
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		w.mu.Lock()
 		capacity := uint64(w.capWord.Load())
 		if size > capacity {
@@ -100,6 +108,9 @@ func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
 			return w.write(t, payload)
 		}
 		w.mu.Unlock()
+		if pause == firstPause {
+			w.bell()
+		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", ErrFull, context.Cause(ctx))
@@ -134,6 +145,9 @@ func (w *Writer) write(t Type, payload []byte) error {
 		return err
 	}
 	w.writePtr.Store(writePtr + size)
+	if t.endsRun() {
+		w.bell()
+	}
 	return nil
 }
 

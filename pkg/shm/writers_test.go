@@ -47,7 +47,8 @@ func TestWriterAgainstReader(t *testing.T) {
 		}
 		for r.reader.Drain(keep(&got)).More {
 		}
-		if !slices.EqualFunc(sent, got, func(a, b entry) bool { return a.Type == b.Type && bytes.Equal(a.Payload, b.Payload) && b.CRCOK }) {
+		if !slices.EqualFunc(sent, got,
+			func(a, b entry) bool { return a.Type == b.Type && bytes.Equal(a.Payload, b.Payload) && b.CRCOK }) {
 			rt.Fatalf("sent %d messages, got %d, or others", len(sent), len(got))
 		}
 		r.reader.Drain(keep(&got))
@@ -61,7 +62,8 @@ func TestWriterAgainstReader(t *testing.T) {
 func TestCWriterWritesTheSame(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "cwriter")
 	src := filepath.Join("..", "..", "guest", "src")
-	build := exec.Command(needs.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o", program, filepath.Join("testdata", "cwriter.c"),
+	build := exec.Command(needs.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o",
+		program, filepath.Join("testdata", "cwriter.c"),
 		filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"), filepath.Join(src, "crc32_x86_64.c"))
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)

@@ -21,14 +21,15 @@ const (
 
 // Config describes a machine. The zero value of every field but Kernel and Backend has a meaning.
 type Config struct {
-	Kernel   Loader    // what boots, and on what board; required
-	Backend  Backend   // who runs it; required
-	Cmdline  string    // the kernel's command line
-	Memory   uint64    // guest RAM in bytes, the reserved part included; 0: 512 MiB
-	Reserved uint64    // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
-	CPUs     int       // processors, up to the board's MaxCPUs; 0: 1
-	Initrd   Initrd    // the kernel's initial RAM file system; nil: none
-	Console  io.Writer // what the guest writes to its first serial port; nil: nothing. It must not block: the guest waits for it
+	Kernel   Loader  // what boots, and on what board; required
+	Backend  Backend // who runs it; required
+	Cmdline  string  // the kernel's command line
+	Memory   uint64  // guest RAM in bytes, the reserved part included; 0: 512 MiB
+	Reserved uint64  // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
+	CPUs     int     // processors, up to the board's MaxCPUs; 0: 1
+	Initrd   Initrd  // the kernel's initial RAM file system; nil: none
+	// Console is what the guest writes to its first serial port; nil: nothing. It must not block: the guest waits for it.
+	Console io.Writer
 }
 
 // WithDefaults fills in what zero values stand for. It fails with ErrConfig.

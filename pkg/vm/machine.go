@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,6 +134,8 @@ func (m *Machine) ring(times int) {
 	m.rings.Add(uint64(times))
 	select {
 	case m.bell <- struct{}{}:
+		// Who listens goes first: a vCPU's thread would keep its processor, and what waits there, in the guest.
+		runtime.Gosched()
 	default:
 	}
 }

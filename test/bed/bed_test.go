@@ -14,13 +14,15 @@ import (
 func TestRead(t *testing.T) {
 	var first, second, console bytes.Buffer
 	commands := []*Command{{Output: &first, Code: -1}, {Output: &second, Code: -1}}
-	text := "booting\r\n\x01bed: +\r\none\r\n\x01bed: alive\r\nt\x01bed: alive\r\nwo\x01bed: 3\r\nbetween\r\n\x01bed: +\r\nthree\r\n\x01bed: 0\r\nend\r\n"
+	text := "booting\r\n\x01bed: +\r\none\r\n\x01bed: alive\r\nt\x01bed: alive\r\nwo\x01bed: 3\r\nbetween\r\n\x01bed: " +
+		"+\r\nthree\r\n\x01bed: 0\r\nend\r\n"
 	if err := read(bufio.NewReader(strings.NewReader(text)), commands, &console, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if first.String() != "one\ntwo" || second.String() != "three\n" || console.String() != "booting\nbetween\nend\n" ||
 		commands[0].Code != 3 || commands[1].Code != 0 {
-		t.Errorf("%q, %d, %q, %d, console %q", first.String(), commands[0].Code, second.String(), commands[1].Code, console.String())
+		t.Errorf("%q, %d, %q, %d, console %q", first.String(), commands[0].Code, second.String(),
+			commands[1].Code, console.String())
 	}
 }
 
@@ -28,13 +30,15 @@ func TestRead(t *testing.T) {
 func TestReadCutShort(t *testing.T) {
 	var out bytes.Buffer
 	commands := []*Command{{Output: &out, Code: -1}, {Output: &out, Code: -1}}
-	if err := read(bufio.NewReader(strings.NewReader("\x01bed: +\none\nKernel panic")), commands, &out, func() {}); err != nil {
+	if err := read(bufio.NewReader(strings.NewReader("\x01bed: +\none\nKernel panic")), commands,
+		&out, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if commands[0].Code != -1 || commands[1].Code != -1 || out.String() != "one\nKernel panic" {
 		t.Errorf("%d, %d, %q", commands[0].Code, commands[1].Code, out.String())
 	}
-	for _, text := range []string{"\x01bed: 0\n", "\x01bed: +\n\x01bed: killed\n", "\x01bed: +\n\x01bed: +\n\x01bed: +\n"} {
+	for _, text := range []string{"\x01bed: 0\n", "\x01bed: +\n\x01bed: killed\n",
+		"\x01bed: +\n\x01bed: +\n\x01bed: +\n"} {
 		if err := read(bufio.NewReader(strings.NewReader(text)), commands, &out, func() {}); err == nil {
 			t.Errorf("%q: no error", text)
 		}
@@ -51,7 +55,8 @@ func TestFind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"linux-6.1_6.1.9-1", "linux-6.1_6.1.90-1", "linux-6.1_6.1.90-1+b1", "linux-6.12_6.12.100-1", "tmp.abc", "lock"} {
+	for _, name := range []string{"linux-6.1_6.1.9-1", "linux-6.1_6.1.90-1", "linux-6.1_6.1.90-1+b1",
+		"linux-6.12_6.12.100-1", "tmp.abc", "lock"} {
 		if err := os.MkdirAll(filepath.Join(cache, name), 0o755); err != nil {
 			t.Fatal(err)
 		}

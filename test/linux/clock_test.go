@@ -70,12 +70,14 @@ func TestClock(t *testing.T) {
 			if err := json.Unmarshal(e.stdout, &c); err != nil || e.code != 0 {
 				t.Fatalf("exit code %d, %v, %s%s", e.code, err, e.stdout, e.stderr)
 			}
-			t.Logf("%d processors: clock source %s, steps of %v, high-resolution timers %t, 500 ms took %v", cpus, c.Source, c.Step, c.HighResolution, c.Slept)
+			t.Logf("%d processors: clock source %s, steps of %v, high-resolution timers %t, 500 ms took %v", cpus, c.Source,
+				c.Step, c.HighResolution, c.Slept)
 			trusted := map[string]bool{"kvm-clock": true, "tsc": true, "tsc-early": true} // early: in the first second or two
 			if !trusted[c.Source] || c.Step >= time.Microsecond || !c.HighResolution {
 				t.Errorf("%+v", c)
 			}
-			if c.Slept < 500*time.Millisecond || c.Slept > 30*time.Second { // how much longer on an idle host is in the benchmark
+			// how much longer on an idle host is in the benchmark
+			if c.Slept < 500*time.Millisecond || c.Slept > 30*time.Second {
 				t.Errorf("a sleep of 500 ms took %v", c.Slept)
 			}
 		})

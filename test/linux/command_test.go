@@ -24,8 +24,9 @@ func TestExitCodes(t *testing.T) {
 		"success":        {[]string{"busybox", "true"}, 0, ""},
 		"failure":        {[]string{"busybox", "sh", "-c", "exit 3"}, 3, ""},
 		"not executable": {[]string{kernel}, 126, "ktstr-vmm: fork/exec " + kernel + ": permission denied\n"},
-		"not found":      {[]string{"/no/such/program"}, 127, "ktstr-vmm: fork/exec /no/such/program: no such file or directory\n"},
-		"killed":         {[]string{"busybox", "sh", "-c", "kill -TERM $$"}, 143, ""},
+		"not found": {[]string{"/no/such/program"}, 127,
+			"ktstr-vmm: fork/exec /no/such/program: no such file or directory\n"},
+		"killed": {[]string{"busybox", "sh", "-c", "kill -TERM $$"}, 143, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -42,8 +43,10 @@ func TestExitCodes(t *testing.T) {
 func TestOutputIsExact(t *testing.T) {
 	t.Parallel()
 	e := vmmRun(t, "--shm-size", "1G", "--memory", "1536M", "--", os.Args[0], "-helper=bulk")
-	if e.code != 0 || sha256.Sum256(e.stdout) != sha256.Sum256(bytesOf(1)) || sha256.Sum256(e.stderr) != sha256.Sum256(bytesOf(2)) {
-		t.Errorf("exit code %d, %d bytes of stdout, %d of stderr; want %d each, and the same", e.code, len(e.stdout), len(e.stderr), bulk)
+	if e.code != 0 || sha256.Sum256(e.stdout) != sha256.Sum256(bytesOf(1)) ||
+		sha256.Sum256(e.stderr) != sha256.Sum256(bytesOf(2)) {
+		t.Errorf("exit code %d, %d bytes of stdout, %d of stderr; want %d each, and the same", e.code,
+			len(e.stdout), len(e.stderr), bulk)
 	}
 }
 
@@ -68,7 +71,8 @@ func TestSlowReader(t *testing.T) {
 	cmd := exec.Command(vmm, runArgs("--shm-size", "8K", "--", os.Args[0], "-helper=bulk")...)
 	var stdout, stderr sleeper
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) || sha256.Sum256(stderr.Bytes()) != sha256.Sum256(bytesOf(2)) {
+	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) ||
+		sha256.Sum256(stderr.Bytes()) != sha256.Sum256(bytesOf(2)) {
 		t.Errorf("%v, %d bytes of stdout, %d of stderr; want %d each, and the same", err, stdout.Len(), stderr.Len(), bulk)
 	}
 }
@@ -76,8 +80,8 @@ func TestSlowReader(t *testing.T) {
 func TestDynamicallyLinkedCommand(t *testing.T) {
 	t.Parallel()
 	vmmRun(t, "--env", "GREETING=hello world", "--", "/usr/bin/env", "-u", "TERM").want(t, 0,
-		"USER=root\nHOSTNAME=ktstr\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\nGREETING=hello world\n"+
-			"KTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
+		"USER=root\nHOSTNAME=ktstr\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nHOME=/root\n"+
+			"GREETING=hello world\nKTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
 }
 
 func TestScriptAndIncludedTree(t *testing.T) {
@@ -100,7 +104,9 @@ func TestScriptAndIncludedTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte("#!"+busybox+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\necho \"$1\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(script,
+		[]byte("#!"+busybox+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\n"+
+			"echo \"$1\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	vmmRun(t, "--include", filepath.Join(dir, "tree")+":/data", "--", script, "an argument").want(t, 0,
@@ -113,7 +119,8 @@ func TestGuestEnvironment(t *testing.T) {
 	vmmRun(t, "--", "busybox", "sh", "-ec", `
 		for d in /tmp /run /dev/shm; do echo x > $d/file; done
 		test -c /dev/null; test -e /proc/self/status; test -d /sys/kernel; test -e /sys/fs/cgroup/cgroup.controllers
-		test -d /sys/kernel/tracing/events; busybox grep -q ' /sys/fs/bpf bpf ' /proc/mounts; echo x | busybox cat /dev/stdin > /dev/null
+		test -d /sys/kernel/tracing/events; busybox grep -q ' /sys/fs/bpf bpf ' /proc/mounts
+		echo x | busybox cat /dev/stdin > /dev/null
 		test "$(busybox id -u)" = 0; echo fine`).want(t, 0, "fine\n")
 }
 
@@ -167,9 +174,11 @@ func TestGoTestExec(t *testing.T) {
 	dir := os.Getenv("KTSTR_TEST_GO")
 	goroot := filepath.Join(dir, "root")
 	goTest := func(flags ...string) (string, int) {
-		cmd := exec.Command(filepath.Join(goroot, "bin", "go"), append(append([]string{"test", "-trimpath", "-vet=off", "-count=1"}, flags...), "./...")...)
+		cmd := exec.Command(filepath.Join(goroot, "bin", "go"),
+			append(append([]string{"test", "-trimpath", "-vet=off", "-count=1"}, flags...), "./...")...)
 		cmd.Dir = filepath.Join(dir, "module")
-		cmd.Env = append(os.Environ(), "GOROOT="+goroot, "GOCACHE="+filepath.Join(dir, "cache"), "GOTOOLCHAIN=local", "GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOTELEMETRY=off")
+		cmd.Env = append(os.Environ(), "GOROOT="+goroot, "GOCACHE="+filepath.Join(dir, "cache"), "GOTOOLCHAIN=local",
+			"GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOTELEMETRY=off")
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {

@@ -23,8 +23,10 @@ import (
 // What a command wrote before the deadline is all there.
 func TestDeadline(t *testing.T) {
 	t.Parallel()
-	e := vmmRun(t, "--timeout", "30s", "--grace", "0s", "--", "busybox", "sh", "-c", "trap '' TERM; echo before; busybox sleep 1000; echo after")
-	if e.code != 124 || string(e.stdout) != "before\n" || !strings.Contains(string(e.stderr), "timeout: the hard deadline passed") {
+	e := vmmRun(t, "--timeout", "30s", "--grace", "0s", "--", "busybox", "sh", "-c",
+		"trap '' TERM; echo before; busybox sleep 1000; echo after")
+	if e.code != 124 || string(e.stdout) != "before\n" ||
+		!strings.Contains(string(e.stderr), "timeout: the hard deadline passed") {
 		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
 	}
 }
@@ -32,8 +34,10 @@ func TestDeadline(t *testing.T) {
 // Asked to stop at the soft deadline, the command gets a TERM and its last words are read.
 func TestSoftDeadline(t *testing.T) {
 	t.Parallel()
-	e := vmmRun(t, "--timeout", "40s", "--grace", "20s", "--", "busybox", "sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
-	if e.code != 124 || string(e.stdout) != "bye\n" || !strings.Contains(string(e.stderr), "the guest exited with code 5") {
+	e := vmmRun(t, "--timeout", "40s", "--grace", "20s", "--", "busybox", "sh", "-c",
+		"trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
+	if e.code != 124 || string(e.stdout) != "bye\n" ||
+		!strings.Contains(string(e.stderr), "the guest exited with code 5") {
 		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
 	}
 }
@@ -47,8 +51,10 @@ func TestKernelPanic(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e, r := reported(t, append(flags, "--", "busybox", "sh", "-c", "echo c > /proc/sysrq-trigger; busybox sleep 1000")...)
-			if e.code != 122 || r.Outcome != "crash" || r.Crash == nil || !strings.Contains(r.Crash.Message, "Kernel panic - not syncing: sysrq triggered crash") ||
+			e, r := reported(t, append(flags, "--", "busybox", "sh", "-c",
+				"echo c > /proc/sysrq-trigger; busybox sleep 1000")...)
+			if e.code != 122 || r.Outcome != "crash" || r.Crash == nil ||
+				!strings.Contains(r.Crash.Message, "Kernel panic - not syncing: sysrq triggered crash") ||
 				!strings.Contains(string(e.stderr), "Kernel panic - not syncing") {
 				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 			}
@@ -80,7 +86,8 @@ func TestSchedulerExit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e, r := reported(t, "--include", script, "--scheduler", tc.scheduler, "--", "busybox", "sleep", "60")
-			if e.code != 121 || r.Outcome != "scheduler_exit" || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != tc.code {
+			if e.code != 121 || r.Outcome != "scheduler_exit" || r.SchedulerExit == nil || r.SchedulerExit.Code == nil ||
+				*r.SchedulerExit.Code != tc.code {
 				t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 			}
 			if e.took > 50*time.Second {
@@ -105,13 +112,15 @@ func TestHogs(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
 		e, r := reported(t, "--memory", "256M", "--", "busybox", "sh", "-c", "busybox tail /dev/zero; echo $?")
-		if e.code != 0 || string(e.stdout) != "137\n" || r.Outcome != "exited" || !strings.Contains(r.ConsoleTail, "Out of memory") {
+		if e.code != 0 || string(e.stdout) != "137\n" || r.Outcome != "exited" ||
+			!strings.Contains(r.ConsoleTail, "Out of memory") {
 			t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
 		}
 	})
 	t.Run("forks", func(t *testing.T) {
 		t.Parallel()
-		e, r := reported(t, "--memory", "256M", "--timeout", "40s", "--", "busybox", "sh", "-c", "bomb() { bomb | bomb & }; bomb; exec busybox sleep 1000")
+		e, r := reported(t, "--memory", "256M", "--timeout", "40s", "--", "busybox", "sh", "-c",
+			"bomb() { bomb | bomb & }; bomb; exec busybox sleep 1000")
 		// Which of them it is depends on whom the kernel takes for the culprit.
 		bounded := e.code == 124 && r.Outcome == "timeout" || e.code == 122 && r.Outcome == "crash" ||
 			e.code == 137 && r.Outcome == "exited" && strings.Contains(string(e.stderr), "ran out of memory")
@@ -124,7 +133,8 @@ func TestHogs(t *testing.T) {
 // The host's control bytes: a dump is on the console, a stall is a file in the guest.
 func TestControlBytes(t *testing.T) {
 	t.Parallel()
-	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "sh", "-c", "until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
+	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "sh", "-c",
+		"until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
 	if err != nil {
 		t.Fatal(err)
 	}

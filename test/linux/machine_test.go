@@ -35,7 +35,8 @@ func TestProcessors(t *testing.T) {
 	t.Parallel()
 	vmmRun(t, "--cpus", "2", "--", "busybox", "sh", "-c", `
 		busybox nproc
-		cd /sys/devices/system/cpu; busybox cat online cpu0/topology/core_id cpu1/topology/core_id cpu0/topology/package_cpus_list
+		cd /sys/devices/system/cpu
+		busybox cat online cpu0/topology/core_id cpu1/topology/core_id cpu0/topology/package_cpus_list
 		busybox taskset 2 busybox echo on the second`).want(t, 0, "2\n0-1\n0\n1\n0-1\non the second\n")
 }
 
@@ -67,7 +68,8 @@ func TestRefusedKernels(t *testing.T) {
 		}
 		out, err := exec.Command(vmm, runArgs("--kernel", path, "--", "busybox", "true")...).CombinedOutput()
 		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) || strings.Count(string(out), "\n") != 1 {
+		if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), tc.says) ||
+			strings.Count(string(out), "\n") != 1 {
 			t.Errorf("%s: %v, %s", name, err, out)
 		}
 	}
@@ -104,7 +106,8 @@ func TestCommandLine(t *testing.T) {
 				got = emulatorsClock.ReplaceAllString(got, "")
 			}
 			ring, rest, _ := strings.Cut(got, " console=")
-			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") || !strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
+			if e.code != 0 || "console="+rest != tc.want || !strings.HasPrefix(ring, "KTSTR_SHM_BASE=0x") ||
+				!strings.Contains(ring, " KTSTR_SHM_SIZE=0x") {
 				t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
 			}
 		})
@@ -200,8 +203,10 @@ func TestManyAtOnce(t *testing.T) {
 	for i := range runs {
 		wg.Go(func() {
 			var stdout, stderr bytes.Buffer
-			cmd := exec.Command(vmm, runArgs("--timeout", "8m", "--memory", fmt.Sprint(memory), "--shm-size", fmt.Sprint(ring), "--",
-				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; exit %d", i, i))...)
+			cmd := exec.Command(vmm, runArgs("--timeout", "8m", "--memory", fmt.Sprint(memory),
+				"--shm-size", fmt.Sprint(ring), "--",
+				"busybox", "sh", "-c", fmt.Sprintf("i=0; while test $i -lt 2000; do echo guest %d line $i; i=$((i+1)); done; "+
+					"exit %d", i, i))...)
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
 			if err := cmd.Start(); err != nil {
 				t.Error(err)
@@ -231,7 +236,8 @@ func TestManyAtOnce(t *testing.T) {
 				fmt.Fprintf(&want, "guest %d line %d\n", i, n)
 			}
 			if code := cmd.ProcessState.ExitCode(); code != i || !bytes.Equal(stdout.Bytes(), want.Bytes()) {
-				t.Errorf("run %d: exit code %d, %d bytes of stdout, want %d: %.1000s", i, code, stdout.Len(), want.Len(), stderr.Bytes())
+				t.Errorf("run %d: exit code %d, %d bytes of stdout, want %d: %.1000s", i, code, stdout.Len(),
+					want.Len(), stderr.Bytes())
 			}
 		})
 	}

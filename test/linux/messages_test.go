@@ -82,7 +82,8 @@ func TestMessages(t *testing.T) {
 			echo 'STIM {"step_index":3}' > $KTSTR_MESSAGES
 			busybox printf 'PMET {}\nRAWO []\nTSET {}\n' > $KTSTR_MESSAGES
 			exit 4`)
-		if e.code != 4 || !strings.Contains(string(e.stderr), `"TSET" is none of TEST, PMET, RAWO, STIM`) || len(r.Stimuli) != 1 || r.Stimuli[0].StepIndex != 3 || fmt.Sprint(r.Results) != "[map[name:b passed:false]]" ||
+		if e.code != 4 || !strings.Contains(string(e.stderr), `"TSET" is none of TEST, PMET, RAWO, STIM`) ||
+			len(r.Stimuli) != 1 || r.Stimuli[0].StepIndex != 3 || fmt.Sprint(r.Results) != "[map[name:b passed:false]]" ||
 			r.Ring.ByType["PMET"] != 1 || r.Ring.ByType["RAWO"] != 1 {
 			t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 		}
@@ -93,7 +94,8 @@ func TestMessages(t *testing.T) {
 func TestExample(t *testing.T) {
 	t.Parallel()
 	e, r := reported(t, "--", os.Getenv("KTSTR_TEST_EXAMPLE"), "-test.v")
-	if e.code != 0 || !strings.Contains(string(e.stdout), "--- PASS: TestLatency") || len(r.Results) != 1 || r.Ring.ByType["PMET"] != 1 {
+	if e.code != 0 || !strings.Contains(string(e.stdout), "--- PASS: TestLatency") || len(r.Results) != 1 ||
+		r.Ring.ByType["PMET"] != 1 {
 		t.Errorf("exit code %d, %s%s\n%+v", e.code, e.stdout, e.stderr, r)
 	}
 }

@@ -117,6 +117,7 @@ type report struct {
 		ByType map[string]int `json:"by_type"`
 		Drops  int
 	}
+	Doorbell      struct{ Rings, Drains int }
 	SchedulerExit *struct{ Code *int32 } `json:"scheduler_exit"`
 	Crash         *struct{ Message string }
 	Stimuli       []shm.StimulusEvent

@@ -11,6 +11,7 @@ import (
 // A guest has one socket of cores without threads, whose last level of cache all of them share; no core shares the
 // levels before it.
 func TestOneSocketOneLastLevelCache(t *testing.T) {
+	t.Parallel()
 	e := vmmRun(t, "--cpus", "3", "--", "busybox", "sh", "-c", `cd /sys/devices/system/cpu
 		for c in 0 1 2; do
 			echo thread $c 0 $(cat cpu$c/topology/thread_siblings_list)

@@ -126,7 +126,8 @@ func (b *builder) machine(c choice) ([]suite, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := goCommand("", nil, "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}", "./pkg/vm/...", "./pkg/run", "./cmd/ktstr-vmm")
+	list, err := goCommand("", nil, "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}",
+		"./pkg/vm/...", "./pkg/run", "./cmd/ktstr-vmm")
 	if err != nil {
 		return nil, err
 	}

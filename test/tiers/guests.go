@@ -90,7 +90,8 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 					s.args = append(s.args, "-test.short", "-test.parallel=1")
 					boots = append(boots, []suite{s})
 				} else {
-					s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()))
+					// One more than processors, for some tests wait for a deadline most of their time.
+					s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()+1))
 					here = append(here, s)
 				}
 			}

@@ -26,7 +26,8 @@ var (
 	backends = []string{"emulator", "kvm"}
 	kernels  = []string{"6.1", "6.12"}
 
-	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [machine] [linux], or: tiers summary FILE [FILE...]")
+	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [machine] [linux], " +
+		"or: tiers summary FILE [FILE...]")
 )
 
 func main() {

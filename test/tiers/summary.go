@@ -82,7 +82,8 @@ func summarize(all []*results) *summary {
 			case bad:
 				c.failed++
 				broken = false
-				s.failed = append(s.failed, fmt.Sprintf("%s %s (%s)%s", p.pkg, name, p.place(), map[bool]string{true: ": it did not end"}[t.action == "run"]))
+				s.failed = append(s.failed,
+					fmt.Sprintf("%s %s (%s)%s", p.pkg, name, p.place(), map[bool]string{true: ": it did not end"}[t.action == "run"]))
 				parents(name, func(above string) { failed[above] = true })
 			case t.action == "pass":
 				c.passed++
@@ -202,7 +203,8 @@ func (s *summary) print(w io.Writer, ci bool) bool {
 		c := *s.counts[r]
 		sum = count{sum.passed + c.passed, sum.failed + c.failed, sum.skipped + c.skipped}
 		if c != (count{}) {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", r.tier, cmp.Or(r.backend, "-"), cmp.Or(r.kernel, "-"), r.where, c.passed+c.failed, c.passed, c.failed, c.skipped)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", r.tier, cmp.Or(r.backend, "-"), cmp.Or(r.kernel, "-"),
+				r.where, c.passed+c.failed, c.passed, c.failed, c.skipped)
 		}
 	}
 	table.Flush()

@@ -142,9 +142,15 @@ func TestSummaryFails(t *testing.T) {
 		"a parent by itself": {func(f map[string]string) {
 			f["host"] += said(shmPkg, "run TestX\nrun TestX/a\npass TestX/a\nfail TestX\nfail")
 		}, false, []string{shmPkg + " TestX (host)\n", "13 passed, 1 failed"}},
-		"a test that does not end": {func(f map[string]string) { f["guests"] += said(linux, "run TestX\nrun TestX/a\nfail") }, false,
+		"a test that does not end": {func(f map[string]string) {
+			f["guests"] += said(linux,
+				"run TestX\nrun TestX/a\nfail")
+		}, false,
 			[]string{"TestX/a (kvm, 6.12, bed): it did not end", "12 passed, 1 failed"}},
-		"a package that is not built": {func(f map[string]string) { f["race"] = said(runPkg, "output  cannot build\nfail") }, false,
+		"a package that is not built": {func(f map[string]string) {
+			f["race"] = said(runPkg,
+				"output  cannot build\nfail")
+		}, false,
 			[]string{runPkg + " (race): cannot build\n", "12 passed, 1 failed"}},
 		"a tier that did not run": {func(f map[string]string) {
 			f["guests"] = strings.Split(f["guests"], "{\"Action\":\"run\",\"Package\":\""+linux)[0]
@@ -152,13 +158,18 @@ func TestSummaryFails(t *testing.T) {
 			[]string{"ran nowhere:\n  linux kvm 6.12\n", "11 passed, 0 failed, 0 skipped"}},
 		"a test skipped everywhere": {func(f map[string]string) {
 			f["race"] = f["host"]
-			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`, `"skip","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`)
-		}, true, []string{"skipped wherever they could have run:\n  " + runPkg + " TestStop/spin: \n", "0 failed, 1 skipped"}},
+			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`,
+				`"skip","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`)
+		}, true, []string{"skipped wherever they could have run:\n  " + runPkg +
+			" TestStop/spin: \n", "0 failed, 1 skipped"}},
 		"a test skipped for a reason": {func(f map[string]string) {
-			f["host"] += said(shmPkg, "run TestC\noutput TestC     writers_test.go:64: this test needs gcc\noutput TestC --- SKIP: TestC (0.00s)\nskip TestC\npass")
+			f["host"] += said(shmPkg,
+				"run TestC\noutput TestC     writers_test.go:64: this test needs gcc\noutput TestC --- SKIP: TestC "+
+					"(0.00s)\nskip TestC\npass")
 		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "12 passed, 0 failed, 1 skipped"}},
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
-			[]string{"ran nowhere:\n  unit\n  machine emulator\n  linux emulator 6.1\n  linux emulator 6.12\n  machine kvm\n  linux kvm 6.1\n  linux kvm 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
+			[]string{"ran nowhere:\n  unit\n  machine emulator\n  linux emulator 6.1\n  linux emulator 6.12\n  machine kvm\n " +
+				" linux kvm 6.1\n  linux kvm 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, ci := range []bool{false, true} {
@@ -184,7 +195,8 @@ func TestSkippedTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := skippedTests(all, "kvm"), map[string][]string{runPkg: {"TestFlood", "TestStop", "TestSmall"}}; !reflect.DeepEqual(got, want) {
+	if got, want := skippedTests(all,
+		"kvm"), map[string][]string{runPkg: {"TestFlood", "TestStop", "TestSmall"}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
@@ -215,7 +227,8 @@ func TestEvents(t *testing.T) {
 			t.Fatal(err)
 		}
 		all, err := parseResults(strings.NewReader(s.String()), "")
-		if err != nil || len(all) != 1 || all[0].failed != failed || all[0].where != "bed" || all[0].tests["TestA"].action != "pass" {
+		if err != nil || len(all) != 1 || all[0].failed != failed || all[0].where != "bed" ||
+			all[0].tests["TestA"].action != "pass" {
 			t.Errorf("code %d: %v, %s", code, err, s.String())
 		}
 	}

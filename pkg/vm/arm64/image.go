@@ -45,7 +45,14 @@ const (
 
 	zbootMagic = "MZ"
 	zbootType  = "zimg"
-	gzipMagic  = "\x1f\x8b"
+)
+
+// What other files are told by. For a bzImage that is in Linux's Documentation/arch/x86/boot.rst.
+const (
+	gzipMagic    = "\x1f\x8b"
+	elfMagic     = "\x7fELF"
+	offBzImage   = 0x202
+	bzImageMagic = "HdrS"
 )
 
 var le = binary.LittleEndian
@@ -68,7 +75,7 @@ func IsImage(file io.ReaderAt) bool {
 // Board implements vm.Loader.
 func (i Image) Board() vm.Board { return Board{Reservation: i.Reservation} }
 
-// Load implements vm.Loader; it fails with vm.ErrKernel, and beside it with packed.ErrPayload where a kernel is packed
+// Load loads the kernel as vm.Loader has it. It fails with vm.ErrKernel, and packed.ErrPayload beside it for one packed
 // in a way that is not known here.
 func (i Image) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	r, err := open(i.File)
@@ -94,7 +101,7 @@ func (i Image) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 
 // open returns a reader of the Image in a file.
 func open(file io.ReaderAt) (io.ReadCloser, error) {
-	head := make([]byte, headerSize)
+	head := make([]byte, headRoom)
 	n, err := file.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%w: %w", vm.ErrKernel, err)
@@ -122,8 +129,10 @@ func isZboot(head []byte) bool {
 // notImage says what a file is that begins with head.
 func notImage(head []byte) error {
 	switch {
-	case bytes.HasPrefix(head, []byte("\x7fELF")):
+	case bytes.HasPrefix(head, []byte(elfMagic)):
 		return errors.New("it is an ELF file, this board boots an Image")
+	case len(head) > offBzImage && bytes.HasPrefix(head[offBzImage:], []byte(bzImageMagic)):
+		return errors.New("it is a bzImage of x86, this board is arm64")
 	case len(head) < headerSize:
 		return fmt.Errorf("it has %d bytes; it is cut short", len(head))
 	}
@@ -201,7 +210,7 @@ const (
 )
 
 // fileLength returns how long an Image is by its PE header, in which the whole kernel is in sections: that tells one
-// that is cut short. It is 0 for an Image without one, which is not for EFI.
+// that is cut short. It is 0 for an Image that has none, for it is not for EFI; of such a one nothing can tell.
 func fileLength(head []byte) (length uint64, err error) {
 	at := uint64(le.Uint32(head[offPE:]))
 	if at == 0 {

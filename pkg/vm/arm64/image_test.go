@@ -34,8 +34,8 @@ var le = binary.LittleEndian
 
 const (
 	kernelAt   = arm64.RAM + 2<<20
-	imageSize  = 0x6000 // in memory
-	fileSize   = 0x5100 // of an Image
+	imageSize  = 0x1800 // in memory
+	fileSize   = 0x1510 // of an Image
 	textOffset = 0x80000
 )
 
@@ -52,7 +52,7 @@ func image() []byte {
 	copy(b[56:], "ARM\x64\x40")
 	copy(b[0x40:], "PE\x00\x00\x64\xaa\x02")
 	b[0x40+20] = 0xa0
-	for i, s := range [][2]uint32{{0x1000, 0x2000}, {0x3000, fileSize - 0x3000}} { // offset, size
+	for i, s := range [][2]uint32{{0x400, 0x800}, {0xc00, fileSize - 0xc00}} { // offset, size
 		section := b[0x40+24+0xa0+40*i:]
 		le.PutUint32(section[16:], s[1])
 		le.PutUint32(section[20:], s[0])
@@ -121,7 +121,7 @@ func packedXz(t testing.TB, _ []byte) []byte {
 	t.Helper()
 	name := filepath.Join("testdata", "image.xz")
 	if *update {
-		cmd := exec.Command("xz", "--check=crc32", "--lzma2=dict=32MiB", "--stdout")
+		cmd := exec.Command("xz", "--check=crc32", "--lzma2=dict=64KiB", "--stdout")
 		cmd.Stdin = bytes.NewReader(image())
 		packed, err := cmd.Output()
 		if err := errors.Join(err, os.WriteFile(name, packed, 0o644)); err != nil {
@@ -196,7 +196,8 @@ func TestImageRefuses(t *testing.T) {
 		"nothing":                 {nil, "0 bytes; it is cut short"},
 		"a header cut short":      {image()[:63], "63 bytes; it is cut short"},
 		"an ELF file":             {append([]byte("\x7fELF"), make([]byte, 100)...), "an ELF file"},
-		"a bzImage":               {append([]byte("MZ"), make([]byte, 0x400)...), "no arm64 Image"},
+		"a bzImage":               {append(append([]byte("MZ"), make([]byte, 0x200)...), "HdrS"...), "a bzImage of x86"},
+		"a program of EFI":        {append([]byte("MZ"), make([]byte, 0x400)...), "no arm64 Image"},
 		"big-endian":              {changed(24, 0xb), "big-endian"},
 		"no size":                 {changed(16, u64(0)...), "0x0 bytes of memory"},
 		"size of all":             {changed(16, u64(1<<64-1)...), "0xffffffffffffffff bytes at 0x40200000"},
@@ -213,7 +214,7 @@ func TestImageRefuses(t *testing.T) {
 		"gzip's header":           {append([]byte("\x1f\x8b\x07"), make([]byte, 100)...), "gzip"},
 		"zboot, LZMA":             {zboot("lzma", []byte("\x5d\x00\x00\x80\x00......"), fileSize), `packed by "lzma"`},
 		"zboot, no end":           {zboot(strings.Repeat("a", 40), []byte("\x5d\x00\x00\x80\x00......"), fileSize), `packed by "aaa`},
-		"zboot, less":             {zboot("lz4", small, fileSize-1), "more than the 0x50ff bytes"},
+		"zboot, less":             {zboot("lz4", small, fileSize-1), "more than the 0x150f bytes"},
 		"zboot, more":             {zboot("lz4", small, fileSize+1), "unexpected EOF"},
 		"zboot, too much":         {zboot("lz4", small, packed.Largest+1), "the limit is 0x10000000"},
 		"zboot, elsewhere":        {append(zboot("lz4", small, fileSize)[:8], bytes.Repeat([]byte{0xff}, 0x100)...), "cut short"},
@@ -260,7 +261,7 @@ func TestImageBrokenFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range []int{0, 0x1000, 0x2000} {
+	for _, n := range []int{0, 0x200, 0x1000, 0x1500} {
 		file := brokenFile{bytes.NewReader(image()), int64(n)}
 		_, err := arm64.Image{File: file}.Load(ram)
 		if !errors.Is(err, vm.ErrKernel) || !errors.Is(err, iotest.ErrTimeout) {

@@ -11,6 +11,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 )
 
+var board = arm64.Board{}
+
 var reset = arm64.Code{0x52800120, 0x72b08000, 0xd4000002, 0x14000000} // mov w0, PSCI's SYSTEM_RESET; hvc 0; b .
 
 // An access to nothing ends the machine: the error says which, and carries the registers.
@@ -20,9 +22,12 @@ func TestAccessToNothing(t *testing.T) {
 		guest arm64.Code
 		says  []string
 	}{
-		"store":           {arm64.Code{to, 0x52800542, 0x39000022}, []string{"write of 1 bytes at 0x20000000", "x2=0x2a"}}, // mov w2, 42; strb w2, [x1]
-		"load":            {arm64.Code{to, 0xf9400022}, []string{"read of 8 bytes at 0x20000000", "pc=0x40200004"}},        // ldr x2, [x1]
-		"behind the UART": {arm64.Code{0x52a12001, 0x72820001, 0xb9400022}, []string{"read of 4 bytes at 0x9001000"}},      // mov w1, 0x9001000; ldr w2, [x1]
+		// mov w2, 42; strb w2, [x1]
+		"store": {arm64.Code{to, 0x52800542, 0x39000022}, []string{"write of 1 bytes at 0x20000000", "x2=0x2a"}},
+		// ldr x2, [x1]
+		"load": {arm64.Code{to, 0xf9400022}, []string{"read of 8 bytes at 0x20000000", "pc=0x40200004"}},
+		// mov w1, 0x9001000; ldr w2, [x1]
+		"behind the UART": {arm64.Code{0x52a12001, 0x72820001, 0xb9400022}, []string{"read of 4 bytes at 0x9001000"}},
 		// ldp x2, x3, [x1]: KVM is not told what it does.
 		"of two registers": {arm64.Code{to, 0xa9400c22}, []string{"KVM_RUN on vCPU 0", "far_el1="}},
 	} {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 )
@@ -33,23 +34,19 @@ func ends(t *testing.T, kernel vm.Loader) (exits map[string]uint64, reason error
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-m.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the machine did not end")
-	}
+	reason = vmtest.End(t, m)
 	exits = map[string]uint64{}
 	for name, n := range m.Exits() {
 		exits[name] = n
 	}
-	return exits, m.Wait()
+	return exits, reason
 }
 
 // A device that is none, or is not there.
 func TestNoKVM(t *testing.T) {
 	for _, device := range []string{"/nonexistent/kvm", "/dev/null"} {
 		b := kvm.Backend{Device: device}
-		for name, err := range map[string]error{"Check": b.Check(needs.Board()), "New": fails(t, b)} {
+		for name, err := range map[string]error{"Check": b.Check(board), "New": fails(t, b)} {
 			if !errors.Is(err, kvm.ErrNoKVM) || !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), device) {
 				t.Errorf("%s of %s: %v", name, device, err)
 			}
@@ -85,7 +82,7 @@ func fails(t *testing.T, b kvm.Backend) error {
 
 func TestKernelSpeed(t *testing.T) {
 	needs.KVM(t)
-	if err := (kvm.Backend{}).Check(needs.Board()); err != nil {
+	if err := (kvm.Backend{}).Check(board); err != nil {
 		t.Error(err)
 	}
 	speed, err := kvm.Backend{}.KernelSpeed(10 * time.Second)

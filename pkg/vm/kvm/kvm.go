@@ -92,10 +92,12 @@ func openKVM(path string) (int, error) {
 // to do about it.
 func deviceError(path string, err error) error {
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTDIR):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
+		errors.Is(err, unix.ENOTDIR):
 		return unavailable(ErrNoKVM, "%s: %w; %s", path, err, howToGetKVM)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return unavailable(ErrPermission, "%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
+		return unavailable(ErrPermission,
+			"%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
 	case errors.Is(err, unix.EBUSY):
 		return unavailable(ErrBusy, "%s: %w; another hypervisor holds the processor's virtualization: stop it", path, err)
 	}

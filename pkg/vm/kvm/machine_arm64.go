@@ -21,8 +21,8 @@ const (
 	reqSetDeviceAttr   = 0xe1
 )
 
-const howToGetKVM = "the host's kernel needs KVM, and the firmware has to start it at EL2, which in a virtual machine " +
-	"is nesting on its host"
+const howToGetKVM = "the host's kernel needs KVM, and the firmware has to start it at EL2, which in " +
+	"a virtual machine is nesting on its host"
 
 // Capabilities lists what a machine needs of KVM on this architecture.
 func Capabilities() []Capability {
@@ -68,8 +68,8 @@ func (a *armProcessor) machineType(kvmFD int) (uintptr, error) {
 	}
 	r := a.spec.Layout.Reserved
 	if end := uint64(r.Base) + r.Size; end > 1<<bits {
-		return 0, fmt.Errorf("%w: the guest's memory ends at 0x%x, this host's KVM gives addresses %d bits: at most %d bytes of memory",
-			vm.ErrConfig, end, bits, uint64(1)<<bits-arm64.RAM)
+		return 0, fmt.Errorf("%w: the guest's memory ends at 0x%x, this host's KVM gives addresses %d bits: "+
+			"at most %d bytes of memory", vm.ErrConfig, end, bits, uint64(1)<<bits-arm64.RAM)
 	}
 	return uintptr(kind), nil
 }
@@ -78,7 +78,8 @@ func (a *armProcessor) machineType(kvmFD int) (uintptr, error) {
 func (a *armProcessor) setupVM(m *instance) error {
 	device := struct{ kind, fd, flags uint32 }{kind: deviceGICv3} // struct kvm_create_device
 	if err := ioctlPtr(m.vmFD, kvm.IIOWR(reqCreateDevice, unsafe.Sizeof(device)), &device); err != nil {
-		return unavailable(ErrCapability, "KVM_CREATE_DEVICE of a GICv3: %w; the host's interrupt controller has to be a GICv3 or newer", err)
+		return unavailable(ErrCapability, "KVM_CREATE_DEVICE of a GICv3: %w; the host's interrupt controller has to be "+
+			"one too, or newer", err)
 	}
 	a.gic = int(device.fd)
 	m.devices = append(m.devices, a.gic)

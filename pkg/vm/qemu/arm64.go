@@ -42,7 +42,8 @@ func (arm64Platform) args(size uint64, cpus int, threads string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-M", "virt,gic-version=3,memory-backend=ram",
-		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" + fmt.Sprint(size),
+		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" +
+			fmt.Sprint(size),
 		"-m", fmt.Sprintf("%dk", size>>10),
 		"-smp", fmt.Sprint(cpus),
 		"-accel", "tcg,thread=" + threads,
@@ -78,5 +79,5 @@ func (arm64Platform) listen() (listener, *os.File, *os.File, error) {
 		closeAll([]*os.File{ours, theirs})
 		return nil, nil, nil, err
 	}
-	return &shutdownEvents{}, ours, theirs, nil
+	return newShutdownEvents(), ours, theirs, nil
 }

@@ -14,6 +14,7 @@ import (
 const (
 	bellBurst = 16
 	bellEvery = 50 * time.Millisecond
+	bellBytes = 256 << 10 // what the pipe holds: ten times what was rung here in that time
 )
 
 // bellPipe is what QEMU writes a byte to for each ring. It is read by a thread that blocks, for Go's own poller
@@ -29,28 +30,37 @@ func newBellPipe(ring func(rings int)) (*bellPipe, *os.File, error) {
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, os.NewSyscallError("pipe2", err)
 	}
+	// Where this user has many large pipes, it stays a small one.
+	_, _ = unix.FcntlInt(uintptr(ends[0]), unix.F_SETPIPE_SZ, bellBytes)
 	return &bellPipe{ends[0], ring}, os.NewFile(uintptr(ends[1]), "doorbell"), nil
 }
 
 // listen passes on the rings until QEMU has closed the pipe, or is gone though somebody else has it open.
 func (p *bellPipe) listen(gone <-chan struct{}) {
 	defer p.close()
+	buf := make([]byte, bellBytes)
 	var paid time.Time // when all reads so far are paid for, at one in bellEvery
-	for buf := make([]byte, 4<<10); p.await(gone); {
+	for last := false; p.await(gone); {
 		n, err := unix.Read(p.fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if n <= 0 {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
 			return
 		}
-		p.ring(n)
+		if p.ring(n); last {
+			return
+		}
 		now := time.Now()
 		if paid.Before(now) {
 			paid = now
 		}
 		paid = paid.Add(bellEvery)
-		time.Sleep(paid.Sub(now) - bellBurst*bellEvery)
+		select {
+		case <-gone:
+			last = true
+		case <-time.After(paid.Sub(now) - bellBurst*bellEvery):
+		}
 	}
 }
 

@@ -25,7 +25,8 @@ func (c *counter) kHz() (uint32, error) {
 	last := takeSample()
 	khz := float64(last.ticks-c.first.ticks) / last.at.Sub(c.first.at).Seconds() / 1000
 	if khz < 1 || khz > 1e8 {
-		return 0, fmt.Errorf("the host's time-stamp counter: from %d to %d in %v is no frequency", c.first.ticks, last.ticks, last.at.Sub(c.first.at))
+		return 0, fmt.Errorf("the host's time-stamp counter: from %d to %d in %v is no frequency", c.first.ticks,
+			last.ticks, last.at.Sub(c.first.at))
 	}
 	return uint32(khz + 0.5), nil
 }

@@ -17,18 +17,21 @@ func TestFirmwareIsBuiltFromItsSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	needs.Tool(t, "gcc")
+	needs.Tool(t, "aarch64-linux-gnu-gcc")
 	if out, err := exec.Command(needs.Tool(t, "make"), "-B", "-C", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	built, err := os.ReadFile(filepath.Join(dir, "x86_64.bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	committed, err := os.ReadFile(filepath.Join("firmware", "x86_64.bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(built, committed) {
-		t.Error(`the committed firmware is not what its source gives: run "make guest" and commit it`)
+	for _, name := range []string{"x86_64.bin", "arm64.bin"} {
+		built, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		committed, err := os.ReadFile(filepath.Join("firmware", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(built, committed) {
+			t.Errorf(`%s: the committed firmware is not what its source gives: run "make guest" and commit it`, name)
+		}
 	}
 }

@@ -28,6 +28,8 @@ const (
 // instance is a machine that a child process emulates. The child starts at once and waits in the firmware
 // for Start, so that its start and the loading of RAM go side by side.
 type instance struct {
+	vm.FirstSign // the firmware was seen to run
+
 	platform platform
 	stop     func(error)
 	mem      []byte // all of the RAM, the memfd that the child has too
@@ -37,9 +39,9 @@ type instance struct {
 	stderr   head
 	counter  counter
 	killed   atomic.Bool
-	first    atomic.Int64  // when the firmware was seen to run, in Unix nanoseconds
-	reaped   chan struct{} // closed when the child is gone
-	ended    chan struct{} // closed when all that it said has been read, too
+	entered  chan guestmem.Uint32 // Start's word to the firmware, when the state is there
+	reaped   chan struct{}        // closed when the child is gone
+	ended    chan struct{}        // closed when all that it said has been read, too
 }
 
 // New implements vm.Backend.
@@ -56,7 +58,8 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{platform: p, stop: stop, reaped: make(chan struct{}), ended: make(chan struct{})}
+	m := &instance{platform: p, stop: stop, entered: make(chan guestmem.Uint32, 1), reaped: make(chan struct{}),
+		ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
 	if err != nil {
@@ -145,7 +148,7 @@ func (m *instance) reap(pipes []*os.File, to []io.Writer, why listener, bell *be
 			_ = p.Close()
 		})
 	}
-	readers.Go(m.awaitLife)
+	readers.Go(func() { m.letGo(why) })
 	_ = m.cmd.Wait() // ProcessState says more
 	close(m.reaped)
 	for _, p := range pipes {
@@ -158,25 +161,41 @@ func (m *instance) reap(pipes []*os.File, to []io.Writer, why listener, bell *be
 	close(m.ended)
 }
 
-// awaitLife waits for the firmware's sign of life.
-func (m *instance) awaitLife() {
+// letGo waits for the firmware's sign of life, and then lets it go on as soon as Start says so. It is one after the
+// other: what runs next has all of the RAM, and may do away with the sign before anybody has seen it.
+func (m *instance) letGo(why listener) {
+	if !m.awaitLife() {
+		return
+	}
+	m.FirstSign.Note()
+	select {
+	case <-why.ready():
+	case <-m.reaped:
+		return
+	}
+	select {
+	case word := <-m.entered:
+		word.Store(1)
+	case <-m.reaped:
+	}
+}
+
+// awaitLife reports whether the firmware has run, when it has or never will.
+func (m *instance) awaitLife() bool {
 	alive, err := m.guest.Uint32(m.platform.mailbox(vm.Entry{}).alive)
 	if err != nil {
-		return // a board without RAM there has no firmware of ours
+		return false // a board without RAM there has no firmware of ours
 	}
 	ticker := time.NewTicker(alivePoll)
 	defer ticker.Stop()
-	for gone := false; alive.Load() == 0; {
-		if gone {
-			return
-		}
+	for alive.Load() == 0 {
 		select {
 		case <-m.reaped:
-			gone = true // one more look: it may have run and ended since the last
+			return alive.Load() != 0 // it may have run and ended since the last look
 		case <-ticker.C:
 		}
 	}
-	m.first.Store(time.Now().UnixNano())
+	return true
 }
 
 // whyEnded says why the child ended by itself.
@@ -194,17 +213,19 @@ func (m *instance) whyEnded(why listener) error {
 		return failed(fmt.Sprintf("was ended by a signal, %v", status.Signal()))
 	case strings.Contains(said, "terminating on signal"): // with a success of its own
 		return failed("was told to end")
-	case m.first.Load() != 0:
+	case !m.FirstExit().IsZero():
 		// What QEMU writes beside its own failures, whose status is 1, is a warning.
-		if reason := why.ended(status.ExitStatus()); reason != nil && (said == "" || status.ExitStatus() != 1) {
+		if reason := why.ended(status.ExitStatus()); reason != nil &&
+			(said == "" || status.ExitStatus() != 1) {
 			return reason
 		}
 	default:
 		if _, _, err := checkVersion(m.cmd.Path, m.platform); errors.Is(err, ErrTooOld) {
 			return err
 		}
-		return fmt.Errorf("%w; %v or newer is needed, as distributions build it: %s", failed(fmt.Sprintf("refused to start with exit status %d",
-			status.ExitStatus())), oldest, howToInstall(m.platform))
+		return fmt.Errorf("%w; %v or newer is needed, as distributions build it: %s",
+			failed(fmt.Sprintf("refused to start with exit status %d",
+				status.ExitStatus())), oldest, howToInstall(m.platform))
 	}
 	return failed(fmt.Sprintf("ended with exit status %d", status.ExitStatus()))
 }
@@ -218,7 +239,7 @@ func (m *instance) Emulated() bool { return true }
 // CounterKHz implements vm.Instance: guests see the host's counter.
 func (m *instance) CounterKHz() (uint32, error) { return m.counter.kHz() }
 
-// Start implements vm.Instance: it is one store, behind the state that the firmware sets.
+// Start implements vm.Instance: it writes the state that the firmware sets, and lets it go on.
 func (m *instance) Start(e vm.Entry) error {
 	box := m.platform.mailbox(e)
 	if err := m.guest.Write(box.content, box.state); err != nil {
@@ -228,7 +249,7 @@ func (m *instance) Start(e vm.Entry) error {
 	if err != nil {
 		return fmt.Errorf("%w: the firmware's mailbox: %w", vm.ErrSetup, err)
 	}
-	start.Store(1)
+	m.entered <- start // which has room for the one that comes
 	return nil
 }
 
@@ -243,15 +264,6 @@ func (m *instance) Ended() <-chan struct{} { return m.ended }
 
 // Exits implements vm.Instance.
 func (m *instance) Exits() iter.Seq2[string, uint64] { return nil }
-
-// FirstExit implements vm.Instance: it is when the firmware was seen to run.
-func (m *instance) FirstExit() time.Time {
-	ns := m.first.Load()
-	if ns == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, ns)
-}
 
 // Close implements vm.Instance.
 func (m *instance) Close() error {

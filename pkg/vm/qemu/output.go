@@ -36,6 +36,8 @@ func (h *head) line() string {
 // listener hears from a QEMU why its guest ends.
 type listener interface {
 	io.Writer // of what QEMU says, which a guest can make as long as it likes
+	// ready is closed when QEMU will say why a guest ends that begins now.
+	ready() <-chan struct{}
 	// ended says why a child ended that said nothing of a failure: the guest's own end. It returns nil where no
 	// guest can have done it.
 	ended(status int) error
@@ -44,11 +46,20 @@ type listener interface {
 // tripleFault is how QEMU's log of resets begins the one that a triple fault makes.
 var tripleFault = []byte("Triple fault")
 
+// always is ready for a listener that is from the start.
+var always = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
 // resetLog looks for a triple fault in QEMU's log of resets and keeps nothing of it.
 type resetLog struct {
 	tripleFault bool
 	rest        []byte // the end of what was written, where the words may begin
 }
+
+func (w *resetLog) ready() <-chan struct{} { return always }
 
 func (w *resetLog) Write(p []byte) (int, error) {
 	text := append(w.rest, p...)
@@ -64,9 +75,14 @@ const eventLimit = 4 << 10
 // shutdownEvents looks for the reason of the shutdown in what QEMU's monitor says: QEMU, QMP reference manual,
 // SHUTDOWN.
 type shutdownEvents struct {
-	reason string
-	line   []byte
+	negotiated chan struct{}
+	reason     string
+	line       []byte
 }
+
+func newShutdownEvents() *shutdownEvents { return &shutdownEvents{negotiated: make(chan struct{})} }
+
+func (e *shutdownEvents) ready() <-chan struct{} { return e.negotiated }
 
 func (e *shutdownEvents) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
@@ -81,13 +97,25 @@ func (e *shutdownEvents) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// take looks at a line: the answer to the one command that QEMU gets, after which it tells of events, or an event.
 func (e *shutdownEvents) take(line []byte) {
-	var event struct {
-		Event string
-		Data  struct{ Reason string }
+	var said struct {
+		Return *struct{}
+		Event  string
+		Data   struct{ Reason string }
 	}
-	if json.Unmarshal(line, &event) == nil && event.Event == "SHUTDOWN" {
-		e.reason = event.Data.Reason
+	if json.Unmarshal(line, &said) != nil {
+		return
+	}
+	if said.Return != nil {
+		select {
+		case <-e.negotiated:
+		default:
+			close(e.negotiated)
+		}
+	}
+	if said.Event == "SHUTDOWN" {
+		e.reason = said.Data.Reason
 	}
 }
 

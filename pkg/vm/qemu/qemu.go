@@ -149,7 +149,8 @@ func checkVersion(path string, p platform) (version string, r release, err error
 		return "", r, vm.Unavailable(fmt.Errorf("%s --version says %.80q", path, line))
 	}
 	if r.before(oldest) {
-		return version, r, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %v; %s", ErrTooOld, path, version, oldest, howToInstall(p)))
+		return version, r, vm.Unavailable(fmt.Errorf("%w: %s is %s, the oldest that works is %v; %s", ErrTooOld, path,
+			version, oldest, howToInstall(p)))
 	}
 	return version, r, nil
 }
@@ -160,7 +161,8 @@ func howToInstall(p platform) string {
 	managers := []string{"apt", "dnf", "pacman", "apk"}
 	var all []string
 	for _, m := range managers {
-		command := map[string]string{"apt": "apt install ", "dnf": "dnf install ", "pacman": "pacman -S ", "apk": "apk add "}[m] + packages[m]
+		command := map[string]string{"apt": "apt install ", "dnf": "dnf install ", "pacman": "pacman -S ",
+			"apk": "apk add "}[m] + packages[m]
 		if _, err := exec.LookPath(m); err == nil {
 			return "install it: " + command
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,14 +13,13 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-const hangLimit = 60 * time.Second
 
 var spin = x86.Code{0xeb, 0xfe} // jmp .
 
@@ -47,39 +45,7 @@ func ends(t *testing.T, b vm.Backend, kernel x86.Code) error {
 	if err != nil {
 		return err
 	}
-	return end(t, m)
-}
-
-func end(t *testing.T, m *vm.Machine) error {
-	t.Helper()
-	select {
-	case <-m.Done():
-		return m.Wait()
-	case <-time.After(hangLimit):
-		t.Fatalf("the machine did not end in %v", hangLimit)
-		return nil
-	}
-}
-
-// children are this process's own.
-func children(t *testing.T) []int {
-	t.Helper()
-	var pids []int
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range lists {
-		text, _ := os.ReadFile(list) // the thread may have ended
-		for _, word := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return vmtest.End(t, m)
 }
 
 // running starts a guest that spins, waits until it runs, and returns its emulator's process.
@@ -89,12 +55,12 @@ func running(t *testing.T) (*vm.Machine, int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(hangLimit); m.FirstExit().IsZero(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(vmtest.HangLimit); m.FirstExit().IsZero(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the guest does not run")
 		}
 	}
-	pids := children(t)
+	pids := vmtest.Children(t, os.Getpid())
 	if len(pids) != 1 {
 		t.Fatalf("children %v", pids)
 	}
@@ -108,21 +74,43 @@ func TestChildEndedFromOutside(t *testing.T) {
 		if err := syscall.Kill(pid, signal); err != nil {
 			t.Fatal(err)
 		}
-		err := end(t, m)
+		err := vmtest.End(t, m)
 		if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), fmt.Sprintf("qemu-system-x86_64, process %d", pid)) {
 			t.Errorf("%v: %v", signal, err)
 		}
-		if pids := children(t); len(pids) > 0 {
+		if pids := vmtest.Children(t, os.Getpid()); len(pids) > 0 {
 			t.Errorf("%v: children %v are left", signal, pids)
 		}
 	}
 }
 
-// Whatever a guest writes to the port that ends the emulator, it is the guest that ended.
-func TestAnyWayToPowerOff(t *testing.T) {
-	for _, v := range []byte{0, 1, 0x34, 0x7f, 0x80, 0xff} {
+// A guest has all of its RAM, the firmware's sign of life too. What it does to it changes neither when it was first
+// heard of nor why it ended.
+func TestGuestClearsTheSignOfLife(t *testing.T) {
+	// [0x5f00] = 0; reset
+	clear := x86.Code{0x31, 0xc0, 0x89, 0x04, 0x25, 0x00, 0x5f, 0x00, 0x00, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
+	for range 10 {
+		m, err := start(t, needs.Emulator(t), clear)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := vmtest.End(t, m); !errors.Is(err, vm.ErrReset) || m.FirstExit().IsZero() {
+			t.Fatalf("ended by %v, first heard of at %v", err, m.FirstExit())
+		}
+	}
+}
+
+// QEMU ends at whatever a guest writes to the sleep control register. What powers off on KVM is a power-off; what does
+// nothing there can't do that here, and is named.
+func TestSleepControl(t *testing.T) {
+	for v, want := range map[byte]error{
+		0x34: vm.ErrPowerOff, 0xb4: vm.ErrPowerOff, 0xf7: vm.ErrPowerOff,
+		0: vm.ErrRun, 1: vm.ErrRun, 0x14: vm.ErrRun, 0x30: vm.ErrRun, 0x7f: vm.ErrRun, 0x80: vm.ErrRun, 0xff: vm.ErrRun,
+	} {
 		err := ends(t, needs.Emulator(t), x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
-		if !errors.Is(err, vm.ErrPowerOff) {
+		named := want == vm.ErrPowerOff ||
+			strings.Contains(fmt.Sprint(err), fmt.Sprintf("wrote 0x%x, which is no power-off", v&0x7f))
+		if !errors.Is(err, want) || !named {
 			t.Errorf("0x%x: %v", v, err)
 		}
 	}
@@ -148,12 +136,16 @@ func TestUnusableQEMU(t *testing.T) {
 		want    error
 		says    []string
 	}{
-		"not there":     {qemu.Backend{Program: "/nonexistent"}, qemu.ErrNotInstalled, []string{"/nonexistent", "qemu-system-x86"}},
-		"old":           {script(t, version("6.2.0 (Debian 1:6.2)")+"echo no such property >&2; exit 1"), qemu.ErrTooOld, []string{"6.2.0", "7.2", "qemu-system-x86"}},
-		"refuses":       {script(t, version("9.1")+"echo 'no -sandbox'  >&2; echo here >&2; exit 1"), vm.ErrRun, []string{"exit status 1", "no -sandbox here"}},
-		"says nothing":  {script(t, version("9.1")+"exit 3"), vm.ErrRun, []string{"exit status 3"}},
-		"ends at once":  {script(t, version("9.1")+"exit 0"), vm.ErrRun, []string{"refused to start"}},
-		"says too much": {script(t, version("9.1")+"head -c 10000000 /dev/zero | tr '\\0' x >&2; exit 1"), vm.ErrRun, []string{"xxxx"}},
+		"not there": {qemu.Backend{Program: "/nonexistent"}, qemu.ErrNotInstalled,
+			[]string{"/nonexistent", "qemu-system-x86"}},
+		"old": {script(t, version("6.2.0 (Debian 1:6.2)")+"echo no such property >&2; exit 1"), qemu.ErrTooOld,
+			[]string{"6.2.0", "7.2", "qemu-system-x86"}},
+		"refuses": {script(t, version("9.1")+"echo 'no -sandbox'  >&2; echo here >&2; exit 1"), vm.ErrRun,
+			[]string{"exit status 1", "no -sandbox here"}},
+		"says nothing": {script(t, version("9.1")+"exit 3"), vm.ErrRun, []string{"exit status 3"}},
+		"ends at once": {script(t, version("9.1")+"exit 0"), vm.ErrRun, []string{"refused to start"}},
+		"says too much": {script(t, version("9.1")+"head -c 10000000 /dev/zero | tr '\\0' x >&2; exit 1"),
+			vm.ErrRun, []string{"xxxx"}},
 	} {
 		err := ends(t, tc.backend, spin)
 		if !errors.Is(err, tc.want) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 8<<10 {
@@ -176,10 +168,10 @@ func TestHangingQEMU(t *testing.T) {
 	}
 	reason := errors.New("enough")
 	m.Stop(reason)
-	if err := end(t, m); err != reason {
+	if err := vmtest.End(t, m); err != reason {
 		t.Error(err)
 	}
-	if pids := children(t); len(pids) > 0 {
+	if pids := vmtest.Children(t, os.Getpid()); len(pids) > 0 {
 		t.Errorf("children %v are left", pids)
 	}
 }
@@ -189,10 +181,12 @@ func TestCheck(t *testing.T) {
 	if err != nil || !filepath.IsAbs(path) || version == "" {
 		t.Errorf("%q, %q, %v", path, version, err)
 	}
-	if _, version, err := script(t, "echo QEMU emulator version 7.1.50").Check(x86.Board{}); !errors.Is(err, qemu.ErrTooOld) || version != "7.1.50" {
+	if _, version, err := script(t, "echo QEMU emulator version 7.1.50").Check(x86.Board{}); !errors.Is(err,
+		qemu.ErrTooOld) || version != "7.1.50" {
 		t.Errorf("%q, %v", version, err)
 	}
-	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "something else") {
+	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "something else") {
 		t.Error(err)
 	}
 }

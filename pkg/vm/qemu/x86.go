@@ -29,7 +29,8 @@ type x86Platform struct{}
 func (x86Platform) program() string { return "qemu-system-x86_64" }
 
 func (x86Platform) packages() map[string]string {
-	return map[string]string{"apt": "qemu-system-x86", "dnf": "qemu-system-x86-core", "pacman": "qemu-system-x86", "apk": "qemu-system-x86_64"}
+	return map[string]string{"apt": "qemu-system-x86", "dnf": "qemu-system-x86-core", "pacman": "qemu-system-x86",
+		"apk": "qemu-system-x86_64"}
 }
 
 // place: microvm has the first 3 GiB of RAM at 0 and the rest from 4 GiB on, as the board's layout does.
@@ -47,7 +48,8 @@ func (x86Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
 func (x86Platform) args(size uint64, cpus int, threads string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
-		"-M", "microvm,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off,auto-kernel-cmdline=off,memory-backend=ram",
+		"-M", "microvm,memory-backend=ram,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off," +
+			"auto-kernel-cmdline=off",
 		// Aligned, the RAM's huge pages can be mapped as such.
 		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" + fmt.Sprint(size),
 		"-m", fmt.Sprintf("%dk", size>>10),
@@ -101,12 +103,17 @@ func (w *resetLog) ended(status int) error {
 		return vm.ErrTripleFault
 	case status == 0:
 		return vm.ErrReset
-	case status == 2*x86.PowerOff+1:
-		return vm.ErrPowerOff
-	case status&1 != 0:
-		return fmt.Errorf("%w: 0x%x to the sleep control register", vm.ErrPowerOff, status>>1)
+	case status&1 == 0:
+		return nil
 	}
-	return nil
+	// isa-debug-exit: 2 * value + 1, of which the uppermost bit is lost.
+	value := status >> 1
+	if value&x86.SleepMask == x86.PowerOff {
+		return vm.ErrPowerOff
+	}
+	return fmt.Errorf("%w: it wrote 0x%x, which is no power-off, to the sleep control register, port 0x%x; QEMU ends "+
+		"at any value",
+		vm.ErrRun, value, x86.SleepControl)
 }
 
 // mailbox is where firmware and host meet, in the guest's RAM, before the guest runs.

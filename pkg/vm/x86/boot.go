@@ -67,7 +67,8 @@ func loadInitrd(ram *guestmem.Memory, layout *e820.Layout, k vm.Kernel, initrd v
 	}
 	size, end := initrd.Size(), min(layout.Low.End(), most+1)
 	if free := end - min(end, uint64(k.End)+e820.PageSize); size > free {
-		return vm.Span{}, fmt.Errorf("%w: the initrd: %w: it takes %d bytes, %d are free above the kernel", vm.ErrKernel, vm.ErrRoom, size, free)
+		return vm.Span{}, fmt.Errorf("%w: the initrd: %w: it takes %d bytes, %d are free above the kernel",
+			vm.ErrKernel, vm.ErrRoom, size, free)
 	}
 	at := vm.Span{Base: guestmem.Addr((end - size) &^ (e820.PageSize - 1)), Size: size}
 	w := ram.Writer(at.Base, size)

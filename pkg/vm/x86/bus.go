@@ -23,9 +23,10 @@ const (
 	SleepControl = 0x600
 	sleepStatus  = 0x601
 	// PowerOff is what the guest writes there to power off: SLP_TYP 5 and SLP_EN, ACPI specification,
-	// 4.8.3.7.
-	PowerOff = sleepS5<<2 | 1<<5
-	sleepS5  = 5
+	// 4.8.3.7. The bits beside these two fields, which SleepMask has, mean nothing.
+	PowerOff  = sleepS5<<2 | 1<<5
+	SleepMask = 7<<2 | 1<<5
+	sleepS5   = 5
 
 	// Doorbell is the port that a guest writes any byte to when the host is to look at what it wrote to memory.
 	// It is that of Bochs's and QEMU's debug console, which answers reads with its own number.
@@ -71,7 +72,7 @@ func (b *Bus) out(port uint16, v byte) {
 		b.rtc.selectRegister(v)
 	case port == i8042Command && v == i8042Reset:
 		b.stop(fmt.Errorf("%w: 0x%x to port 0x%x", vm.ErrReset, v, port))
-	case port == SleepControl && v == PowerOff:
+	case port == SleepControl && v&SleepMask == PowerOff:
 		b.stop(vm.ErrPowerOff)
 	}
 }

@@ -45,8 +45,10 @@ func (b BzImage) header() ([]byte, error) {
 	if n < setupEnd {
 		return nil, fmt.Errorf("%w: a bzImage of %d bytes; it is cut short", vm.ErrKernel, n)
 	}
-	if v := le.Uint16(head[offVersion:]); le.Uint32(head[offHeader:]) != headerMagic || v < protocol64 || le.Uint16(head[offXLoadFlags:])&kernel64 == 0 {
-		return nil, fmt.Errorf("%w: no bzImage with a 64-bit entry point (boot protocol 0x%x, 0x%x and the flag are needed)", vm.ErrKernel, v, protocol64)
+	if v := le.Uint16(head[offVersion:]); le.Uint32(head[offHeader:]) != headerMagic || v < protocol64 ||
+		le.Uint16(head[offXLoadFlags:])&kernel64 == 0 {
+		return nil, fmt.Errorf("%w: no bzImage with a 64-bit entry point (boot protocol 0x%x, 0x%x and the flag are needed)",
+			vm.ErrKernel, v, protocol64)
 	}
 	return head, nil
 }
@@ -99,8 +101,10 @@ func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 		return k, fmt.Errorf("%w: it takes %d bytes at 0x%x: %w", vm.ErrKernel, need, base, err)
 	}
 	// The last paragraph may be short in the file.
-	if err := ram.Fill(io.NewSectionReader(b.File, start, int64(size-paragraph+1)), guestmem.Addr(base), size-paragraph+1); err != nil {
-		return k, fmt.Errorf("%w: %d bytes of kernel at file offset %d: %w; the file is cut short", vm.ErrKernel, size, start, err)
+	if err := ram.Fill(io.NewSectionReader(b.File, start, int64(size-paragraph+1)), guestmem.Addr(base),
+		size-paragraph+1); err != nil {
+		return k, fmt.Errorf("%w: %d bytes of kernel at file offset %d: %w; the file is cut short",
+			vm.ErrKernel, size, start, err)
 	}
 	rest := make([]byte, paragraph-1)
 	n, _ := b.File.ReadAt(rest, start+int64(size)-paragraph+1)

@@ -90,7 +90,8 @@ func checkZeroPage(t *testing.T, memory *guestmem.Memory) {
 		want     string
 	}{"command line": {0x228, 0x238, "hello"}, "initrd": {0x218, 0x21c, "files"}} {
 		got := make([]byte, le.Uint32(zero[f.size:]))
-		if err := memory.Read(got, guestmem.Addr(le.Uint32(zero[f.at:]))); err != nil || !strings.HasSuffix(string(got), f.want) {
+		if err := memory.Read(got, guestmem.Addr(le.Uint32(zero[f.at:]))); err != nil ||
+			!strings.HasSuffix(string(got), f.want) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
@@ -136,8 +137,10 @@ func TestBzImageRefuses(t *testing.T) {
 func TestOpenKernelRefuses(t *testing.T) {
 	arm := make([]byte, 0x40)
 	copy(arm[0x38:], "ARM\x64")
-	for content, says := range map[string]string{"": "neither", "#!/bin/sh\n": "neither", string(make([]byte, 4096)): "neither", string(arm): "arm64"} {
-		if _, err := x86.Open(strings.NewReader(content)); !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), says) {
+	for content, says := range map[string]string{"": "neither", "#!/bin/sh\n": "neither",
+		string(make([]byte, 4096)): "neither", string(arm): "arm64"} {
+		if _, err := x86.Open(strings.NewReader(content)); !errors.Is(err, vm.ErrKernel) ||
+			!strings.Contains(err.Error(), says) {
 			t.Errorf("%.20q: %v", content, err)
 		}
 	}
@@ -165,9 +168,11 @@ func TestInitrdKeepsItsCause(t *testing.T) {
 	for _, tc := range []struct {
 		initrd badInitrd
 		want   error
-	}{{badInitrd{4, unreadable}, unreadable}, {badInitrd{8, nil}, io.ErrUnexpectedEOF}, {badInitrd{0, unreadable}, unreadable}} {
+	}{{badInitrd{4, unreadable}, unreadable}, {badInitrd{8, nil},
+		io.ErrUnexpectedEOF}, {badInitrd{0, unreadable}, unreadable}} {
 		boot := vm.Boot{
-			Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Initrd: tc.initrd, Memory: 64 << 20, Reserved: 16 << 20, CPUs: 1},
+			Config: vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Initrd: tc.initrd,
+				Memory: 64 << 20, Reserved: 16 << 20, CPUs: 1},
 			CounterKHz: func() (uint32, error) { return 0, nil },
 		}
 		_, err := (x86.Board{}).Load(ram, boot)
@@ -188,7 +193,8 @@ func TestCommandLineLimit(t *testing.T) {
 	}
 	for length, want := range map[int]error{100: nil, 101: vm.ErrCmdline} {
 		boot := vm.Boot{
-			Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Cmdline: strings.Repeat("x", length), CPUs: 1},
+			Config: vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))},
+				Cmdline: strings.Repeat("x", length), CPUs: 1},
 			CounterKHz: func() (uint32, error) { return 0, nil },
 		}
 		if _, err := (x86.Board{}).Load(ram, boot); !errors.Is(err, want) {
@@ -203,7 +209,8 @@ func FuzzBzImage(f *testing.F) {
 	small := tinyBzImage()
 	f.Add(small)
 	f.Add(small[:0x270])
-	for at, value := range map[int]byte{0x1f1: 0, 0x1f5: 1, 0x1f4: 1, 0x201: 0xff, 0x206: 9, 0x236: 0, 0x258: 1, 0x25a: 0xff, 0x25f: 0x80, 0x262: 1} {
+	for at, value := range map[int]byte{0x1f1: 0, 0x1f5: 1, 0x1f4: 1, 0x201: 0xff, 0x206: 9, 0x236: 0, 0x258: 1,
+		0x25a: 0xff, 0x25f: 0x80, 0x262: 1} {
 		seed := bytes.Clone(small)
 		seed[at] = value
 		f.Add(seed)

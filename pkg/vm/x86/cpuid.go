@@ -41,8 +41,8 @@ type CPUIDEntry struct {
 // CPUID is what processor id of n sees where its back end can show it the host's entries: one package of n
 // cores, with one thread each. Its last level of cache is shared by all of them, as in a socket of which a
 // tester of schedulers knows one; those before it are each core's own. (Of the first Zen, family 0x17 up to model
-// 0x1f, Linux takes 8 APIC IDs for a complex with a last level of its own, whatever CPUID says.) The deadline mode of the APIC's timer is shown where the back end has it,
-// the TSC's frequency where that is not 0.
+// 0x1f, Linux takes 8 APIC IDs for a complex with a last level of its own, whatever CPUID says.) The deadline mode of
+// the APIC's timer is shown where the back end has it, the TSC's frequency where that is not 0.
 func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEntry {
 	shift := uint32(bits.Len(uint(n - 1))) // the bits of the APIC ID that name a core
 	entries := slices.Clone(host)

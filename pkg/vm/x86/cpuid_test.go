@@ -34,7 +34,8 @@ func TestCPUIDTopology(t *testing.T) {
 		{31, 32, 0x1f200408, 0x7c000121, 32, 0x501f, 5},
 	} {
 		got := CPUID(host, tc.id, tc.n, true, 2_000_000)
-		if e := find(t, got, 1, 0); e.Ebx != tc.features || e.Ecx != hypervisor|tscDeadline || e.Edx&hyperThread != 0 != (tc.n > 1) {
+		if e := find(t, got, 1, 0); e.Ebx != tc.features || e.Ecx != hypervisor|tscDeadline ||
+			e.Edx&hyperThread != 0 != (tc.n > 1) {
 			t.Errorf("vCPU %d of %d: leaf 1 is %#x", tc.id, tc.n, e)
 		}
 		if e := find(t, got, 4, 0); e.Eax != tc.caches {
@@ -82,7 +83,8 @@ func TestOneSocketHasOneLastLevelCache(t *testing.T) {
 		"AMD":               {caches(0x8000001d, 1, 1, 2, 3), 0x8000001d, 3},
 		"AMD without an L3": {caches(0x8000001d, 1, 1, 2), 0x8000001d, 2},
 	} {
-		for n, sharers := range map[int][2]uint32{1: {0, 0}, 3: {3, 2}, 4: {3, 3}, 32: {31, 31}} { // less one: Intel's room, AMD's number
+		// less one: Intel's room, AMD's number
+		for n, sharers := range map[int][2]uint32{1: {0, 0}, 3: {3, 2}, 4: {3, 3}, 32: {31, 31}} {
 			want := sharers[0]
 			if tc.leaf == 0x8000001d {
 				want = sharers[1]

@@ -38,7 +38,8 @@ func (e ELF) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	}
 	for _, p := range segments { // what the file leaves out is zero already: RAM is fresh
 		if err := ram.Fill(p.Open(), guestmem.Addr(p.Paddr), p.Filesz); err != nil {
-			return k, fmt.Errorf("%w: a segment of 0x%x bytes at file offset 0x%x: %w; the file is cut short", vm.ErrKernel, p.Filesz, p.Off, err)
+			return k, fmt.Errorf("%w: a segment of 0x%x bytes at file offset 0x%x: %w; the file is cut short",
+				vm.ErrKernel, p.Filesz, p.Off, err)
 		}
 	}
 	return vm.Kernel{Entry: guestmem.Addr(f.Entry), End: end}, nil

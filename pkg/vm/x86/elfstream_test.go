@@ -106,11 +106,8 @@ func TestELFStreamRefuses(t *testing.T) {
 func FuzzELFStream(f *testing.F) {
 	f.Add(kernelELF(smallText))
 	f.Add(kernelELF(smallText)[:100])
+	ram, _ := newRAM(f, smallText) // used again: to clear it takes longer than to load a kernel
 	f.Fuzz(func(t *testing.T, file []byte) {
-		ram, err := guestmem.New(guestmem.Region{Mem: make([]byte, 4<<20)})
-		if err != nil {
-			t.Fatal(err)
-		}
 		if _, _, err := loadELFStream(bytes.NewReader(file), ram); err != nil && !errors.Is(err, vm.ErrKernel) {
 			t.Fatal(err)
 		}

@@ -61,11 +61,13 @@ func TestSegmentAboveWhatIsMapped(t *testing.T) {
 		"wraps":   {64, 1<<30 - 4096, 16, ^uint64(0)},
 		"the top": {64, ^uint64(0), 1, 1},
 	} {
-		ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 1<<20)}, guestmem.Region{Base: 1<<30 - 8192, Mem: make([]byte, 1<<20)})
+		ram, err := guestmem.New(guestmem.Region{Base: 1 << 20, Mem: make([]byte, 1<<20)},
+			guestmem.Region{Base: 1<<30 - 8192, Mem: make([]byte, 1<<20)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (x86.ELF{File: bytes.NewReader(elfKernel(0, first, s))}).Load(ram); !errors.Is(err, vm.ErrKernel) || errors.Is(err, vm.ErrRoom) ||
+		if _, err := (x86.ELF{File: bytes.NewReader(elfKernel(0, first, s))}).Load(ram); !errors.Is(err, vm.ErrKernel) ||
+			errors.Is(err, vm.ErrRoom) ||
 			!strings.Contains(err.Error(), "segment 1 takes") || !strings.Contains(err.Error(), "has to end by 0x40000000") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -80,7 +82,8 @@ func TestSegmentAboveWhatIsMapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (x86.BzImage{File: bytes.NewReader(image)}).Load(ram); !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), "has to end by 0x40000000") {
+	if _, err := (x86.BzImage{File: bytes.NewReader(image)}).Load(ram); !errors.Is(err, vm.ErrKernel) ||
+		!strings.Contains(err.Error(), "has to end by 0x40000000") {
 		t.Errorf("a bzImage above: %v", err)
 	}
 }
@@ -95,7 +98,8 @@ func TestSegmentsThatOverlap(t *testing.T) {
 		"all over it":     {64, 1 << 20, 0, 1 << 19},
 	} {
 		for _, order := range [][]segment{{code, other}, {other, code}} {
-			if _, err := loads(t, elfKernel(64, order...), 1<<20, make([]byte, 1<<20)); !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), "begins in one that ends at 0x") {
+			if _, err := loads(t, elfKernel(64, order...), 1<<20, make([]byte, 1<<20)); !errors.Is(err, vm.ErrKernel) ||
+				!strings.Contains(err.Error(), "begins in one that ends at 0x") {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

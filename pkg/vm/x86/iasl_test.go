@@ -39,7 +39,8 @@ func TestACPITablesAreGoodForIASL(t *testing.T) {
 			again, err := os.ReadFile(filepath.Join(dir, "table.aml"))
 			const header = 36 // which names the compiler
 			if err != nil || len(again) < header || !bytes.Equal(again[header:], table[header:]) {
-				t.Errorf("%s of %d processors: read and compiled again it is\n% x, it was\n% x (%v)", signature, cpus, again, table, err)
+				t.Errorf("%s of %d processors: read and compiled again it is\n% x, it was\n% x (%v)",
+					signature, cpus, again, table, err)
 			}
 		}
 	}

@@ -437,6 +437,7 @@ func FuzzPayload(f *testing.F) {
 		b := image(packed, len(small))
 		f.Add(packed, uint32(len(small)), b[offSetupSects], le.Uint32(b[offPayloadOffset:]), le.Uint32(b[offPayloadLength:]))
 	}
+	ram, _ := newRAM(f, smallText) // used again: to clear it takes longer than to load a kernel
 	f.Fuzz(func(t *testing.T, packed []byte, size uint32, sectors byte, offset, length uint32) {
 		if len(packed) < 4 {
 			t.Skip("nothing to unpack")
@@ -445,7 +446,6 @@ func FuzzPayload(f *testing.F) {
 		b[offSetupSects] = sectors
 		le.PutUint32(b[offPayloadOffset:], offset)
 		le.PutUint32(b[offPayloadLength:], length)
-		ram, _ := newRAM(t, smallText)
 		if _, _, err := loadPayload(b, ram); err != nil && !errors.Is(err, vm.ErrKernel) && !errors.Is(err, ErrPayload) {
 			t.Fatal(err)
 		}

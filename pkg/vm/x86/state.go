@@ -19,8 +19,9 @@ type MSR struct {
 // volume 3, section 12.11.2.1.
 func MSRs() []MSR {
 	return []MSR{
-		{Index: 0x1a0, Value: 1},     // IA32_MISC_ENABLE: fast strings
-		{Index: 0x2ff, Value: 0xc06}, // IA32_MTRR_DEF_TYPE: MTRRs on, write-back; else Linux maps the reserved memory uncached
+		{Index: 0x1a0, Value: 1}, // IA32_MISC_ENABLE: fast strings
+		// IA32_MTRR_DEF_TYPE: MTRRs on, write-back; else Linux maps the reserved memory uncached
+		{Index: 0x2ff, Value: 0xc06},
 	}
 }
 

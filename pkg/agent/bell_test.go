@@ -1,0 +1,30 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// The agent rings for the end, of the command and of the scheduler, and not for what can wait.
+func TestRingsForTheEnd(t *testing.T) {
+	script := shellJob("echo a; echo b >&2; exit 3")
+	gone := shellJob("exit 0")
+	gone.Scheduler = []string{"/no/such/scheduler"}
+	for name, tc := range map[string]struct {
+		job   job.Job
+		rings int32
+	}{
+		"EXIT":          {script, 1},
+		"SCDX and EXIT": {gone, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuestFor(t, tc.job)
+			got := g.boot()
+			if n := g.rings.Load(); n != tc.rings || len(of(shm.Exit, got)) != 1 {
+				t.Errorf("%d rings, want %d; %q", n, tc.rings, got)
+			}
+		})
+	}
+}
