@@ -53,6 +53,16 @@ func armHost(cpu, kernel string) Host {
 	}
 }
 
+// Missing says what of the host is not there, by ErrMissing; nil if all is.
+func (h Host) Missing() error {
+	_, err := h.emulator()
+	for _, name := range []string{h.kernel, h.busybox} {
+		_, e := Find(name)
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
 // emulator returns the command that boots the host: of the QEMU that fetch-linux unpacked, which is for x86_64
 // alone, or else of the installed one.
 func (h Host) emulator() ([]string, error) {
