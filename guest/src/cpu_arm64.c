@@ -1,5 +1,6 @@
 #include "cpu.h"
 
+enum { PL011_FR = 0x18 / 4 }; /* flags: Arm DDI 0183, table 3-1 */
 enum { PSCI_SYSTEM_RESET = 0x84000009 }; /* Arm DEN 0022, section 5.13 */
 
 /* The flattened device tree: Devicetree Specification 0.4, section 5. */
@@ -192,6 +193,7 @@ static int take_uart(void *arg, const void *value, uint32_t size)
 {
 	(void)arg, (void)size;
 	uart = (volatile uint32_t *)be64(value);
+	(void)uart[PL011_FR]; /* where the host has the device, it hears that the guest runs */
 	return 1;
 }
 

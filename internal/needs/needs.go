@@ -61,11 +61,18 @@ func native() string {
 // that this host does not have skips it.
 func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Helper()
+	EachBackendOf(t, "x86_64", test)
+}
+
+// EachBackendOf is EachBackend for code of an architecture.
+func EachBackendOf(t *testing.T, arch string, test func(*testing.T, vm.Backend)) {
+	t.Helper()
 	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
-		KVM(t)
+		t.Attr(architecture, arch)
+		kvmFor(t, arch)
 		test(t, kvm.Backend{})
 	})
-	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, Emulator(t)) })
+	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, EmulatorOf(t, arch)) })
 }
 
 // Backend returns a back end for a test of an x86_64 guest that can do with any.
@@ -77,11 +84,12 @@ func Backend(t testing.TB) vm.Backend {
 	return Emulator(t)
 }
 
-// KVM is for tests of x86_64 guests on KVM alone.
+// KVM is for tests of KVM alone, with guests of the host's architecture.
 func KVM(t testing.TB) {
 	t.Helper()
 	t.Attr(backend, (kvm.Backend{}).Name())
-	kvmFor(t, "x86_64")
+	t.Attr(architecture, native())
+	kvmFor(t, native())
 }
 
 func kvmFor(t testing.TB, arch string) {

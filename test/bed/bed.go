@@ -30,25 +30,14 @@ const (
 	// code), and in between ("alive").
 	marker = "\x01bed: "
 	memory = "3072" // MiB; what guests do not touch is not there
-
-	// cmdline makes the timer tick periodically. QEMU's emulation of SVM clears a bit of the word
-	// of pending interrupts without a lock whenever a guest is entered or left, so that a timer
-	// interrupt of that moment can be lost: a one-shot timer would never come again.
-	cmdline = "console=ttyS0 panic=-1 loglevel=1 mitigations=off nokaslr highres=off nohz=off"
-
-	// host is the kernel of the emulated Linux: as a host, 6.12 does not survive the emulation.
-	host = "linux-6.1"
 )
-
-// modules are the host kernel's, in the order in which they are loaded.
-var modules = []string{"irqbypass", "kvm", "kvm-amd"}
 
 // ErrEnded is an emulated Linux that did not live as long as its programs, for errors.Is.
 var ErrEnded = errors.New("the emulated Linux ended before its programs did")
 
-// Bed is an emulated Linux. It has one processor: guests on two at the same moment corrupt each
-// other and their host, up to QEMU 10.0 at least.
+// Bed is an emulated Linux.
 type Bed struct {
+	Host     Host              // what is emulated
 	Files    map[string]string // files and folders, by their paths inside
 	Programs []string          // programs at their own paths, with their libraries
 }
@@ -68,11 +57,11 @@ func (b Bed) Run(ctx context.Context, commands []*Command, console io.Writer) er
 	for _, c := range commands {
 		c.Code = -1
 	}
-	kernel, err := Find(host)
+	kernel, err := Find(b.Host.kernel)
 	if err != nil {
 		return err
 	}
-	qemu, err := emulator()
+	qemu, err := b.Host.emulator()
 	if err != nil {
 		return err
 	}
@@ -81,18 +70,19 @@ func (b Bed) Run(ctx context.Context, commands []*Command, console io.Writer) er
 		return err
 	}
 	defer os.Remove(image)
-	return boot(ctx, qemu, filepath.Join(kernel, "vmlinuz"), image, commands, console)
+	args := append(qemu, "-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", image, "-append", b.Host.cmdline)
+	return boot(ctx, args, commands, console)
 }
 
 // image writes the bed's initramfs to a temporary file.
 func (b Bed) image(kernel string, commands []*Command) (string, error) {
 	a := initramfs.New()
-	busybox, err := Busybox()
+	busybox, err := Find(b.Host.busybox)
 	if err != nil {
 		return "", err
 	}
-	files := map[string]string{"/bin/busybox": busybox}
-	for _, m := range modules {
+	files := map[string]string{"/bin/busybox": filepath.Join(busybox, "bin", "busybox")}
+	for _, m := range b.Host.modules {
 		files["/"+m+".ko"] = filepath.Join(kernel, m+".ko")
 	}
 	for _, set := range []map[string]string{files, b.Files} {
@@ -107,7 +97,7 @@ func (b Bed) image(kernel string, commands []*Command) (string, error) {
 			return "", err
 		}
 	}
-	a.AddText("/init", script(b.Programs, commands), 0o755)
+	a.AddText("/init", b.script(commands), 0o755)
 	f, err := os.CreateTemp("", "bed-*.cpio")
 	if err != nil {
 		return "", err
@@ -121,10 +111,10 @@ func (b Bed) image(kernel string, commands []*Command) (string, error) {
 }
 
 // script is the emulated Linux's /init.
-func script(programs []string, commands []*Command) string {
+func (b Bed) script(commands []*Command) string {
 	var s strings.Builder
 	path := "/bin:/usr/bin"
-	for _, p := range programs {
+	for _, p := range b.Programs {
 		path += ":" + filepath.Dir(p)
 	}
 	s.WriteString(`#!/bin/busybox sh
@@ -133,7 +123,7 @@ func script(programs []string, commands []*Command) string {
 export PATH=` + path + ` HOME=/root TERM=dumb
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
 ifconfig lo up
-for m in ` + strings.Join(modules, " ") + `; do insmod /$m.ko; done
+for m in ` + strings.Join(b.Host.modules, " ") + `; do insmod /$m.ko; done
 `)
 	fmt.Fprintf(&s, "while sleep %.0f; do echo '%salive'; done &\n", heartbeat.Seconds(), marker)
 	for _, c := range commands {
@@ -158,7 +148,7 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 const bootLimit = 50 * time.Minute
 
 // boot runs the emulated Linux and hands on what its programs print.
-func boot(ctx context.Context, command []string, kernel, initrd string, commands []*Command, console io.Writer) error {
+func boot(ctx context.Context, args []string, commands []*Command, console io.Writer) error {
 	ctx, done := context.WithTimeout(ctx, bootLimit)
 	defer done()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -166,9 +156,6 @@ func boot(ctx context.Context, command []string, kernel, initrd string, commands
 	hang := time.AfterFunc(quiet, func() { stop(fmt.Errorf("nothing was said for %v", quiet)) })
 	defer hang.Stop()
 
-	args := append(command, "-accel", "tcg", "-smp", "1", "-cpu", "max", "-m", memory,
-		"-nodefaults", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
-		"-kernel", kernel, "-initrd", initrd, "-append", cmdline)
 	qemu := exec.CommandContext(ctx, args[0], args[1:]...)
 	out, err := qemu.StdoutPipe()
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -69,19 +68,6 @@ func older(a, b string) bool {
 func Busybox() (string, error) {
 	dir, err := Find("busybox-static")
 	return filepath.Join(dir, "bin", "busybox"), err
-}
-
-// emulator returns the command of the QEMU that fetch-linux unpacked, or else of the installed one.
-func emulator() ([]string, error) {
-	command, err := QEMU()
-	if !errors.Is(err, ErrMissing) {
-		return command, err
-	}
-	path, err := exec.LookPath("qemu-system-x86_64")
-	if err != nil {
-		return nil, fmt.Errorf("QEMU %w", ErrMissing)
-	}
-	return []string{path}, nil
 }
 
 // QEMU returns the command of the QEMU that fetch-linux unpacked, which it does where the installed one is too

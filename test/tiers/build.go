@@ -208,11 +208,37 @@ func (b *builder) machine(c choice) ([]suite, error) {
 		}
 		suites = append(suites, suite{
 			label:  label{backend: "kvm", arch: "x86_64", where: "bed"},
+			host:   "x86_64",
 			pkg:    pkg,
 			binary: binary,
 			dir:    strings.TrimPrefix(pkg, module+"/"),
 			files:  map[string]string{"KTSTR_TEST_VMM": vmm},
 			args:   append(testFlags(only), "-test.short"),
+		})
+	}
+	return suites, nil
+}
+
+// crossPackages are those whose tests run on the bed's hosts of other architectures: machines, and what reads and
+// writes a guest's memory.
+var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/run"}
+
+// cross are suites for a host of the bed, built for its architecture.
+func (b *builder) cross(c choice, host string) ([]suite, error) {
+	var suites []suite
+	for _, dir := range crossPackages {
+		arch := bed.Hosts[host].Arch
+		binary := filepath.Join(b.dir, arch+"-"+strings.ReplaceAll(dir, "/", "-")+".test")
+		if _, err := goCommand("", []string{"GOARCH=" + arch}, "test", "-c", "-o", binary, "./"+dir); err != nil {
+			return nil, err
+		}
+		suites = append(suites, suite{
+			label:  label{backend: "kvm", arch: arch, where: host},
+			host:   host,
+			pkg:    module + "/" + dir,
+			binary: binary,
+			dir:    dir,
+			args:   append(testFlags(c.run), "-test.short"),
 		})
 	}
 	return suites, nil

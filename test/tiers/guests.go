@@ -31,6 +31,7 @@ const (
 // suite is a test binary and how it is run.
 type suite struct {
 	label
+	host   string // where it runs in the bed, one of bed.Hosts
 	pkg    string
 	binary string
 	args   []string
@@ -90,7 +91,7 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 					return nil, nil, err
 				}
 				if p.backend == "kvm" && !host.fast {
-					s.where = "bed"
+					s.where, s.host = "bed", "x86_64"
 					s.args = append(s.args, "-test.short", "-test.parallel=1")
 					boots = append(boots, []suite{s})
 				} else {
@@ -101,17 +102,39 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 			}
 		}
 	}
-	if slices.Contains(c.tiers, "machine") && slices.Contains(c.backends, "kvm") &&
-		slices.Contains(c.archs, "x86_64") && !host.kvm {
+	if slices.Contains(c.tiers, "machine") && slices.Contains(c.backends, "kvm") {
+		more, err := planMachine(b, c, host)
+		return here, append(boots, more...), err
+	}
+	return here, boots, nil
+}
+
+// planMachine is plan for the machine tier: on KVM in the bed, of each host that this one is not.
+func planMachine(b *builder, c choice, host hostHas) (boots [][]suite, err error) {
+	if slices.Contains(c.archs, "x86_64") && !host.kvm {
 		suites, err := b.machine(c)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if len(suites) > 0 {
 			boots = append(boots, suites)
 		}
 	}
-	return here, boots, nil
+	if !slices.Contains(c.archs, "arm64") {
+		return boots, nil
+	}
+	for _, name := range []string{"arm64-nvhe", "arm64-vhe"} {
+		if err := bed.Hosts[name].Missing(); err != nil { // the summary says what that means
+			fmt.Fprintf(os.Stderr, "tiers: no tests in the bed's %s: %v\n", name, err)
+			continue
+		}
+		suites, err := b.cross(c, name)
+		if err != nil {
+			return nil, err
+		}
+		boots = append(boots, suites)
+	}
+	return boots, nil
 }
 
 func (s suite) name() string { return s.pkg + " " + s.label.String() }
@@ -162,12 +185,12 @@ func runBoots(ctx context.Context, e *events, boots [][]suite) bool {
 
 // runBoot runs suites in one boot of the bed.
 func runBoot(ctx context.Context, e *events, suites []suite) (bool, error) {
-	b := bed.Bed{Files: map[string]string{}}
+	b := bed.Bed{Host: bed.Hosts[suites[0].host], Files: map[string]string{}}
 	if err := addModule(b.Files); err != nil {
 		return false, err
 	}
 	for _, tool := range []string{"env", "promtool"} {
-		if path, err := exec.LookPath(tool); err == nil {
+		if path, err := exec.LookPath(tool); err == nil && b.Host.Arch == runtime.GOARCH {
 			b.Programs = append(b.Programs, path)
 		}
 	}

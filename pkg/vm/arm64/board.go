@@ -39,6 +39,12 @@ const maxCPUs = (UART - Redistributors) / fdt.RedistributorSize
 // default machine type.
 const maxMemory = 1<<40 - RAM
 
+// The reserved part's limits are those of x86_64.
+const (
+	minReserved = 8 << 10
+	maxReserved = 1 << 30
+)
+
 // Board implements vm.Board for arm64.
 type Board struct {
 	// Reservation is how the kernel is kept off the reserved memory.
@@ -63,10 +69,15 @@ func (Board) Layout(memory, reserved uint64) (vm.Layout, error) {
 	case (memory|reserved)%fdt.PageSize != 0:
 		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, both have to be multiples of %d",
 			vm.ErrConfig, memory, reserved, fdt.PageSize)
+	case reserved < minReserved || reserved > maxReserved:
+		return vm.Layout{}, fmt.Errorf("%w: %d bytes reserved, it can be %d (8 KiB) to %d (1 GiB)",
+			vm.ErrConfig, reserved, minReserved, maxReserved)
 	case memory > maxMemory:
-		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory, at most %d are addressable", vm.ErrConfig, memory, uint64(maxMemory))
+		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory, at most %d are addressable",
+			vm.ErrConfig, memory, uint64(maxMemory))
 	case reserved > memory || memory-reserved < FirmwareRoom:
-		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, %d have to be left", vm.ErrConfig, memory, reserved, FirmwareRoom)
+		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, %d have to be left",
+			vm.ErrConfig, memory, reserved, FirmwareRoom)
 	}
 	ram := vm.Span{Base: RAM, Size: memory - reserved}
 	return vm.Layout{RAM: []vm.Span{ram}, Reserved: vm.Span{Base: ram.Base + guestmem.Addr(ram.Size), Size: reserved}}, nil

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -31,10 +30,14 @@ func (b Backend) device() string {
 
 // processor is what differs between the architectures.
 type processor interface {
+	// machineType is what KVM_CREATE_VM is told: KVM API, 4.2.
+	machineType(kvmFD int) (uintptr, error)
 	// setupVM makes the machine's interrupt controllers and devices, before its vCPUs.
 	setupVM(m *instance) error
 	// setupVCPU makes a vCPU what it is before the machine starts.
 	setupVCPU(m *instance, v *vcpu) error
+	// finish does what needs all vCPUs.
+	finish(m *instance) error
 	// enter sets the state in which the first vCPU enters a kernel.
 	enter(v *vcpu, e vm.Entry) error
 	// exit handles an exit that only this architecture has; false where it knows none such.
@@ -53,6 +56,7 @@ type instance struct {
 	kvmFD     int
 	vmFD      int
 	regions   []guestmem.Region
+	devices   []int // descriptors of devices that KVM made for it
 	vcpus     []*vcpu
 	running   sync.WaitGroup
 	ended     chan struct{} // closed when every vCPU of a started machine has ended
@@ -88,8 +92,8 @@ func (m *instance) build(device string) error {
 	if err := checkCapabilities(m.kvmFD, Capabilities()); err != nil {
 		return err
 	}
-	if m.vmFD, err = ioctl(m.kvmFD, kvm.IIO(0x01), 0); err != nil { // KVM_CREATE_VM
-		return deviceError(device, err)
+	if m.vmFD, err = createVM(m.kvmFD, device, m.processor); err != nil {
+		return err
 	}
 	if err := m.mapMemory(m.spec.Layout); err != nil {
 		return err
@@ -110,7 +114,7 @@ func (m *instance) build(device string) error {
 			return err
 		}
 	}
-	return nil
+	return m.processor.finish(m)
 }
 
 // Regions implements vm.Instance.
@@ -187,7 +191,7 @@ func (m *instance) release() error {
 		errs = append(errs, v.release())
 	}
 	// KVM first: it holds on to the memory of its slots.
-	for _, fd := range []int{m.vmFD, m.kvmFD} {
+	for _, fd := range append(m.devices, m.vmFD, m.kvmFD) {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))
 		}

@@ -32,20 +32,10 @@ const apiVersion = 12
 
 // KVM request numbers that gokvm keeps to itself: KVM API, section 4, and linux/kvm.h.
 const (
-	reqGetSupportedCPUID = 0x05
-	reqSetUserMemory     = 0x46
-	reqSetTSSAddr        = 0x47
-	reqSetIdentityMap    = 0x48
-	reqCreatePIT2        = 0x77
-	reqRun               = 0x80
-	reqGetRegs           = 0x81
-	reqSetRegs           = 0x82
-	reqGetSregs          = 0x83
-	reqSetSregs          = 0x84
-	reqSetMSRs           = 0x89
-	reqSetCPUID2         = 0x90
-	reqGetTSCKHz         = 0xa3
-	reqIRQLine           = 0x61
+	reqCreateVM      = 0x01
+	reqSetUserMemory = 0x46
+	reqIRQLine       = 0x61
+	reqRun           = 0x80
 )
 
 // ioctl calls a KVM request whose argument is a number, again where a signal interrupted it:
@@ -104,9 +94,7 @@ func deviceError(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
 		errors.Is(err, unix.ENOTDIR):
-		return unavailable(ErrNoKVM,
-			"%s: %w; load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, "+
-				"in a virtual machine, nesting on its host", path, err)
+		return unavailable(ErrNoKVM, "%s: %w; %s", path, err, howToGetKVM)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return unavailable(ErrPermission,
 			"%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
@@ -142,7 +130,8 @@ func checkCapabilities(fd int, need []Capability) error {
 
 // Check reports what keeps machines of a board from being built with KVM: nil, or one of New's errors.
 func (b Backend) Check(board vm.Board) error {
-	if _, err := newProcessor(vm.Spec{Board: board}, nil); err != nil {
+	p, err := newProcessor(vm.Spec{Board: board}, nil)
+	if err != nil {
 		return err
 	}
 	fd, err := openKVM(b.device())
@@ -153,9 +142,28 @@ func (b Backend) Check(board vm.Board) error {
 	if err := checkCapabilities(fd, Capabilities()); err != nil {
 		return err
 	}
-	machine, err := ioctl(fd, kvm.IIO(0x01), 0)
+	machine, err := createVM(fd, b.device(), p)
 	if err != nil {
-		return deviceError(b.device(), err)
+		return err
 	}
 	return unix.Close(machine)
+}
+
+// createVM makes a machine that is empty yet.
+func createVM(kvmFD int, device string, p processor) (int, error) {
+	kind, err := p.machineType(kvmFD)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := ioctl(kvmFD, kvm.IIO(reqCreateVM), kind)
+	if err != nil {
+		return -1, deviceError(device, err)
+	}
+	return fd, nil
+}
+
+// setIRQ sets the level of an interrupt line: KVM API, 4.25 KVM_IRQ_LINE, which says how lines are counted.
+func (m *instance) setIRQ(line, level uint32) error {
+	l := [2]uint32{line, level} // struct kvm_irq_level
+	return ioctlPtr(m.vmFD, kvm.IIOW(reqIRQLine, unsafe.Sizeof(l)), &l)
 }

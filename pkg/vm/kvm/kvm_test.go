@@ -17,8 +17,8 @@ func TestDeviceErrors(t *testing.T) {
 		err  error
 		hint string
 	}{
-		unix.ENOENT: {ErrNoKVM, "load the kvm_intel or kvm_amd module"},
-		unix.ENODEV: {ErrNoKVM, "load the kvm_intel or kvm_amd module"},
+		unix.ENOENT: {ErrNoKVM, howToGetKVM},
+		unix.ENODEV: {ErrNoKVM, howToGetKVM},
 		unix.EACCES: {ErrPermission, "join the group"},
 		unix.EPERM:  {ErrPermission, "join the group"},
 		unix.EBUSY:  {ErrBusy, "stop it"},

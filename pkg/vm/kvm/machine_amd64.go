@@ -10,12 +10,30 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
+// KVM request numbers that gokvm keeps to itself: KVM API, section 4, and linux/kvm.h.
+const (
+	reqGetSupportedCPUID = 0x05
+	reqSetTSSAddr        = 0x47
+	reqSetIdentityMap    = 0x48
+	reqCreatePIT2        = 0x77
+	reqGetRegs           = 0x81
+	reqSetRegs           = 0x82
+	reqGetSregs          = 0x83
+	reqSetSregs          = 0x84
+	reqSetMSRs           = 0x89
+	reqSetCPUID2         = 0x90
+	reqGetTSCKHz         = 0xa3
+)
+
 // Where KVM may put what an Intel processor without unrestricted guest mode needs, in the hole
 // below 4 GiB: KVM API, 4.36 and 4.40.
 const (
 	identityMapAddr = 0xfffbc000
 	tssAddr         = 0xfffbd000
 )
+
+const howToGetKVM = "load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, " +
+	"in a virtual machine, nesting on its host"
 
 // Capabilities lists what a machine needs of KVM on this architecture.
 func Capabilities() []Capability {
@@ -45,6 +63,9 @@ func newProcessor(s vm.Spec, _ func(error)) (processor, error) {
 	return &x86Processor{}, nil
 }
 
+// machineType: there is but one.
+func (*x86Processor) machineType(int) (uintptr, error) { return 0, nil }
+
 func (x *x86Processor) setupVM(m *instance) error {
 	if _, err := ioctl(m.vmFD, kvm.IIO(reqSetTSSAddr), tssAddr); err != nil {
 		return fmt.Errorf("%w: KVM_SET_TSS_ADDR 0x%x: %w", vm.ErrSetup, tssAddr, err)
@@ -61,20 +82,34 @@ func (x *x86Processor) setupVM(m *instance) error {
 	if err := ioctlPtr(m.vmFD, kvm.IIOW(reqCreatePIT2, unsafe.Sizeof(pit)), &pit); err != nil {
 		return fmt.Errorf("%w: KVM_CREATE_PIT2: %w", vm.ErrSetup, err)
 	}
-	x.bus = x86.NewBus(m.spec.Console, m.spec.Bell, func(line, level uint32) error {
-		l := [2]uint32{line, level} // struct kvm_irq_level
-		return ioctlPtr(m.vmFD, kvm.IIOW(reqIRQLine, unsafe.Sizeof(l)), &l)
-	}, m.stop)
+	x.bus = x86.NewBus(m.spec.Console, m.spec.Bell, m.setIRQ, m.stop)
 	return x.readCPUID(m)
 }
 
+func (*x86Processor) finish(*instance) error { return nil }
+
 func (x *x86Processor) exit(_ *instance, v *vcpu) bool {
-	if v.state.ExitReason != uint32(kvm.EXITIO) {
+	switch v.state.ExitReason {
+	case uint32(kvm.EXITIO):
+		x.port(v)
+	case uint32(kvm.EXITMMIO):
+		// Reads are all ones, as on an empty bus.
+		if _, data, write := v.mmio(); !write {
+			for i := range data {
+				data[i] = 0xff
+			}
+		}
+	default:
 		return false
 	}
+	return true
+}
+
+// port does an access to an I/O port.
+func (x *x86Processor) port(v *vcpu) {
 	data, out, size, port := v.ioData()
 	if size == 0 {
-		return true
+		return
 	}
 	for ; len(data) >= size; data = data[size:] {
 		if out {
@@ -83,7 +118,16 @@ func (x *x86Processor) exit(_ *instance, v *vcpu) bool {
 			x.bus.In(port, data[:size])
 		}
 	}
-	return true
+}
+
+// ioData returns the bytes of a port access: struct kvm_run's io.
+func (v *vcpu) ioData() (data []byte, out bool, size int, port uint16) {
+	direction, size64, port64, count, offset := v.state.IO()
+	end := offset + size64*count
+	if end < offset || end > uint64(len(v.page)) {
+		return nil, direction == kvm.EXITIOOUT, int(size64), uint16(port64)
+	}
+	return v.page[offset:end], direction == kvm.EXITIOOUT, int(size64), uint16(port64)
 }
 
 // registers describes the vCPU as an emulator's log would.

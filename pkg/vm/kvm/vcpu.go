@@ -10,6 +10,7 @@ import (
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -102,13 +103,11 @@ func (v *vcpu) exit(m *instance) {
 	m.countExit(reason)
 	m.FirstSign.Note()
 	switch reason {
-	case uint32(kvm.EXITMMIO):
-		v.mmio()
 	case uint32(kvm.EXITINTR), exitIRQWindow:
 	case uint32(kvm.EXITSHUTDOWN):
 		m.stop(fmt.Errorf("%w on vCPU %d", vm.ErrTripleFault, v.id))
 	case exitSystemEvent:
-		m.stop(fmt.Errorf("%w: system event %d", vm.ErrReset, uint32(v.state.Data[0])))
+		m.stop(v.systemEvent(m))
 	case uint32(kvm.EXITFAILENTRY):
 		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0],
 			m.processor.registers(v)))
@@ -122,20 +121,34 @@ func (v *vcpu) exit(m *instance) {
 	}
 }
 
-// mmio answers an access to guest-physical memory that nothing backs: reads are all ones, as
-// on an empty bus. struct kvm_run's mmio: u64 address, 8 bytes of data, u32 length, u8 is_write.
-func (v *vcpu) mmio() {
-	if isWrite := byte(v.state.Data[2] >> 32); isWrite == 0 {
-		v.state.Data[1] = ^uint64(0)
+// Types of system events: linux/kvm.h, KVM_SYSTEM_EVENT_*.
+const (
+	eventShutdown = 1
+	eventReset    = 2
+	eventCrash    = 3
+)
+
+// systemEvent is the reason that a guest gave for its machine's end: struct kvm_run's system_event, which
+// begins with a u32, the type.
+func (v *vcpu) systemEvent(m *instance) error {
+	switch event := uint32(v.state.Data[0]); event {
+	case eventShutdown:
+		return vm.ErrPowerOff
+	case eventReset:
+		return vm.ErrReset
+	case eventCrash:
+		return fmt.Errorf("%w: the guest said that it crashed, on vCPU %d; %s", vm.ErrRun, v.id, m.processor.registers(v))
+	default:
+		return fmt.Errorf("%w: unknown system event %d on vCPU %d; %s", vm.ErrRun, event, v.id, m.processor.registers(v))
 	}
 }
 
-// ioData returns the bytes of a port access: struct kvm_run's io.
-func (v *vcpu) ioData() (data []byte, out bool, size int, port uint16) {
-	direction, size64, port64, count, offset := v.state.IO()
-	end := offset + size64*count
-	if end < offset || end > uint64(len(v.page)) {
-		return nil, direction == kvm.EXITIOOUT, int(size64), uint16(port64)
-	}
-	return v.page[offset:end], direction == kvm.EXITIOOUT, int(size64), uint16(port64)
+// mmioData is where struct kvm_run's mmio has its data: a u64 address, 8 bytes of data, u32 length, u8 is_write.
+const mmioData = unsafe.Offsetof(kvm.RunData{}.Data) + 8
+
+// mmio returns an access to guest-physical memory that nothing backs. What is written to data is what a read
+// gets when the vCPU goes on.
+func (v *vcpu) mmio() (at guestmem.Addr, data []byte, write bool) {
+	size := min(uint32(v.state.Data[2]), 8)
+	return guestmem.Addr(v.state.Data[0]), v.page[mmioData:][:size], byte(v.state.Data[2]>>32) != 0
 }

@@ -1,22 +1,31 @@
-// Command cmd runs a program in the bed, with the kernel under test as /kernel, and ends as the
+// Command cmd runs a program in a bed, with the kernel under test as /kernel, and ends as the
 // program does.
 //
-//	cmd [-add HOST[:GUEST]]... [-program PATH]... KERNEL PROGRAM [ARG...]
+//	cmd [-host NAME] [-add HOST[:GUEST]]... [-program PATH]... KERNEL PROGRAM [ARG...]
 package main
 
 import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/ktstr/ktstr-vmm/test/bed"
 )
 
 func main() {
-	b := bed.Bed{Files: map[string]string{}}
+	b := bed.Bed{Host: bed.Hosts["x86_64"], Files: map[string]string{}}
+	flag.Func("host", strings.Join(slices.Sorted(maps.Keys(bed.Hosts)), ", "), func(s string) error {
+		var ok bool
+		if b.Host, ok = bed.Hosts[s]; !ok {
+			return fmt.Errorf("there is no host %q", s)
+		}
+		return nil
+	})
 	flag.Func("add", "HOST[:GUEST], a file or a folder", func(s string) error {
 		from, to, ok := strings.Cut(s, ":")
 		if !ok {
@@ -31,7 +40,7 @@ func main() {
 	})
 	flag.Parse()
 	if flag.NArg() < 2 {
-		fmt.Fprintln(os.Stderr, "usage: cmd [-add HOST[:GUEST]]... [-program PATH]... KERNEL PROGRAM [ARG...]")
+		fmt.Fprintln(os.Stderr, "usage: cmd [-host NAME] [-add HOST[:GUEST]]... [-program PATH]... KERNEL PROGRAM [ARG...]")
 		os.Exit(2)
 	}
 	program := "/bin/" + filepath.Base(flag.Arg(1))

@@ -1,0 +1,127 @@
+package kvm
+
+import (
+	"fmt"
+	"strings"
+	"unsafe"
+
+	"github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
+)
+
+// vcpuInit is struct kvm_vcpu_init.
+type vcpuInit struct {
+	target   uint32
+	features [7]uint32
+}
+
+// Features of a vCPU, as bits of the first word: KVM API, 4.82 KVM_ARM_VCPU_INIT.
+const (
+	featurePowerOff = 1 << 0
+	featurePSCI02   = 1 << 2
+)
+
+// setupVCPU makes a vCPU one of the host's kind. All but the first are off until the guest turns them on by PSCI.
+func (a *armProcessor) setupVCPU(_ *instance, v *vcpu) error {
+	init := a.target
+	init.features[0] = featurePSCI02
+	if v.id > 0 {
+		init.features[0] |= featurePowerOff
+	}
+	if err := ioctlPtr(v.fd, kvm.IIOW(reqVCPUInit, unsafe.Sizeof(init)), &init); err != nil {
+		return fmt.Errorf("%w: KVM_ARM_VCPU_INIT of vCPU %d, target %d: %w", vm.ErrSetup, v.id, init.target, err)
+	}
+	return nil
+}
+
+// register is a register's number in KVM_GET_ONE_REG and KVM_SET_ONE_REG: KVM API, 4.68, "arm64".
+type register uint64
+
+// core is a register of struct kvm_regs, by its place there in 64-bit words.
+func core(n uint64) register { return register(0x6030_0000_0010_0000 | n*2) }
+
+// The words of struct kvm_regs behind x0 to x30: arch/arm64/include/uapi/asm/kvm.h and ptrace.h.
+var (
+	regPC     = core(32)
+	regPSTATE = core(33)
+)
+
+// system is a system register, by the numbers that MRS names it by.
+func system(op0, op1, crn, crm, op2 uint64) register {
+	return register(0x6030_0000_0013_0000 | op0<<14 | op1<<11 | crn<<7 | crm<<3 | op2)
+}
+
+// oneReg is struct kvm_one_reg.
+type oneReg struct {
+	id    register
+	value *uint64
+}
+
+func (v *vcpu) get(r register) (value uint64, err error) {
+	one := &oneReg{r, &value}
+	return value, ioctlPtr(v.fd, kvm.IIOW(reqGetOneReg, unsafe.Sizeof(*one)), one)
+}
+
+func (v *vcpu) set(r register, value uint64) error {
+	one := &oneReg{r, &value}
+	if err := ioctlPtr(v.fd, kvm.IIOW(reqSetOneReg, unsafe.Sizeof(*one)), one); err != nil {
+		return fmt.Errorf("KVM_SET_ONE_REG 0x%x to 0x%x: %w", uint64(r), value, err)
+	}
+	return nil
+}
+
+// enter sets the registers of the vCPU that enters the kernel. The others are off.
+func (a *armProcessor) enter(v *vcpu, e vm.Entry) error {
+	state := arm64.EntryState(e)
+	for i, x := range state.X {
+		if err := v.set(core(uint64(i)), x); err != nil {
+			return err
+		}
+	}
+	if err := v.set(regPSTATE, state.PSTATE); err != nil {
+		return err
+	}
+	return v.set(regPC, state.PC)
+}
+
+// shown are the registers in messages, beside x0 to x30.
+var shown = []struct {
+	name     string
+	register register
+}{
+	{"pc", regPC},
+	{"pstate", regPSTATE},
+	{"sp_el0", core(31)},
+	{"sp_el1", core(34)},
+	{"elr_el1", core(35)},
+	{"spsr_el1", core(36)},
+	{"esr_el1", system(3, 0, 5, 2, 0)},
+	{"far_el1", system(3, 0, 6, 0, 0)},
+	{"vbar_el1", system(3, 0, 12, 0, 0)},
+	{"sctlr_el1", system(3, 0, 1, 0, 0)},
+	{"ttbr0_el1", system(3, 0, 2, 0, 0)},
+	{"ttbr1_el1", system(3, 0, 2, 0, 1)},
+}
+
+// registers describes the vCPU as an emulator's log would.
+func (a *armProcessor) registers(v *vcpu) string {
+	var s strings.Builder
+	add := func(name string, r register) error {
+		value, err := v.get(r)
+		fmt.Fprintf(&s, "%s=0x%x ", name, value)
+		return err
+	}
+	for _, r := range shown {
+		if err := add(r.name, r.register); err != nil {
+			return fmt.Sprintf("registers: %s: %v", r.name, err)
+		}
+	}
+	for i := range uint64(31) {
+		if err := add(fmt.Sprintf("x%d", i), core(i)); err != nil {
+			return fmt.Sprintf("registers: x%d: %v", i, err)
+		}
+	}
+	return strings.TrimSpace(s.String())
+}
