@@ -15,7 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // compiler is Debian 12's; another one makes other bytes of the same source.
@@ -28,19 +28,19 @@ var images = map[string]string{"x86_64": "demo-x86_64.elf", "arm64": "demo-arm64
 func buildImages(t *testing.T) string {
 	t.Helper()
 	for _, gcc := range []string{"gcc", "aarch64-linux-gnu-gcc"} {
-		version, err := exec.Command(needs.Tool(t, gcc), "-dumpfullversion").Output()
+		version, err := exec.Command(testenv.Tool(t, gcc), "-dumpfullversion").Output()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if v := strings.TrimSpace(string(version)); v != compiler {
-			needs.Missing(t, gcc+" "+compiler, fmt.Errorf("it is %s", v))
+			testenv.Missing(t, gcc+" "+compiler, fmt.Errorf("it is %s", v))
 		}
 	}
 	dir := t.TempDir()
 	if err := os.CopyFS(filepath.Join(dir, "src"), os.DirFS("src")); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(needs.Tool(t, "make"), "-C", filepath.Join(dir, "src")).CombinedOutput(); err != nil {
+	if out, err := exec.Command(testenv.Tool(t, "make"), "-C", filepath.Join(dir, "src")).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return dir
@@ -70,10 +70,10 @@ func TestAgentsAreBuiltFromTheirSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tool := needs.Tool(t, "go")
+	tool := testenv.Tool(t, "go")
 	t.Setenv("GOTOOLCHAIN", info.GoVersion)
 	if out, err := exec.Command(tool, "version").CombinedOutput(); err != nil {
-		needs.Missing(t, info.GoVersion, fmt.Errorf("%w: %s", err, out))
+		testenv.Missing(t, info.GoVersion, fmt.Errorf("%w: %s", err, out))
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command(tool, "run", "./pack", dir).CombinedOutput(); err != nil {

@@ -8,13 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // function is the code of one in a disassembly by binutils.
 func function(t *testing.T, objdump, file, name string) string {
 	t.Helper()
-	out, err := exec.Command(needs.Tool(t, objdump), "-d", "--no-show-raw-insn", file).Output()
+	out, err := exec.Command(testenv.Tool(t, objdump), "-d", "--no-show-raw-insn", file).Output()
 	if err != nil {
 		t.Fatalf("%s %s: %v", objdump, file, err)
 	}
@@ -59,7 +59,7 @@ func TestImagesOrderTheirWrites(t *testing.T) {
 
 // So do Go's writer and reader: by STLR and LDAR, and by XCHG.
 func TestGoOrdersItsWrites(t *testing.T) {
-	tool := needs.Tool(t, "go")
+	tool := testenv.Tool(t, "go")
 	for goarch, want := range map[string]struct{ store, load string }{
 		"amd64": {`\tXCHGQ `, `\tMOVQ `}, "arm64": {`\tSTLR `, `\tLDAR `},
 	} {

@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // reader is who reads a pipe of the program's.
@@ -91,7 +91,7 @@ func fill(t *testing.T, w *os.File) (n int) {
 // A reader of stderr that is stuck holds up neither a usage error, nor a run, nor its last words.
 func TestStuckStderr(t *testing.T) {
 	path := program(t)
-	b := needs.Backend(t)
+	b := testenv.Backend(t)
 	for want, args := range map[int][]string{
 		125: {"demo", "--no-such-flag"},
 		3:   {"demo", "--accel", b.Name(), "--scenario", "fail", "--report", "-", "--report-format", "json"},
@@ -175,7 +175,7 @@ func TestChaos(t *testing.T) {
 	path := program(t)
 	seed := chaosSeed(t)
 	leavesNothing(t)
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		runs := map[string]int{"kvm": 300, "emulator": 150}[m.Backend.Name()]
 		if testing.Short() {
 			runs /= 5
@@ -247,7 +247,7 @@ func openFiles(t *testing.T) map[string]bool {
 }
 
 // check makes the run.
-func (c chaosRun) check(t *testing.T, path string, m needs.Machine) {
+func (c chaosRun) check(t *testing.T, path string, m testenv.Machine) {
 	args := []string{"demo", "--accel", m.Backend.Name(), "--arch", m.Arch, "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
 		"--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
 	if c.report != "" {

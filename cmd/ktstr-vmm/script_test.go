@@ -15,7 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 )
 
@@ -61,7 +61,7 @@ func TestScripts(t *testing.T) {
 
 // TestMachineScripts does so with machines, on each back end and for each architecture.
 func TestMachineScripts(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		traits := vmtest.TraitsOf(m.Arch)
 		scripts(t, "machine", map[string]string{
 			"ACCEL": m.Backend.Name(), "ARCH": m.Arch,

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // output runs a program that must have nothing to complain of.
@@ -35,7 +35,7 @@ func try(input []byte, name string, args ...string) (out, complaints string, err
 
 // dtc has no warning of a tree, and it is the same tree as the one that was written by hand.
 func TestTreesAreGoodForDTC(t *testing.T) {
-	dtc := needs.Tool(t, "dtc")
+	dtc := testenv.Tool(t, "dtc")
 	for name, m := range machines() {
 		byHand := output(t, nil, dtc, "-I", "dts", "-O", "dtb", filepath.Join("testdata", name+".dts"))
 		want := output(t, []byte(byHand), dtc, "-I", "dtb", "-O", "dts")
@@ -124,7 +124,7 @@ var properties = map[string]map[string]string{
 }
 
 func TestFdtgetReadsEveryProperty(t *testing.T) {
-	fdtget := needs.Tool(t, "fdtget")
+	fdtget := testenv.Tool(t, "fdtget")
 	tree := filepath.Join(t.TempDir(), "tree.dtb")
 	if err := os.WriteFile(tree, encode(t, machines()["qemu"]), 0o600); err != nil {
 		t.Fatal(err)
@@ -152,7 +152,7 @@ func TestFdtgetReadsEveryProperty(t *testing.T) {
 
 // Trees of all sorts of machines are read without a warning.
 func TestTreesOfManyMachinesAreGoodForDTC(t *testing.T) {
-	dtc := needs.Tool(t, "dtc")
+	dtc := testenv.Tool(t, "dtc")
 	m := machines()["qemu"]
 	for _, cpus := range []int{1, 16, 17, 123} {
 		for _, uart := range []uint64{0, 0x1000, 0x10_0000_0000} {

@@ -14,13 +14,13 @@ import (
 	"github.com/u-root/u-root/pkg/dt"
 	"pgregory.net/rapid"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 )
 
 // What Decode reads in a tree, fdtdump reads too: in trees that fuzzing found, and in some with a few bytes changed.
 func TestFdtdumpReadsTheSame(t *testing.T) {
-	fdtdump := needs.Tool(t, "fdtdump")
+	fdtdump := testenv.Tool(t, "fdtdump")
 	whole := seeds(t)
 	trees := append(corpus(t, "FuzzDecode"), whole...)
 	random := rand.New(rand.NewPCG(1, 2))
@@ -85,7 +85,7 @@ func corpus(t *testing.T, target string) (inputs [][]byte) {
 
 // Any machine's tree is the same to fdtdump.
 func TestFdtdumpReadsWhatIsEncoded(t *testing.T) {
-	fdtdump := needs.Tool(t, "fdtdump")
+	fdtdump := testenv.Tool(t, "fdtdump")
 	rapid.Check(t, func(rt *rapid.T) {
 		pages := func(name string, from, to uint64) uint64 {
 			return rapid.Uint64Range(from/fdt.PageSize, to/fdt.PageSize).Draw(rt, name) * fdt.PageSize

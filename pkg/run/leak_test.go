@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -52,10 +52,10 @@ func holds(t *testing.T) held {
 
 // 300 runs with mixed endings in one process leave nothing behind.
 func TestRunsLeaveNothing(t *testing.T) {
-	needs.EachMachine(t, runsLeaveNothing)
+	testenv.EachMachine(t, runsLeaveNothing)
 }
 
-func runsLeaveNothing(t *testing.T, m needs.Machine) {
+func runsLeaveNothing(t *testing.T, m testenv.Machine) {
 	endings := []struct {
 		words   string
 		timeout time.Duration

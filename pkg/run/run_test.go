@@ -14,7 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const hangLimit = 20 * time.Second
 
 // scenario is a run of the embedded guest; the deadline is only there for hangs.
-func scenario(t *testing.T, m needs.Machine, words string) run.Config {
+func scenario(t *testing.T, m testenv.Machine, words string) run.Config {
 	t.Helper()
 	return run.Config{
 		VM:      vm.Config{Kernel: vmtest.Demo(t, m.Arch), Backend: m.Backend, Cmdline: "demo.scenario=" + words},
@@ -42,7 +42,7 @@ func scenario(t *testing.T, m needs.Machine, words string) run.Config {
 }
 
 // onX86 is the machine of a test that is about x86_64 alone.
-func onX86(b vm.Backend) needs.Machine { return needs.Machine{Backend: b, Arch: "x86_64"} }
+func onX86(b vm.Backend) testenv.Machine { return testenv.Machine{Backend: b, Arch: "x86_64"} }
 
 // does runs a scenario and checks how it ended.
 func does(t *testing.T, cfg run.Config, outcome run.Outcome, exit int) *run.Result {
@@ -56,7 +56,7 @@ func does(t *testing.T, cfg run.Config, outcome run.Outcome, exit int) *run.Resu
 }
 
 func TestOK(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		r := does(t, scenario(t, m, "ok demo.step_ms=1"), run.Exited, 0)
 		want := map[string]uint64{"SCST": 1, "STIM": 3, "TEST": 1, "PMET": 1, "RAWO": 1, "SCEN": 1, "EXIT": 1}
 		for name, n := range r.Ring.ByType {
@@ -80,7 +80,7 @@ func TestOK(t *testing.T) {
 
 // The guest's clock is the host's, within a twentieth: in one of some tries, for a busy host holds up either.
 func TestGuestClock(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		const tries = 3
 		for try := 1; ; try++ {
 			guest, host := clocks(t, m)
@@ -97,7 +97,7 @@ func TestGuestClock(t *testing.T) {
 }
 
 // clocks are how long a guest takes for two steps of a second each, by its own clock and by the host's.
-func clocks(t *testing.T, m needs.Machine) (guest, host time.Duration) {
+func clocks(t *testing.T, m testenv.Machine) (guest, host time.Duration) {
 	t.Helper()
 	var first, last time.Duration
 	cfg := scenario(t, m, "ok demo.steps=3 demo.step_ms=1000")
@@ -115,7 +115,7 @@ func clocks(t *testing.T, m needs.Machine) (guest, host time.Duration) {
 }
 
 func TestFail(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		r := does(t, scenario(t, m, "fail"), run.Exited, 3)
 		if *r.GuestExitCode != 3 {
 			t.Error(*r.GuestExitCode)
@@ -124,7 +124,7 @@ func TestFail(t *testing.T) {
 }
 
 func TestSchedulerExit(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		r := does(t, scenario(t, m, "sched-exit"), run.SchedulerGone, 121)
 		if *r.SchedulerExit.Code != 7 || string(r.Console) != "the scheduler is gone\n" {
 			t.Errorf("%v, console %q", r.SchedulerExit, r.Console)
@@ -133,7 +133,7 @@ func TestSchedulerExit(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		r := does(t, scenario(t, m, "crash"), run.Crashed, 122)
 		if !strings.HasPrefix(*r.Crash, "panic: the demo crashes") || strings.Count(*r.Crash, "\n") != 2 {
 			t.Errorf("%q", *r.Crash)
@@ -142,7 +142,7 @@ func TestCrash(t *testing.T) {
 }
 
 func TestNoVerdict(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		for words, reason := range map[string]error{
 			"silent": vm.ErrReset, "triple-fault": vmtest.TraitsOf(m.Arch).TripleFault,
 		} {
@@ -157,7 +157,7 @@ func TestNoVerdict(t *testing.T) {
 // Deaf guests, in ring 3 and halted in ring 0 with interrupts off, end at the deadline. How soon after is in
 // the benchmark.
 func TestDeafGuests(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		for _, words := range []string{"hang", "halt"} {
 			cfg := scenario(t, m, words)
 			cfg.Timeout, cfg.Grace = 300*time.Millisecond, 0
@@ -174,7 +174,7 @@ func TestDeafGuests(t *testing.T) {
 
 // At the soft deadline the guest is asked, and what it says after is kept; the run is a timeout.
 func TestGraceful(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		cfg := scenario(t, m, "graceful")
 		cfg.Timeout, cfg.Grace = 10*time.Second, 8*time.Second // half of the timeout at most
 		r := does(t, cfg, run.TimedOut, 124)
@@ -186,7 +186,7 @@ func TestGraceful(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		for _, tc := range []struct {
 			words   string
 			signals []os.Signal
@@ -222,7 +222,7 @@ func TestSignals(t *testing.T) {
 }
 
 func TestContextEndsARun(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := scenario(t, m, "hang")
 		cfg.OnStart = cancel
@@ -272,7 +272,7 @@ func affordable(b vm.Backend, count, size int) int {
 }
 
 func TestFlood(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		const gib = 1 << 30
 		for _, tc := range []struct {
 			count, size int
@@ -312,7 +312,7 @@ func TestFlood(t *testing.T) {
 
 // A guest that does not wait for room: what arrives and what it counts as dropped is all there was.
 func TestOverrun(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		const count = 300_000
 		r := does(t, func() run.Config {
 			cfg := scenario(t, m, fmt.Sprintf("overrun demo.count=%d demo.size=100", count))
@@ -326,7 +326,7 @@ func TestOverrun(t *testing.T) {
 }
 
 func TestStall(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		cfg := scenario(t, m, "stall")
 		cfg.Drive = func(_ context.Context, c shm.Control) error {
 			time.Sleep(20 * time.Millisecond)
@@ -338,7 +338,7 @@ func TestStall(t *testing.T) {
 }
 
 func TestSignalSlots(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		cfg := scenario(t, m, "signals")
 		cfg.Drive = func(ctx context.Context, c shm.Control) error {
 			v, err := c.WaitFor(ctx, shm.SlotGuest)
@@ -352,7 +352,7 @@ func TestSignalSlots(t *testing.T) {
 }
 
 func TestDriverFails(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		cfg := scenario(t, m, "signals")
 		cfg.Drive = func(context.Context, shm.Control) error { return errors.New("no probe today") }
 		r := does(t, cfg, run.Failed, 125)
@@ -372,7 +372,7 @@ func TestDriverFails(t *testing.T) {
 // A guest that breaks the protocol, in a real machine: the lie is named, and an EXIT that is
 // written after it is still seen. Without one the run is corrupt.
 func TestHostileGuests(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		for lie, kind := range map[string]string{
 			"behind": "write_ptr_behind", "ahead": "write_ptr_ahead", "length": "bad_length", "incomplete": "incomplete",
 			"header": "header_changed", "exit-payload": "bad_payload", "crc": "",

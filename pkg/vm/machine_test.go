@@ -13,8 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -75,7 +75,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 }
 
 func TestGuestEnds(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		g := guestsOf[on.Arch]
 		t.Run("reset", func(t *testing.T) { endsBy(t, on.Backend, g.reset, vm.ErrReset) })
 		t.Run("power-off", func(t *testing.T) { endsBy(t, on.Backend, g.powerOff, vm.ErrPowerOff) })
@@ -98,7 +98,7 @@ func endsBy(t *testing.T, b vm.Backend, kernel vm.Loader, want error) {
 }
 
 func TestX86GuestEnds(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
 			kernel x86.Code
 			want   error
@@ -113,7 +113,7 @@ func TestX86GuestEnds(t *testing.T) {
 }
 
 func TestStopReachesAnyGuest(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		for name, kernel := range map[string]vm.Loader{"spin": guestsOf[on.Arch].spin, "halt": guestsOf[on.Arch].halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestStopReachesAnyGuest(t *testing.T) {
 
 // A stop that comes while a processor is about to enter the guest is not lost.
 func TestStopRace(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		reason := errors.New("stopped")
 		rounds := map[string]int{"kvm": 200, "emulator": 30}[on.Backend.Name()]
 		for i := range rounds {
@@ -169,7 +169,7 @@ func TestStopRace(t *testing.T) {
 }
 
 func TestLifecycle(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -194,7 +194,7 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestConsole(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		var out bytes.Buffer
 		if err := runs(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].hello, Console: &out}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
@@ -207,7 +207,7 @@ func TestConsole(t *testing.T) {
 
 // Each ring of the doorbell is counted, and several are one for who listens.
 func TestDoorbell(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m := machine(t, b, vm.Config{Kernel: ring, Memory: 64 << 20})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -228,7 +228,7 @@ func TestDoorbell(t *testing.T) {
 
 // A guest that rings without end while nobody listens goes on, more often than any pipe would hold, and is stopped.
 func TestDoorbellWithoutEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		enough := map[string]uint64{"kvm": 2000, "emulator": 200_000}[b.Name()]
 		m := machine(t, b, vm.Config{Kernel: ringOn, Memory: 64 << 20})
 		if err := m.Start(); err != nil {
@@ -274,7 +274,7 @@ func TestSerialPortIsA16550(t *testing.T) {
 	in(2, 0xc2) // transmitter empty interrupt
 	in(2, 0xc1) // which reading clears
 	guest = append(guest, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -323,7 +323,7 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 
 // Two processors run at the same time: both counters move, and neither waits for the other.
 func TestTwoProcessorsRunAtOnce(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, CPUs: 2, Memory: 64 << 20})
 		var words [2]guestmem.Uint32
 		for i := range words {
@@ -374,7 +374,7 @@ func TestWidePortAccessReachesEachPort(t *testing.T) {
 		0x3d, 0xb0, 0xa5, 0x00, 0x00, // cmp eax, 0xa5b0
 		0x75, 0xfe, // jne .
 	}, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -385,7 +385,7 @@ func TestWidePortAccessReachesEachPort(t *testing.T) {
 func TestRealTimeClockAnswers(t *testing.T) {
 	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
 	guest := append(x86.Code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -407,7 +407,7 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 		}
 		return size
 	}
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].spin, Memory: memory})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -426,7 +426,7 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
 			cfg  vm.Config
 			want error
@@ -457,7 +457,7 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestNewRefusesForArm64(t *testing.T) {
-	b := needs.EmulatorOf(t, "arm64")
+	b := testenv.EmulatorOf(t, "arm64")
 	kernel := guestsOf["arm64"].spin
 	for name, tc := range map[string]struct {
 		cfg  vm.Config
@@ -491,7 +491,7 @@ func (i initrd) WriteTo(w io.Writer) (int64, error) {
 
 // The guest reads its own memory map: one that covers the ring is EXIT 90.
 func TestGuestChecksItsMap(t *testing.T) {
-	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
+	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
 		for _, covered := range []bool{false, true} {
 			if got, want := mapVerdict(t, on, covered), map[bool]int32{false: 0, true: 90}[covered]; got != want {
 				t.Errorf("covered %t: EXIT %d, want %d", covered, got, want)
@@ -501,7 +501,7 @@ func TestGuestChecksItsMap(t *testing.T) {
 }
 
 // mapVerdict is the EXIT of a guest whose map covers the ring or does not.
-func mapVerdict(t *testing.T, on needs.Machine, covered bool) int32 {
+func mapVerdict(t *testing.T, on testenv.Machine, covered bool) int32 {
 	t.Helper()
 	kernel := vmtest.Demo(t, on.Arch)
 	layout, err := kernel.Board().Layout(0, 0)

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 )
@@ -51,7 +51,7 @@ func TestSerialPortIsAPL011(t *testing.T) {
 		storeTo(uart, 'y'), readsAs(setPending, ours),
 		armReset,
 	)
-	needs.EachBackendOf(t, "arm64", func(t *testing.T, b vm.Backend) {
+	testenv.EachBackendOf(t, "arm64", func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}

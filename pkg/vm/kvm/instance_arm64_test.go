@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -57,7 +57,7 @@ func TestExitsAreCounted(t *testing.T) {
 
 // Memory that this host's KVM has no addresses for is refused, as the board's limit is.
 func TestTooMuchMemory(t *testing.T) {
-	needs.KVM(t)
+	testenv.KVM(t)
 	_, err := vm.New(vm.Config{Kernel: reset, Backend: kvm.Backend{}, Memory: 2 << 40})
 	if !errors.Is(err, vm.ErrConfig) {
 		t.Error(err)

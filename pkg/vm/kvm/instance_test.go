@@ -10,7 +10,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // ends runs a guest and returns how often it left KVM and why it ended.
 func ends(t *testing.T, kernel vm.Loader) (exits map[string]uint64, reason error) {
 	t.Helper()
-	needs.KVM(t)
+	testenv.KVM(t)
 	m, err := vm.New(vm.Config{Kernel: kernel, Backend: kvm.Backend{}, Memory: 64 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestNoKVM(t *testing.T) {
 func TestNoPermission(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV, ""); err != nil {
-		needs.Missing(t, "the right to mount a tmpfs", err)
+		testenv.Missing(t, "the right to mount a tmpfs", err)
 	}
 	defer unix.Unmount(dir, 0)
 	path := filepath.Join(dir, "kvm")
@@ -81,7 +81,7 @@ func fails(t *testing.T, b kvm.Backend) error {
 }
 
 func TestKernelSpeed(t *testing.T) {
-	needs.KVM(t)
+	testenv.KVM(t)
 	if err := (kvm.Backend{}).Check(board); err != nil {
 		t.Error(err)
 	}
