@@ -15,7 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // compiler is Debian 12's; another one makes other bytes of the same source.
@@ -23,18 +23,18 @@ const compiler = "12.2.0"
 
 // The committed image is what its source gives, byte for byte.
 func TestImageIsBuiltFromItsSource(t *testing.T) {
-	version, err := exec.Command(needs.Tool(t, "gcc"), "-dumpfullversion").Output()
+	version, err := exec.Command(testenv.Tool(t, "gcc"), "-dumpfullversion").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v := strings.TrimSpace(string(version)); v != compiler {
-		needs.Missing(t, "gcc "+compiler, &os.PathError{Op: "version", Path: "gcc", Err: os.ErrNotExist})
+		testenv.Missing(t, "gcc "+compiler, &os.PathError{Op: "version", Path: "gcc", Err: os.ErrNotExist})
 	}
 	dir := t.TempDir()
 	if err := os.CopyFS(filepath.Join(dir, "src"), os.DirFS("src")); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(needs.Tool(t, "make"), "-C", filepath.Join(dir, "src")).CombinedOutput(); err != nil {
+	if out, err := exec.Command(testenv.Tool(t, "make"), "-C", filepath.Join(dir, "src")).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	built, err := os.ReadFile(filepath.Join(dir, "demo-x86_64.elf"))
@@ -56,10 +56,10 @@ func TestAgentIsBuiltFromItsSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tool := needs.Tool(t, "go")
+	tool := testenv.Tool(t, "go")
 	t.Setenv("GOTOOLCHAIN", info.GoVersion)
 	if out, err := exec.Command(tool, "version").CombinedOutput(); err != nil {
-		needs.Missing(t, info.GoVersion, fmt.Errorf("%w: %s", err, out))
+		testenv.Missing(t, info.GoVersion, fmt.Errorf("%w: %s", err, out))
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command(tool, "run", "./pack", dir).CombinedOutput(); err != nil {

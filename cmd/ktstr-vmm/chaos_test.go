@@ -16,7 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -92,7 +92,7 @@ func fill(t *testing.T, w *os.File) (n int) {
 // A reader of stderr that is stuck holds up neither a usage error, nor a run, nor its last words.
 func TestStuckStderr(t *testing.T) {
 	path := program(t)
-	b := needs.Backend(t)
+	b := testenv.Backend(t)
 	for want, args := range map[int][]string{
 		125: {"demo", "--no-such-flag"},
 		3:   {"demo", "--accel", b.Name(), "--scenario", "fail", "--report", "-", "--report-format", "json"},
@@ -180,7 +180,7 @@ func TestChaos(t *testing.T) {
 	if testing.Short() {
 		runs = 60
 	}
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		dir := t.TempDir()
 		fifo := filepath.Join(dir, "fifo") // which nobody opens

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -83,7 +83,7 @@ func get(t *testing.T, url, accept string) (body string, contentType string) {
 
 // While a guest runs, a scrape has every metric of the contract, and promtool has nothing to say.
 func TestMetricsWhileAGuestRuns(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cmd, url := serve(t, "demo", "--accel", b.Name(), "--scenario", "hang", "--grace", "0s")
 		body, _ := get(t, url, "text/plain")
 		for _, name := range []string{
@@ -102,7 +102,7 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 				t.Errorf("no %s in\n%s", name, body)
 			}
 		}
-		check := exec.Command(needs.Tool(t, "promtool"), "check", "metrics")
+		check := exec.Command(testenv.Tool(t, "promtool"), "check", "metrics")
 		check.Stdin = strings.NewReader(body)
 		if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("promtool check metrics: %v\n%s", err, out)
@@ -123,7 +123,7 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 
 // After the run its metrics linger, until somebody has enough.
 func TestMetricsLinger(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cmd, url := serve(t, "demo", "--accel", b.Name(), "--scenario", "fail", "--metrics-linger", "1h")
 		deadline := time.Now().Add(hangLimit)
 		for {
@@ -146,7 +146,7 @@ func TestMetricsLinger(t *testing.T) {
 
 // Signals: the guest is asked to stop and its last words are in the report.
 func TestInterrupted(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for signal, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
 			cmd := exec.Command(program(t), "demo", "--accel", b.Name(), "--scenario", "graceful", "--report", "-",
 				"--report-format", "json")
@@ -183,7 +183,7 @@ func TestInterrupted(t *testing.T) {
 
 // However the program ends, its emulator ends with it.
 func TestKilledProgramLeavesNoChild(t *testing.T) {
-	needs.Emulator(t)
+	testenv.Emulator(t)
 	cmd, url := serve(t, "demo", "--accel", "emulator", "--scenario", "hang")
 	get(t, url, "text/plain")
 	children := vmtest.Children(t, cmd.Process.Pid)
@@ -209,7 +209,7 @@ func TestKilledProgramLeavesNoChild(t *testing.T) {
 
 // Nobody reads the output, or who read it went away: the run ends all the same, with its own code.
 func TestOutputThatNobodyReads(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		path := program(t)
 		w := pipe(t, stuck)
 		defer w.Close()
@@ -248,9 +248,9 @@ func TestOutputThatNobodyReads(t *testing.T) {
 // a back end was asked for; doctor says what to install.
 func TestHostWithoutAnything(t *testing.T) {
 	if os.Geteuid() != 0 {
-		needs.Missing(t, "root", os.ErrPermission)
+		testenv.Missing(t, "root", os.ErrPermission)
 	}
-	unshare, path := needs.Tool(t, "unshare"), program(t)
+	unshare, path := testenv.Tool(t, "unshare"), program(t)
 	inHost := func(args ...string) *exec.Cmd {
 		// A /dev without kvm, and a PATH with nothing on it but a package manager.
 		script := `mount -t tmpfs none /dev && dir=$(mktemp -d /dev/XXXXXX) && ln -s /bin/true $dir/apt &&
@@ -297,7 +297,7 @@ func TestHostWithoutAnything(t *testing.T) {
 func TestDoctorAndAuto(t *testing.T) {
 	path := program(t)
 	out, err := exec.Command(path, "doctor").Output()
-	if err != nil && needs.EmulatorMissing() == nil {
+	if err != nil && testenv.EmulatorMissing() == nil {
 		t.Errorf("doctor: %v", err)
 	}
 	for _, line := range []string{`KVM  `, `emulator  `, `memory  .*MiB available`, `Linux guests `} {
@@ -314,7 +314,7 @@ func TestDoctorAndAuto(t *testing.T) {
 	if code := ends(t, cmd); code != 3 {
 		t.Errorf("exit code %d, %s", code, stderr.String())
 	}
-	emulated := needs.Backend(t).Name() == "emulator"
+	emulated := testenv.Backend(t).Name() == "emulator"
 	said := strings.Count(stderr.String(), "QEMU's emulator runs the guest")
 	if strings.Count(stderr.String(), "\n") != said || (said == 1) != emulated {
 		t.Errorf("emulated: %t, stderr %s", emulated, stderr.String())

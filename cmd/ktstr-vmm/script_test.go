@@ -12,7 +12,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 
 // TestMachineScripts does so with machines, on each back end.
 func TestMachineScripts(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) { scripts(t, "machine", "ACCEL", b.Name()) })
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) { scripts(t, "machine", "ACCEL", b.Name()) })
 }
 
 // scripts runs a folder of scripts, with a variable for them.

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -68,7 +68,7 @@ type agent struct {
 	kernel  kernel
 	limits  limits
 
-	job      job.Job
+	job      agentproto.Job
 	hostname string
 	writer   *shm.Writer
 	control  shm.Control
@@ -120,12 +120,12 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.openRing(); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(a.path(job.Path))
+	text, err := os.ReadFile(a.path(agentproto.JobPath))
 	if err != nil {
 		return err
 	}
-	if a.job, err = job.Parse(string(text)); err != nil {
-		return fmt.Errorf("%s: %w", job.Path, err)
+	if a.job, err = agentproto.ParseJob(string(text)); err != nil {
+		return fmt.Errorf("%s: %w", agentproto.JobPath, err)
 	}
 	a.setUp()
 	a.try(a.spare(true))

@@ -3,7 +3,7 @@ package agent
 import (
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -13,7 +13,7 @@ func TestRingsForTheEnd(t *testing.T) {
 	gone := shellJob("exit 0")
 	gone.Scheduler = []string{"/no/such/scheduler"}
 	for name, tc := range map[string]struct {
-		job   job.Job
+		job   agentproto.Job
 		rings int32
 	}{
 		"EXIT":          {script, 1},

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/door"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -77,7 +77,7 @@ func openDoors(
 
 // env tells the command where they are.
 func (d *doors) env() []string {
-	return []string{door.SocketEnv + "=" + d.listener.Name(), door.FileEnv + "=" + d.file.Name()}
+	return []string{agentproto.SocketEnv + "=" + d.listener.Name(), agentproto.FileEnv + "=" + d.file.Name()}
 }
 
 // flush returns when what was written to the pipe before is in the ring, and ends its reading. What
@@ -146,13 +146,13 @@ func (d *doors) accept() {
 // serve answers one connection's requests.
 func (d *doors) serve(c *os.File) {
 	for {
-		t, payload, err := door.ReadRequest(c, d.limit)
+		t, payload, err := agentproto.ReadRequest(c, d.limit)
 		if err == nil {
 			err = d.accepted(t, payload)
-		} else if !errors.Is(err, door.ErrTooLarge) {
+		} else if !errors.Is(err, agentproto.ErrTooLarge) {
 			return
 		}
-		if door.WriteReply(c, err) != nil {
+		if agentproto.WriteReply(c, err) != nil {
 			return
 		}
 	}

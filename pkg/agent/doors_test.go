@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/door"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/ktstr"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -112,7 +112,7 @@ func TestPackageSendsAllNineTypes(t *testing.T) {
 }
 
 func TestConnectOutsideOfAGuest(t *testing.T) {
-	t.Setenv(door.SocketEnv, "")
+	t.Setenv(agentproto.SocketEnv, "")
 	if h, err := ktstr.Connect(); !errors.Is(err, ktstr.ErrNotInGuest) {
 		t.Errorf("%v, %v", h, err)
 	}
@@ -129,16 +129,16 @@ func TestSocketRefusals(t *testing.T) {
 	if err := h.Metrics(func() {}); err == nil {
 		t.Error("a function became JSON")
 	}
-	raw, err := net.Dial("unix", os.Getenv(door.SocketEnv))
+	raw, err := net.Dial("unix", os.Getenv(agentproto.SocketEnv))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer raw.Close()
 	for _, typ := range []shm.Type{shm.Stdout, 7, shm.Exit, shm.SchedulerExit, shm.Stimulus} {
-		if err := door.WriteRequest(raw, typ, []byte("abc")); err != nil {
+		if err := agentproto.WriteRequest(raw, typ, []byte("abc")); err != nil {
 			t.Fatal(err)
 		}
-		if err := door.ReadReply(raw); err == nil ||
+		if err := agentproto.ReadReply(raw); err == nil ||
 			!strings.Contains(err.Error(), typ.String()) && !strings.Contains(err.Error(), "of 3 bytes") {
 			t.Errorf("%v: %v", typ, err)
 		}
@@ -174,7 +174,7 @@ func TestTooLargePayload(t *testing.T) {
 // not keep it from coming.
 func TestPipesEnd(t *testing.T) {
 	o := open(t, 1<<20)
-	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	f, err := os.OpenFile(os.Getenv(agentproto.FileEnv), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestMessageFile(t *testing.T) {
 	o := open(t, 64<<10)
 	text := "TEST {\"passed\":false}\n\nPMET {}\nRAWO [1]\nSTIM {\"step_index\":7}\nEXIT 0\nSTIM {\"steps\":7}\n" +
 		"TEST " + strings.Repeat("x", maxLine) + "\nRAWO no end of line"
-	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	f, err := os.OpenFile(os.Getenv(agentproto.FileEnv), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func TestCloseWhileWaiting(t *testing.T) {
 	}
 	waiting := make(chan error)
 	go func() { waiting <- h.Crash(strings.Repeat("y", 8000)) }()
-	f, err := os.OpenFile(os.Getenv(door.FileEnv), os.O_WRONLY, 0)
+	f, err := os.OpenFile(os.Getenv(agentproto.FileEnv), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -61,11 +61,13 @@ func (s *said) String() string {
 // newGuest returns a guest for a shell's script.
 func newGuest(t *testing.T, script string) *guest { return newGuestFor(t, shellJob(script)) }
 
-func shellJob(script string) job.Job {
-	return job.Job{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/there"}
+func shellJob(script string) agentproto.Job {
+	return agentproto.Job{
+		Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/there",
+	}
 }
 
-func newGuestFor(t *testing.T, j job.Job) *guest {
+func newGuestFor(t *testing.T, j agentproto.Job) *guest {
 	t.Helper()
 	// A socket's path is short: unix(7).
 	root, err := os.MkdirTemp("", "guest")
@@ -84,7 +86,7 @@ func newGuestFor(t *testing.T, j job.Job) *guest {
 	g.write("/proc/cmdline", "quiet "+p.String()+" panic=-1\n")
 	g.write("/proc/self/oom_score_adj", "0\n")
 	g.write("/proc/sysrq-trigger", "")
-	g.write(job.Path, j.Encode())
+	g.write(agentproto.JobPath, j.Encode())
 	g.write("/dev/mem", "")
 	g.openHost()
 	// What a guest's processes leave behind becomes PID 1's.

@@ -9,24 +9,24 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/ktstr"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
 func TestRun(t *testing.T) {
 	for name, tc := range map[string]struct {
-		job  job.Job
+		job  agentproto.Job
 		want []string
 	}{
 		"success": {shellJob("pwd | sed 's,/.*/,/,'"), []string{"SCST ", "STDO /there\n", "SCEN ", code(shm.Exit, 0)}},
 		"failure": {shellJob("echo no >&2; exit 3"), []string{"SCST ", "STDE no\n", "SCEN ", code(shm.Exit, 3)}},
 		"signal":  {shellJob("kill -USR1 $$"), []string{"SCST ", "SCEN ", code(shm.Exit, 138)}},
-		"terminal": {job.Job{Args: []string{"/bin/sh", "-c", "test -t 0 && echo tty > /dev/tty"}, TTY: true},
+		"terminal": {agentproto.Job{Args: []string{"/bin/sh", "-c", "test -t 0 && echo tty > /dev/tty"}, TTY: true},
 			[]string{"SCST ", "STDO tty\r\n", "SCEN ", code(shm.Exit, 0)}},
-		"one output": {job.Job{Args: []string{"/bin/sh", "-c", "echo a; echo b >&2; echo c"}, OneOutput: true},
+		"one output": {agentproto.Job{Args: []string{"/bin/sh", "-c", "echo a; echo b >&2; echo c"}, OneOutput: true},
 			[]string{"SCST ", "STDO a\nb\nc\n", "SCEN ", code(shm.Exit, 0)}},
-		"not there": {job.Job{Args: []string{"/no/such/program"}}, []string{
+		"not there": {agentproto.Job{Args: []string{"/no/such/program"}}, []string{
 			"SCST ", "STDE ktstr-vmm: fork/exec /no/such/program: no such file or directory\n", "SCEN ", code(shm.Exit, 127),
 		}},
 	} {
@@ -49,7 +49,7 @@ func TestRunFails(t *testing.T) {
 		says       string
 	}{
 		"no ring":  {"/proc/cmdline", "quiet", "KTSTR_SHM_BASE"},
-		"no job":   {job.Path, "", "it has no command"},
+		"no job":   {agentproto.JobPath, "", "it has no command"},
 		"bad ring": {"/proc/cmdline", "KTSTR_SHM_BASE=0x100800 KTSTR_SHM_SIZE=0x100000", "mapping"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestExitHelper(t *testing.T) {
 
 // After a door's EXIT the agent sends none: the last one counts.
 func TestDoorsExitIsTheLast(t *testing.T) {
-	g := newGuestFor(t, job.Job{
+	g := newGuestFor(t, agentproto.Job{
 		Args: []string{os.Args[0], "-test.run=^TestExitHelper$"}, Env: []string{"AGENT_TEST_HELPER=1"},
 	})
 	wantMessages(t, of(shm.Exit, g.boot()), code(shm.Exit, 9))
@@ -225,7 +225,7 @@ func TestScheduler(t *testing.T) {
 			j.Scheduler = []string{"/bin/sh", "-c", tc.scheduler}
 			g := newGuestFor(t, j)
 			j.Env = append(j.Env, "S="+g.path("/sys/kernel/sched_ext"))
-			g.write(job.Path, j.Encode())
+			g.write(agentproto.JobPath, j.Encode())
 			g.write(schedExtState, "disabled\n")
 			g.write(schedExtOps, "\n")
 			g.limits.schedulerUp = time.Second
@@ -329,7 +329,7 @@ func TestTimerIsBoundToItsProcess(t *testing.T) {
 // A guest is like a host, but where its base or what it includes has its own.
 func TestLikeAHost(t *testing.T) {
 	j := shellJob(`echo "$USER $HOSTNAME"`)
-	j.OpenFiles = job.Limit{Soft: 2048, Hard: 1 << 20}
+	j.OpenFiles = agentproto.Limit{Soft: 2048, Hard: 1 << 20}
 	g := newGuestFor(t, j)
 	var name string
 	var limit unix.Rlimit

@@ -15,7 +15,7 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 )
 
@@ -343,7 +343,7 @@ func TestMuslLibraryPath(t *testing.T) {
 // What the guest has as LD_LIBRARY_PATH counts as much as this host's own loader makes of it, and in the same
 // order; what this process has does not.
 func TestLibraryPathIsTheLoaders(t *testing.T) {
-	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	gcc, dir := testenv.Tool(t, "gcc"), t.TempDir()
 	build := func(out, source string, args ...string) {
 		t.Helper()
 		out = filepath.Join(dir, out)
@@ -477,7 +477,7 @@ func TestForeignPrograms(t *testing.T) {
 
 // A program that is found by a link runs with its own libraries in a root that has nothing else.
 func TestLinkedProgramRunsInItsArchive(t *testing.T) {
-	gcc := needs.Tool(t, "gcc")
+	gcc := testenv.Tool(t, "gcc")
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"l.c": "int answer(void) { return 42; }",

@@ -16,7 +16,7 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 )
 
@@ -163,7 +163,7 @@ func TestProgramRunsInItsArchive(t *testing.T) {
 func inItsRoot(t *testing.T, a *initramfs.Archive, command ...string) ([]byte, error) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		needs.Missing(t, "root", os.ErrPermission)
+		testenv.Missing(t, "root", os.ErrPermission)
 	}
 	out, _ := archived(t, a)
 	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(out)))
@@ -179,7 +179,7 @@ func inItsRoot(t *testing.T, a *initramfs.Archive, command ...string) ([]byte, e
 			t.Fatal(err)
 		}
 	}
-	return exec.Command(needs.Tool(t, "chroot"), append([]string{root}, command...)...).CombinedOutput()
+	return exec.Command(testenv.Tool(t, "chroot"), append([]string{root}, command...)...).CombinedOutput()
 }
 
 func TestRefuses(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"os"
 	"sync"
 
-	"github.com/ktstr/ktstr-vmm/internal/door"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -31,9 +31,9 @@ type Host struct {
 
 // Connect reaches the guest's agent. Outside of a guest it fails with ErrNotInGuest.
 func Connect() (*Host, error) {
-	path := os.Getenv(door.SocketEnv)
+	path := os.Getenv(agentproto.SocketEnv)
 	if path == "" {
-		return nil, fmt.Errorf("%w: %s is not set", ErrNotInGuest, door.SocketEnv)
+		return nil, fmt.Errorf("%w: %s is not set", ErrNotInGuest, agentproto.SocketEnv)
 	}
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -91,10 +91,10 @@ func (h *Host) sendCode(t shm.Type, code int32) error {
 func (h *Host) send(t shm.Type, payload []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err := door.WriteRequest(h.conn, t, payload); err != nil {
+	if err := agentproto.WriteRequest(h.conn, t, payload); err != nil {
 		return fmt.Errorf("%v: %w", t, err)
 	}
-	if err := door.ReadReply(h.conn); err != nil {
+	if err := agentproto.ReadReply(h.conn); err != nil {
 		return fmt.Errorf("%v: %w", t, err)
 	}
 	return nil

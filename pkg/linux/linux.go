@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -178,7 +178,7 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 			return nil, err
 		}
 	}
-	j := job.Job{
+	j := agentproto.Job{
 		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
 		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
 	}
@@ -193,7 +193,7 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 	if err := g.addIncluded(a); err != nil {
 		return nil, err
 	}
-	a.AddText(job.Path, j.Encode(), 0o644)
+	a.AddText(agentproto.JobPath, j.Encode(), 0o644)
 	return a, nil
 }
 
@@ -235,14 +235,14 @@ func (g Guest) addIncluded(a *initramfs.Archive) error {
 
 // callersOpenFiles is how many files a program may have open that this process's parent starts: Go has
 // raised this process's own limit.
-func callersOpenFiles() job.Limit {
+func callersOpenFiles() agentproto.Limit {
 	var l unix.Rlimit
 	if err := unix.Prlimit(os.Getppid(), unix.RLIMIT_NOFILE, nil, &l); err != nil { // it is another user's
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-			return job.Limit{}
+			return agentproto.Limit{}
 		}
 	}
-	return job.Limit{Soft: l.Cur, Hard: l.Max}
+	return agentproto.Limit{Soft: l.Cur, Hard: l.Max}
 }
 
 // environment is the command's.

@@ -15,8 +15,8 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/job"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -35,7 +35,7 @@ func kernel(t *testing.T) string {
 }
 
 // described returns a guest's machine, the files in its initramfs, and what its agent is told.
-func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, job.Job) {
+func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, agentproto.Job) {
 	t.Helper()
 	g.Kernel = kernel(t)
 	cfg, opened, err := g.Config()
@@ -61,7 +61,7 @@ func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, job.J
 		}
 		files["/"+r.Name] = string(content)
 	}
-	told, err := job.Parse(files[job.Path])
+	told, err := agentproto.ParseJob(files[agentproto.JobPath])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func TestSysroot(t *testing.T) {
 // What --env says of libraries counts for the command, in its folder, and for the scheduler, in the root; what
 // this process's own environment says does not, for the guest has none of it.
 func TestLibraryPath(t *testing.T) {
-	gcc, dir := needs.Tool(t, "gcc"), t.TempDir()
+	gcc, dir := testenv.Tool(t, "gcc"), t.TempDir()
 	t.Chdir(dir)
 	err := errors.Join(
 		os.Mkdir("lib", 0o755),

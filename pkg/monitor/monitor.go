@@ -302,7 +302,7 @@ func (m *Monitor) tick() (bytes uint64, more bool) {
 }
 
 // drain drains once and publishes the statistics.
-func (m *Monitor) drain() shm.Drained {
+func (m *Monitor) drain() shm.DrainResult {
 	d := m.reader.Drain(m.handle)
 	for i := range d.Restored {
 		m.fault(d.Restored[i])

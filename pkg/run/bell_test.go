@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -16,7 +16,7 @@ const never = time.Hour
 
 // A guest's end is seen when the bell rings for it, not when the poll comes.
 func TestBellRingsForTheEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for words, want := range map[string]struct {
 			outcome run.Outcome
 			exit    int
@@ -34,7 +34,7 @@ func TestBellRingsForTheEnd(t *testing.T) {
 
 // It rings for room, too: a ring that fills up many times is read by a monitor that never polls.
 func TestBellRingsForRoom(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const count, size, ring = 50, 1000, 8 << 10
 		cfg := scenario(b, "flood demo.count=50 demo.size=1000")
 		cfg.VM.Reserved, cfg.Poll = ring, never
@@ -51,7 +51,7 @@ func (deaf) Bell() <-chan struct{} { return nil }
 
 // A bell that is lost changes nothing but the time.
 func TestLostBell(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, words := range []string{"fail", "flood demo.count=50 demo.size=1000"} {
 			cfg := scenario(b, words)
 			cfg.VM.Reserved = 8 << 10
@@ -70,7 +70,7 @@ func TestLostBell(t *testing.T) {
 
 // A guest that rings without end is drained for it as often as the poll pays for, and is stopped as any other.
 func TestBellWithoutEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const burst = 16 // drains that the poll has not paid for yet
 		cfg := scenario(b, "doorbell")
 		cfg.Timeout, cfg.Grace = 4*time.Second, 2*time.Second

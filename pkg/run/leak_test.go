@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -52,7 +52,7 @@ func holds(t *testing.T) held {
 
 // 300 runs with mixed endings in one process leave nothing behind.
 func TestRunsLeaveNothing(t *testing.T) {
-	needs.EachBackend(t, runsLeaveNothing)
+	testenv.EachBackend(t, runsLeaveNothing)
 }
 
 func runsLeaveNothing(t *testing.T, b vm.Backend) {

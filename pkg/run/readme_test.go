@@ -10,12 +10,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // The README's example is the one that is compiled here, and it prints what the README says.
 func TestREADMEExample(t *testing.T) {
-	needs.Backend(t)
+	testenv.Backend(t)
 	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -53,7 +53,7 @@ func does(t *testing.T, cfg run.Config, outcome run.Outcome, exit int) *run.Resu
 }
 
 func TestOK(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := does(t, scenario(b, "ok demo.step_ms=1"), run.Exited, 0)
 		want := map[string]uint64{"SCST": 1, "STIM": 3, "TEST": 1, "PMET": 1, "RAWO": 1, "SCEN": 1, "EXIT": 1}
 		for name, n := range r.Ring.ByType {
@@ -77,7 +77,7 @@ func TestOK(t *testing.T) {
 
 // The guest's clock is the host's, within a twentieth.
 func TestGuestClock(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var first, last time.Duration
 		cfg := scenario(b, "ok demo.steps=3 demo.step_ms=1000")
 		cfg.OnMessage = func(at time.Duration, m shm.Message) monitor.Verdict {
@@ -98,7 +98,7 @@ func TestGuestClock(t *testing.T) {
 }
 
 func TestFail(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := does(t, scenario(b, "fail"), run.Exited, 3)
 		if *r.GuestExitCode != 3 {
 			t.Error(*r.GuestExitCode)
@@ -107,7 +107,7 @@ func TestFail(t *testing.T) {
 }
 
 func TestSchedulerExit(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := does(t, scenario(b, "sched-exit"), run.SchedulerGone, 121)
 		if *r.SchedulerExit.Code != 7 || string(r.Console) != "the scheduler is gone\n" {
 			t.Errorf("%v, console %q", r.SchedulerExit, r.Console)
@@ -116,7 +116,7 @@ func TestSchedulerExit(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		r := does(t, scenario(b, "crash"), run.Crashed, 122)
 		if !strings.HasPrefix(*r.Crash, "panic: the demo crashes") || strings.Count(*r.Crash, "\n") != 2 {
 			t.Errorf("%q", *r.Crash)
@@ -125,7 +125,7 @@ func TestCrash(t *testing.T) {
 }
 
 func TestNoVerdict(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for words, reason := range map[string]string{"silent": "reset", "triple-fault": "triple fault"} {
 			r := does(t, scenario(b, words), run.NoVerdict, 120)
 			if !strings.Contains(r.Reason, reason) {
@@ -138,7 +138,7 @@ func TestNoVerdict(t *testing.T) {
 // Deaf guests, in ring 3 and halted in ring 0 with interrupts off, end at the deadline. How soon after is in
 // the benchmark.
 func TestDeafGuests(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, words := range []string{"hang", "halt"} {
 			cfg := scenario(b, words)
 			cfg.Timeout, cfg.Grace = 300*time.Millisecond, 0
@@ -155,7 +155,7 @@ func TestDeafGuests(t *testing.T) {
 
 // At the soft deadline the guest is asked, and what it says after is kept; the run is a timeout.
 func TestGraceful(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cfg := scenario(b, "graceful")
 		cfg.Timeout, cfg.Grace = 10*time.Second, 8*time.Second // half of the timeout at most
 		r := does(t, cfg, run.TimedOut, 124)
@@ -167,7 +167,7 @@ func TestGraceful(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, tc := range []struct {
 			words   string
 			signals []os.Signal
@@ -203,7 +203,7 @@ func TestSignals(t *testing.T) {
 }
 
 func TestContextEndsARun(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cfg := scenario(b, "hang")
 		cfg.OnStart = cancel
@@ -253,7 +253,7 @@ func affordable(b vm.Backend, count, size int) int {
 }
 
 func TestFlood(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const gib = 1 << 30
 		for _, tc := range []struct {
 			count, size int
@@ -293,7 +293,7 @@ func TestFlood(t *testing.T) {
 
 // A guest that does not wait for room: what arrives and what it counts as dropped is all there was.
 func TestOverrun(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		const count = 300_000
 		r := does(t, func() run.Config {
 			cfg := scenario(b, fmt.Sprintf("overrun demo.count=%d demo.size=100", count))
@@ -307,7 +307,7 @@ func TestOverrun(t *testing.T) {
 }
 
 func TestStall(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cfg := scenario(b, "stall")
 		cfg.Drive = func(_ context.Context, c shm.Control) error {
 			time.Sleep(20 * time.Millisecond)
@@ -319,7 +319,7 @@ func TestStall(t *testing.T) {
 }
 
 func TestSignalSlots(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cfg := scenario(b, "signals")
 		cfg.Drive = func(ctx context.Context, c shm.Control) error {
 			v, err := c.WaitFor(ctx, shm.SlotGuest)
@@ -333,7 +333,7 @@ func TestSignalSlots(t *testing.T) {
 }
 
 func TestDriverFails(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cfg := scenario(b, "signals")
 		cfg.Drive = func(context.Context, shm.Control) error { return errors.New("no probe today") }
 		r := does(t, cfg, run.Failed, 125)
@@ -353,7 +353,7 @@ func TestDriverFails(t *testing.T) {
 // A guest that breaks the protocol, in a real machine: the lie is named, and an EXIT that is
 // written after it is still seen. Without one the run is corrupt.
 func TestHostileGuests(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for lie, kind := range map[string]string{
 			"behind": "write_ptr_behind", "ahead": "write_ptr_ahead", "length": "bad_length", "incomplete": "incomplete",
 			"header": "header_changed", "exit-payload": "bad_payload", "crc": "",

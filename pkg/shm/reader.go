@@ -28,8 +28,8 @@ type Stats struct {
 	Faults    [numFaultKinds]uint64 // by FaultKind
 }
 
-// Drained is what one call of Reader.Drain did.
-type Drained struct {
+// DrainResult is what one call of Reader.Drain did.
+type DrainResult struct {
 	Messages int
 	Bytes    uint64
 	Unread   uint64   // bytes that were waiting when the call began
@@ -141,8 +141,8 @@ func (r *Reader) Stats() Stats { return r.stats }
 //
 // A ring that breaks the protocol can't stop the reader: it counts the fault and the bytes
 // that it gives up, goes on at write_ptr, and reads what is written from there.
-func (r *Reader) Drain(fn func(Message) bool) Drained {
-	var d Drained
+func (r *Reader) Drain(fn func(Message) bool) DrainResult {
+	var d DrainResult
 	r.restoreHeader(&d)
 	writePtr := r.writePtr.Load()
 	r.stats.Drops = max(r.stats.Drops, r.drops.Load())
@@ -257,7 +257,7 @@ func (r *Reader) skipTo(writePtr uint64, f Fault) {
 
 // restoreHeader writes back the host's header fields where the guest changed them. Nothing is
 // given up for that: the reader uses none of these copies. The guest's writer does.
-func (r *Reader) restoreHeader(d *Drained) {
+func (r *Reader) restoreHeader(d *DrainResult) {
 	const id = Version<<32 | Magic
 	n := 0
 	changed := func(field string, found, want uint64) {

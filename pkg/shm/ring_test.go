@@ -101,7 +101,7 @@ func (r *ring) write(typ shm.Type, payload string) {
 	}
 }
 
-func (r *ring) drain() ([]entry, shm.Drained) {
+func (r *ring) drain() ([]entry, shm.DrainResult) {
 	var got []entry
 	d := r.reader.Drain(keep(&got))
 	return got, d

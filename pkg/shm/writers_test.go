@@ -14,7 +14,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -62,7 +62,7 @@ func TestWriterAgainstReader(t *testing.T) {
 func TestCWriterWritesTheSame(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "cwriter")
 	src := filepath.Join("..", "..", "guest", "src")
-	build := exec.Command(needs.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o",
+	build := exec.Command(testenv.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o",
 		program, filepath.Join("testdata", "cwriter.c"),
 		filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"), filepath.Join(src, "crc32_x86_64.c"))
 	if out, err := build.CombinedOutput(); err != nil {

@@ -14,8 +14,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/guest"
-	"github.com/ktstr/ktstr-vmm/internal/needs"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -76,7 +76,7 @@ func runs(t *testing.T, b vm.Backend, cfg vm.Config) error {
 }
 
 func TestGuestEnds(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
 			kernel x86.Code
 			want   error
@@ -104,7 +104,7 @@ func TestGuestEnds(t *testing.T) {
 }
 
 func TestStopReachesAnyGuest(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, kernel := range map[string]x86.Code{"spin": spin, "halt": halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestStopReachesAnyGuest(t *testing.T) {
 
 // A stop that comes while a processor is about to enter the guest is not lost.
 func TestStopRace(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		reason := errors.New("stopped")
 		rounds := map[string]int{"kvm": 200, "emulator": 30}[b.Name()]
 		for i := range rounds {
@@ -160,7 +160,7 @@ func TestStopRace(t *testing.T) {
 }
 
 func TestLifecycle(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m := machine(t, b, vm.Config{Kernel: spin})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -185,7 +185,7 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestConsole(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		var out bytes.Buffer
 		// lea rsi, text; mov ecx, 13; mov dx, 0x3f8; rep outsb; reset
 		guest := append(x86.Code{0x48, 0x8d, 0x35, 0x11, 0, 0, 0, 0xb9, 13, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e, 0xb0,
@@ -201,7 +201,7 @@ func TestConsole(t *testing.T) {
 
 // Each ring of the doorbell is counted, and several are one for who listens.
 func TestDoorbell(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m := machine(t, b, vm.Config{Kernel: ring, Memory: 64 << 20})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -222,7 +222,7 @@ func TestDoorbell(t *testing.T) {
 
 // A guest that rings without end while nobody listens goes on, more often than any pipe would hold, and is stopped.
 func TestDoorbellWithoutEnd(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		enough := map[string]uint64{"kvm": 2000, "emulator": 200_000}[b.Name()]
 		m := machine(t, b, vm.Config{Kernel: ringOn, Memory: 64 << 20})
 		if err := m.Start(); err != nil {
@@ -268,7 +268,7 @@ func TestSerialPortIsA16550(t *testing.T) {
 	in(2, 0xc2) // transmitter empty interrupt
 	in(2, 0xc1) // which reading clears
 	guest = append(guest, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -317,7 +317,7 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 
 // Two processors run at the same time: both counters move, and neither waits for the other.
 func TestTwoProcessorsRunAtOnce(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m := machine(t, b, vm.Config{Kernel: twoCounters{}, CPUs: 2, Memory: 64 << 20})
 		var words [2]guestmem.Uint32
 		for i := range words {
@@ -368,7 +368,7 @@ func TestWidePortAccessReachesEachPort(t *testing.T) {
 		0x3d, 0xb0, 0xa5, 0x00, 0x00, // cmp eax, 0xa5b0
 		0x75, 0xfe, // jne .
 	}, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -379,7 +379,7 @@ func TestWidePortAccessReachesEachPort(t *testing.T) {
 func TestRealTimeClockAnswers(t *testing.T) {
 	// out 0x70, 0x0d; in 0x71; spin unless 0x80; reset
 	guest := append(x86.Code{0xb0, 0x0d, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x80, 0x75, 0xfe}, reset...)
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		if err := runs(t, b, vm.Config{Kernel: guest}); !errors.Is(err, vm.ErrReset) {
 			t.Fatal(err)
 		}
@@ -401,7 +401,7 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 		}
 		return size
 	}
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m := machine(t, b, vm.Config{Kernel: spin, Memory: memory})
 		if err := m.Start(); err != nil {
 			t.Fatal(err)
@@ -420,7 +420,7 @@ func TestCoreDumpsLeaveGuestMemoryOut(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for name, tc := range map[string]struct {
 			cfg  vm.Config
 			want error
@@ -462,7 +462,7 @@ func (i initrd) WriteTo(w io.Writer) (int64, error) {
 
 // The guest reads its own memory map: one that covers the ring is EXIT 90.
 func TestGuestChecksItsMap(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for _, covered := range []bool{false, true} {
 			if got, want := mapVerdict(t, b, covered), map[bool]int32{false: 0, true: 90}[covered]; got != want {
 				t.Errorf("covered %t: EXIT %d, want %d", covered, got, want)

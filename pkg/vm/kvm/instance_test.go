@@ -10,7 +10,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -24,7 +24,7 @@ var reset = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x64, 0xfe; jmp 
 // ends runs a guest and returns how often it left KVM and why it ended.
 func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error) {
 	t.Helper()
-	needs.KVM(t)
+	testenv.KVM(t)
 	m, err := vm.New(vm.Config{Kernel: kernel, Backend: kvm.Backend{}, Memory: 64 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +89,7 @@ func TestNoKVM(t *testing.T) {
 func TestNoPermission(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV, ""); err != nil {
-		needs.Missing(t, "the right to mount a tmpfs", err)
+		testenv.Missing(t, "the right to mount a tmpfs", err)
 	}
 	defer unix.Unmount(dir, 0)
 	path := filepath.Join(dir, "kvm")
@@ -112,7 +112,7 @@ func fails(t *testing.T, b kvm.Backend) error {
 }
 
 func TestKernelSpeed(t *testing.T) {
-	needs.KVM(t)
+	testenv.KVM(t)
 	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
 		t.Error(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // The committed firmware is what its source gives, byte for byte.
@@ -16,8 +16,8 @@ func TestFirmwareIsBuiltFromItsSource(t *testing.T) {
 	if err := os.CopyFS(dir, os.DirFS("firmware")); err != nil {
 		t.Fatal(err)
 	}
-	needs.Tool(t, "gcc")
-	if out, err := exec.Command(needs.Tool(t, "make"), "-B", "-C", dir).CombinedOutput(); err != nil {
+	testenv.Tool(t, "gcc")
+	if out, err := exec.Command(testenv.Tool(t, "make"), "-B", "-C", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	built, err := os.ReadFile(filepath.Join(dir, "x86_64.bin"))

@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
@@ -51,7 +51,7 @@ func ends(t *testing.T, b vm.Backend, kernel x86.Code) error {
 // running starts a guest that spins, waits until it runs, and returns its emulator's process.
 func running(t *testing.T) (*vm.Machine, int) {
 	t.Helper()
-	m, err := start(t, needs.Emulator(t), spin)
+	m, err := start(t, testenv.Emulator(t), spin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestGuestClearsTheSignOfLife(t *testing.T) {
 	// [0x5f00] = 0; reset
 	clear := x86.Code{0x31, 0xc0, 0x89, 0x04, 0x25, 0x00, 0x5f, 0x00, 0x00, 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe}
 	for range 10 {
-		m, err := start(t, needs.Emulator(t), clear)
+		m, err := start(t, testenv.Emulator(t), clear)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,8 @@ func TestSleepControl(t *testing.T) {
 		0x34: vm.ErrPowerOff, 0xb4: vm.ErrPowerOff, 0xf7: vm.ErrPowerOff,
 		0: vm.ErrRun, 1: vm.ErrRun, 0x14: vm.ErrRun, 0x30: vm.ErrRun, 0x7f: vm.ErrRun, 0x80: vm.ErrRun, 0xff: vm.ErrRun,
 	} {
-		err := ends(t, needs.Emulator(t), x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
+		sleep := x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe} // out 0x600, v; jmp .
+		err := ends(t, testenv.Emulator(t), sleep)
 		named := want == vm.ErrPowerOff ||
 			strings.Contains(fmt.Sprint(err), fmt.Sprintf("wrote 0x%x, which is no power-off", v&0x7f))
 		if !errors.Is(err, want) || !named {
@@ -177,7 +178,7 @@ func TestHangingQEMU(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	path, version, err := needs.Emulator(t).Check(x86.Board{})
+	path, version, err := testenv.Emulator(t).Check(x86.Board{})
 	if err != nil || !filepath.IsAbs(path) || version == "" {
 		t.Errorf("%q, %q, %v", path, version, err)
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -59,7 +59,7 @@ func TestBzImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		m, err := vm.New(vm.Config{Kernel: loader, Backend: b, Cmdline: "hello", Initrd: initrd("files"), Memory: 64 << 20})
 		if err != nil {
 			t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -17,7 +17,7 @@ import (
 
 // ACPI's own compiler reads every table without a warning, and what it read makes the same table again.
 func TestACPITablesAreGoodForIASL(t *testing.T) {
-	iasl := needs.Tool(t, "iasl")
+	iasl := testenv.Tool(t, "iasl")
 	for _, cpus := range []int{1, 3, 254} {
 		for signature, table := range acpiTables(t, cpus) {
 			dir := t.TempDir()

@@ -1,8 +1,10 @@
-// Package door is how a guest's processes reach its agent: what pkg/ktstr says and pkg/agent hears
-// on a socket. A request is two little-endian u32, the message's type and its length in bytes, and
-// the payload. The answer is a u32, and as many bytes of text that say what went wrong: none where
-// the message is in the ring.
-package door
+// Package agentproto is what others say to the agent in a guest, and it to them.
+//
+// A Job comes from the host: pkg/linux writes it into the guest, pkg/agent reads it there. Messages come from the
+// guest's processes, by pkg/ktstr, on a socket: a request is two little-endian u32, the message's type and its length
+// in bytes, and the payload. The answer is a u32, and as many bytes of text that say what went wrong: none where the
+// message is in the ring.
+package agentproto
 
 import (
 	"encoding/binary"

@@ -1,18 +1,4 @@
-// Package job is what the host tells the agent to do: pkg/linux writes it into the guest, pkg/agent
-// reads it there.
-//
-// It is text, an item a line: a name, a blank, and a value in quotes as Go has them, so that every
-// byte can stand in it.
-//
-//	arg "/bin/echo"
-//	arg "two\nlines"
-//	env "HOME=/root"
-//	dir "/src"
-//	tty "true"
-//
-// Items of the same name make a list, in their order. The format is simple so that the agent is
-// small: a guest's kernel unpacks it at every boot.
-package job
+package agentproto
 
 import (
 	"errors"
@@ -21,13 +7,23 @@ import (
 	"strings"
 )
 
-// Path is where the agent finds its job.
-const Path = "/ktstr/job"
+// JobPath is where the agent finds its job.
+const JobPath = "/ktstr/job"
 
-// ErrFormat is a text that is no job.
-var ErrFormat = errors.New("this is no job for the agent")
+// ErrJob is a text that is no job.
+var ErrJob = errors.New("this is no job for the agent")
 
-// Job is what the host wants of a guest.
+// Job is what the host wants of a guest. Encoded it is text, an item a line: a name, a blank, and a value in quotes as
+// Go has them, so that every byte can stand in it.
+//
+//	arg "/bin/echo"
+//	arg "two\nlines"
+//	env "HOME=/root"
+//	dir "/src"
+//	tty "true"
+//
+// Items of the same name make a list, in their order. The format is simple so that the agent is small: a guest's
+// kernel unpacks it at every boot.
 type Job struct {
 	Args []string // the command; its program is a path in the guest
 	Env  []string // NAME=VALUE
@@ -58,7 +54,7 @@ const (
 	nameOpenFiles = "open-files"
 )
 
-// Encode returns the job as Path holds it.
+// Encode returns the job as JobPath holds it.
 func (j Job) Encode() string {
 	var b strings.Builder
 	item := func(name string, values ...string) {
@@ -76,8 +72,8 @@ func (j Job) Encode() string {
 	return b.String()
 }
 
-// Parse reads what Encode has written. It fails with ErrFormat; a job has a command.
-func Parse(text string) (Job, error) {
+// ParseJob reads what Encode has written. It fails with ErrJob; a job has a command.
+func ParseJob(text string) (Job, error) {
 	var j Job
 	for line := range strings.Lines(text) {
 		name, quoted, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
@@ -86,11 +82,11 @@ func Parse(text string) (Job, error) {
 			err = j.set(name, value)
 		}
 		if err != nil {
-			return Job{}, fmt.Errorf("%w: the line %.100q: %w", ErrFormat, line, err)
+			return Job{}, fmt.Errorf("%w: the line %.100q: %w", ErrJob, line, err)
 		}
 	}
 	if len(j.Args) == 0 {
-		return Job{}, fmt.Errorf("%w: it has no command", ErrFormat)
+		return Job{}, fmt.Errorf("%w: it has no command", ErrJob)
 	}
 	return j, nil
 }

@@ -1,4 +1,4 @@
-package door_test
+package agentproto_test
 
 import (
 	"bytes"
@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ktstr/ktstr-vmm/internal/door"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -18,17 +18,17 @@ const limit = 64
 func TestTooLarge(t *testing.T) {
 	var b bytes.Buffer
 	for _, payload := range []string{strings.Repeat("x", limit+1), strings.Repeat("y", limit)} {
-		if err := door.WriteRequest(&b, shm.Crash, []byte(payload)); err != nil {
+		if err := agentproto.WriteRequest(&b, shm.Crash, []byte(payload)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if typ, _, err := door.ReadRequest(&b, limit); !errors.Is(err, door.ErrTooLarge) || typ != shm.Crash {
+	if typ, _, err := agentproto.ReadRequest(&b, limit); !errors.Is(err, agentproto.ErrTooLarge) || typ != shm.Crash {
 		t.Errorf("%v, %v", typ, err)
 	}
-	if typ, payload, err := door.ReadRequest(&b, limit); err != nil || typ != shm.Crash || len(payload) != limit {
+	if typ, payload, err := agentproto.ReadRequest(&b, limit); err != nil || typ != shm.Crash || len(payload) != limit {
 		t.Errorf("%v, %q, %v", typ, payload, err)
 	}
-	if _, _, err := door.ReadRequest(&b, limit); err != io.EOF {
+	if _, _, err := agentproto.ReadRequest(&b, limit); err != io.EOF {
 		t.Errorf("%v", err)
 	}
 }
@@ -40,10 +40,10 @@ func TestReply(t *testing.T) {
 		if text != "" {
 			failure = errors.New(text)
 		}
-		if err := door.WriteReply(&b, failure); err != nil {
+		if err := agentproto.WriteReply(&b, failure); err != nil {
 			t.Fatal(err)
 		}
-		err := door.ReadReply(&b)
+		err := agentproto.ReadReply(&b)
 		if (err == nil) != (text == "") || err != nil && !strings.HasPrefix(text, err.Error()) || b.Len() != 0 {
 			t.Errorf("%.20q became %.100v, and %d bytes are left", text, err, b.Len())
 		}
@@ -64,8 +64,8 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for r := bytes.NewReader(b); ; {
 			before := b[len(b)-r.Len():]
-			typ, payload, err := door.ReadRequest(r, limit)
-			if errors.Is(err, door.ErrTooLarge) {
+			typ, payload, err := agentproto.ReadRequest(r, limit)
+			if errors.Is(err, agentproto.ErrTooLarge) {
 				if taken := len(before) - r.Len(); taken <= 8+limit {
 					t.Fatalf("%d bytes of %q are too many", taken, before)
 				}
@@ -78,7 +78,7 @@ func FuzzRequest(f *testing.F) {
 				return
 			}
 			var again bytes.Buffer
-			err = door.WriteRequest(&again, typ, payload)
+			err = agentproto.WriteRequest(&again, typ, payload)
 			if err != nil || len(payload) > limit || !bytes.HasPrefix(before, again.Bytes()) {
 				t.Fatalf("%q is %v %q, which is %q, %v", before, typ, payload, again.Bytes(), err)
 			}
@@ -94,7 +94,7 @@ func FuzzReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)
-		err := door.ReadReply(r)
+		err := agentproto.ReadReply(r)
 		if accepted := len(b) >= 4 && bytes.Equal(b[:4], make([]byte, 4)); (err == nil) != accepted {
 			t.Errorf("%q: %v", b, err)
 		}

@@ -1,7 +1,7 @@
-// Package needs says what a test cannot do without, and asks in one place what this host has. Where something
+// Package testenv says what a test cannot do without, and asks in one place what this host has. Where something
 // is missing the test is skipped, in CI as well: whether it ran elsewhere, in the bed, is known to the summary of
 // "make test" alone, which fails there for a test that ran nowhere.
-package needs
+package testenv
 
 import (
 	"os/exec"

@@ -1,4 +1,4 @@
-package job_test
+package agentproto_test
 
 import (
 	"errors"
@@ -7,7 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/ktstr/ktstr-vmm/internal/job"
+	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 )
 
 // Whatever bytes a job has, the agent reads what the host wrote.
@@ -20,13 +20,13 @@ func TestRoundTrip(t *testing.T) {
 		return s
 	})
 	rapid.Check(t, func(t *rapid.T) {
-		want := job.Job{
+		want := agentproto.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
 			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
 			Scheduler: list.Draw(t, "scheduler"),
-			OpenFiles: job.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
+			OpenFiles: agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
 		}
-		got, err := job.Parse(want.Encode())
+		got, err := agentproto.ParseJob(want.Encode())
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Fatalf("%+v became %+v, %v\n%s", want, got, err, want.Encode())
 		}
@@ -34,10 +34,10 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestFormat(t *testing.T) {
-	j := job.Job{
+	j := agentproto.Job{
 		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true,
 		Scheduler: []string{"/s"},
-		OpenFiles: job.Limit{Soft: 1024, Hard: 4096},
+		OpenFiles: agentproto.Limit{Soft: 1024, Hard: 4096},
 	}
 	want := `arg "/bin/echo"
 arg "two\nlines"
@@ -60,7 +60,7 @@ func TestParseRefuses(t *testing.T) {
 		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
 		"arg \"a\"\nopen-files \"1\"\n", "arg \"a\"\nopen-files \"-1 2\"\n", "arg \"a\"\nopen-files \"1 2 3\"\n",
 	} {
-		if j, err := job.Parse(text); !errors.Is(err, job.ErrFormat) {
+		if j, err := agentproto.ParseJob(text); !errors.Is(err, agentproto.ErrJob) {
 			t.Errorf("%q is %+v, %v", text, j, err)
 		}
 	}
@@ -77,14 +77,14 @@ func FuzzParse(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		j, err := job.Parse(text)
+		j, err := agentproto.ParseJob(text)
 		if err != nil {
-			if !errors.Is(err, job.ErrFormat) {
+			if !errors.Is(err, agentproto.ErrJob) {
 				t.Errorf("%q: %v", text, err)
 			}
 			return
 		}
-		again, err := job.Parse(j.Encode())
+		again, err := agentproto.ParseJob(j.Encode())
 		if err != nil || !reflect.DeepEqual(again, j) {
 			t.Errorf("%q is %+v, and then %+v, %v", text, j, again, err)
 		}
