@@ -62,7 +62,9 @@ func (s *said) String() string {
 func newGuest(t *testing.T, script string) *guest { return newGuestFor(t, shellJob(script)) }
 
 func shellJob(script string) agentproto.Job {
-	return agentproto.Job{Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/there"}
+	return agentproto.Job{
+		Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/there",
+	}
 }
 
 func newGuestFor(t *testing.T, j agentproto.Job) *guest {

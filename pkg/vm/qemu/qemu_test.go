@@ -107,7 +107,8 @@ func TestSleepControl(t *testing.T) {
 		0x34: vm.ErrPowerOff, 0xb4: vm.ErrPowerOff, 0xf7: vm.ErrPowerOff,
 		0: vm.ErrRun, 1: vm.ErrRun, 0x14: vm.ErrRun, 0x30: vm.ErrRun, 0x7f: vm.ErrRun, 0x80: vm.ErrRun, 0xff: vm.ErrRun,
 	} {
-		err := ends(t, testenv.Emulator(t), x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe}) // out 0x600, v; jmp .
+		sleep := x86.Code{0x66, 0xba, 0x00, 0x06, 0xb0, v, 0xee, 0xeb, 0xfe} // out 0x600, v; jmp .
+		err := ends(t, testenv.Emulator(t), sleep)
 		named := want == vm.ErrPowerOff ||
 			strings.Contains(fmt.Sprint(err), fmt.Sprintf("wrote 0x%x, which is no power-off", v&0x7f))
 		if !errors.Is(err, want) || !named {
