@@ -206,12 +206,12 @@ func (r *run) run(ctx context.Context) error {
 		err = fmt.Errorf("driving the guest: %w", driverErr)
 	}
 	r.monitor.Stop()
+	r.flush()
 	select {
 	case <-r.machine.Done():
 	default: // given up: its memory stays, for a vCPU may still use it
 		return err
 	}
-	r.flush()
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
 	if closeErr := r.machine.Close(); closeErr != nil {
