@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
@@ -46,6 +45,8 @@ type processor interface {
 
 // instance is a machine on KVM: its slots, and a thread for each vCPU.
 type instance struct {
+	vm.FirstSign // the first exit
+
 	spec      vm.Spec
 	stop      func(error)
 	processor processor
@@ -56,7 +57,6 @@ type instance struct {
 	running   sync.WaitGroup
 	ended     chan struct{} // closed when every vCPU of a started machine has ended
 	exits     [len(exitNames)]atomic.Uint64
-	first     atomic.Int64 // the first exit, in Unix nanoseconds
 
 	mu       sync.Mutex
 	started  bool
@@ -71,7 +71,8 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{spec: s, stop: stop, processor: p, kvmFD: -1, vmFD: -1, ended: make(chan struct{}), killed: make(chan struct{})}
+	m := &instance{spec: s, stop: stop, processor: p, kvmFD: -1, vmFD: -1, ended: make(chan struct{}),
+		killed: make(chan struct{})}
 	if err := m.build(b.device()); err != nil {
 		_ = m.release() // there is a better error
 		return nil, err
@@ -163,15 +164,6 @@ func (m *instance) Kill() {
 
 // Ended implements vm.Instance.
 func (m *instance) Ended() <-chan struct{} { return m.ended }
-
-// FirstExit implements vm.Instance: it is when the guest first left KVM.
-func (m *instance) FirstExit() time.Time {
-	ns := m.first.Load()
-	if ns == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, ns)
-}
 
 // Close implements vm.Instance.
 func (m *instance) Close() error {

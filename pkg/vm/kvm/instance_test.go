@@ -10,7 +10,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/ktstr/ktstr-vmm/internal/needs"
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -23,7 +24,7 @@ var reset = x86.Code{0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe} // out 0x64, 0xfe; jmp 
 // ends runs a guest and returns how often it left KVM and why it ended.
 func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error) {
 	t.Helper()
-	needs.KVM(t)
+	testenv.KVM(t)
 	m, err := vm.New(vm.Config{Kernel: kernel, Backend: kvm.Backend{}, Memory: 64 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -36,22 +37,20 @@ func ends(t *testing.T, kernel x86.Code) (exits map[string]uint64, reason error)
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-m.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatal("the machine did not end")
-	}
+	reason = vmtest.End(t, m)
 	exits = map[string]uint64{}
 	for name, n := range m.Exits() {
 		exits[name] = n
 	}
-	return exits, m.Wait()
+	return exits, reason
 }
 
 // Code that lies where there is no memory can't be run: the error carries the registers.
 func TestRunErrorCarriesRegisters(t *testing.T) {
-	_, err := ends(t, x86.Code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0}) // mov rax, 512 MiB; jmp rax: mapped, but no RAM
-	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), "rip=0x20000000") || !strings.Contains(err.Error(), "cr3=0x9000") {
+	// mov rax, 512 MiB; jmp rax: mapped, but no RAM
+	_, err := ends(t, x86.Code{0x48, 0xc7, 0xc0, 0, 0, 0, 0x20, 0xff, 0xe0})
+	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), "rip=0x20000000") ||
+		!strings.Contains(err.Error(), "cr3=0x9000") {
 		t.Errorf("ended by %v", err)
 	}
 	if strings.Contains(err.Error(), "\n") {
@@ -62,7 +61,8 @@ func TestRunErrorCarriesRegisters(t *testing.T) {
 // Exits are counted by their reason, and an access to nothing is answered: reads are all ones.
 func TestExitsAreCounted(t *testing.T) {
 	// mov rbx, 512 MiB; mov [rbx], rax; mov rax, [rbx]; inc rax; jnz .; reset
-	guest := append(x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff, 0xc0, 0x75, 0xfe}, reset...)
+	guest := append(x86.Code{0x48, 0xc7, 0xc3, 0, 0, 0, 0x20, 0x48, 0x89, 0x03, 0x48, 0x8b, 0x03, 0x48, 0xff,
+		0xc0, 0x75, 0xfe}, reset...)
 	exits, err := ends(t, guest)
 	if !errors.Is(err, vm.ErrReset) || exits["mmio"] < 2 || exits["io"] == 0 {
 		t.Errorf("ended by %v, exits %v", err, exits)
@@ -89,7 +89,7 @@ func TestNoKVM(t *testing.T) {
 func TestNoPermission(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV, ""); err != nil {
-		needs.Missing(t, "the right to mount a tmpfs", err)
+		testenv.Missing(t, "the right to mount a tmpfs", err)
 	}
 	defer unix.Unmount(dir, 0)
 	path := filepath.Join(dir, "kvm")
@@ -112,7 +112,7 @@ func fails(t *testing.T, b kvm.Backend) error {
 }
 
 func TestKernelSpeed(t *testing.T) {
-	needs.KVM(t)
+	testenv.KVM(t)
 	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
 		t.Error(err)
 	}

@@ -102,11 +102,14 @@ func openKVM(path string) (int, error) {
 // to do about it.
 func deviceError(path string, err error) error {
 	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTDIR):
-		return unavailable(ErrNoKVM, "%s: %w; load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, "+
-			"in a virtual machine, nesting on its host", path, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO),
+		errors.Is(err, unix.ENOTDIR):
+		return unavailable(ErrNoKVM,
+			"%s: %w; load the kvm_intel or kvm_amd module, and turn on virtualization in the firmware or, "+
+				"in a virtual machine, nesting on its host", path, err)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return unavailable(ErrPermission, "%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
+		return unavailable(ErrPermission,
+			"%s: %w; join the group that owns the device (usually kvm), or pass the device into the container", path, err)
 	case errors.Is(err, unix.EBUSY):
 		return unavailable(ErrBusy, "%s: %w; another hypervisor holds the processor's virtualization: stop it", path, err)
 	}

@@ -32,7 +32,7 @@ func TestDeviceErrors(t *testing.T) {
 }
 
 func TestMissingCapabilityIsNamed(t *testing.T) {
-	t.Attr("backend", "kvm") // as internal/needs does, which this package's own tests can't import
+	t.Attr("backend", "kvm") // as internal/testenv does, which this package's own tests can't import
 	fd, err := openKVM(DefaultDevice)
 	if err != nil {
 		t.Skipf("this test needs a usable /dev/kvm: %v", err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/bobuhiro11/gokvm/kvm"
@@ -101,9 +100,7 @@ const (
 func (v *vcpu) exit(m *instance) {
 	reason := v.state.ExitReason
 	m.countExit(reason)
-	if m.first.Load() == 0 {
-		m.first.Store(time.Now().UnixNano())
-	}
+	m.FirstSign.Note()
 	switch reason {
 	case uint32(kvm.EXITMMIO):
 		v.mmio()
@@ -113,9 +110,11 @@ func (v *vcpu) exit(m *instance) {
 	case exitSystemEvent:
 		m.stop(fmt.Errorf("%w: system event %d", vm.ErrReset, uint32(v.state.Data[0])))
 	case uint32(kvm.EXITFAILENTRY):
-		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0], m.processor.registers(v)))
+		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0],
+			m.processor.registers(v)))
 	case uint32(kvm.EXITINTERNALERROR):
-		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id, m.processor.registers(v)))
+		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id,
+			m.processor.registers(v)))
 	default:
 		if !m.processor.exit(m, v) {
 			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, m.processor.registers(v)))

@@ -79,7 +79,8 @@ func setMSRs(fd int, values []x86.MSR) error {
 	}
 	n, err := ioctlCount(fd, kvm.IIOW(reqSetMSRs, 8), &msrs)
 	if err == nil && n < len(values) {
-		err = fmt.Errorf("KVM refused MSR 0x%x the value 0x%x, after %d of %d", values[n].Index, values[n].Value, n, len(values))
+		err = fmt.Errorf("KVM refused MSR 0x%x the value 0x%x, after %d of %d", values[n].Index,
+			values[n].Value, n, len(values))
 	}
 	if err != nil {
 		return fmt.Errorf("%w: KVM_SET_MSRS: %w", vm.ErrSetup, err)

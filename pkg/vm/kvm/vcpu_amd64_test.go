@@ -12,7 +12,7 @@ import (
 // KVM says of MSRs only how many it set: one that it refuses is an error that names it. What the board sets
 // no KVM refuses, so this is inside the package.
 func TestMSRThatKVMRefuses(t *testing.T) {
-	t.Attr("backend", "kvm") // as needs.KVM, which a test in this package can't use
+	t.Attr("backend", "kvm") // as testenv.KVM, which a test in this package can't use
 	if err := (Backend{}).Check(x86.Board{}); err != nil {
 		t.Skipf("this test needs a usable /dev/kvm: %v", err)
 	}
