@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// ErrMissing is something that scripts/fetch-linux fetches and that is not there, for errors.Is.
+// ErrMissing means that something that scripts/fetch-linux fetches is not there.
 var ErrMissing = errors.New("is not in the cache; run scripts/fetch-linux as root on Debian")
 
-// Cache is the folder that scripts fetch into, of all clones together.
+// Cache returns the folder that scripts fetch into, shared by all clones.
 func Cache() (string, error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -23,7 +23,7 @@ func Cache() (string, error) {
 	return filepath.Join(dir, "ktstr-vmm"), nil
 }
 
-// Find returns the cache's folder of the newest version of a package.
+// Find returns the cache's folder for the newest version of a package.
 func Find(name string) (string, error) {
 	cache, err := Cache()
 	if err != nil {
