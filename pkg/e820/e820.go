@@ -28,7 +28,7 @@ const (
 const (
 	MinRing   = 8 << 10
 	MaxRing   = 1 << 30
-	MinRAM    = 2 << 20 // beside the ring
+	MinRAM    = 2 << 20 // without the ring
 	MaxMemory = 1 << 40
 )
 

@@ -37,7 +37,7 @@ type Guest struct {
 	Kernel  string   // path of a bzImage or a vmlinux
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
-	Include   []string // SRC or SRC:DST: what the guest gets in addition to the command; a DST that ends in / is its folder
+	Include   []string // SRC or SRC:DST: what else the guest gets; a DST that ends in / is its folder
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
 	TTY       bool     // the command gets a controlling terminal

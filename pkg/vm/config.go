@@ -99,7 +99,7 @@ type Span struct {
 	Size uint64 // bytes
 }
 
-// Why setting up a machine fails, for errors.Is; the cause is wrapped beside them.
+// Why setting up a machine fails, for errors.Is; the cause is wrapped with them.
 var (
 	ErrConfig      = errors.New("bad machine configuration")
 	ErrArch        = errors.New("guests of this architecture are not supported here")
@@ -107,7 +107,7 @@ var (
 	ErrSetup       = errors.New("setting up the machine failed")
 	ErrKernel      = errors.New("bad kernel")
 	ErrCmdline     = errors.New("bad kernel command line")
-	// ErrRoom is wrapped beside ErrKernel or ErrSetup if more guest RAM, or less, would help.
+	// ErrRoom is wrapped with ErrKernel or ErrSetup if more guest RAM, or less, would help.
 	ErrRoom = errors.New("it does not fit the memory")
 )
 

@@ -59,7 +59,7 @@ type Command struct {
 	Env    []string
 	Args   []string // the program's path inside first
 	Output io.Writer
-	Code   int // how it ended; -1 where it did not
+	Code   int // how it ended; -1 if it did not
 }
 
 // Run boots the bed, runs the commands one after the other and sets their codes. Other output of the emulated Linux

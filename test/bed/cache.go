@@ -84,8 +84,8 @@ func emulator() ([]string, error) {
 	return []string{path}, nil
 }
 
-// QEMU returns the command of the QEMU that fetch-linux unpacked, which it does where the installed one is too
-// old for the bed.
+// QEMU returns the command of the QEMU that fetch-linux unpacked, which it does if the installed one is too old for the
+// bed.
 func QEMU() ([]string, error) {
 	dir, err := Find("qemu-system-x86")
 	if err != nil {

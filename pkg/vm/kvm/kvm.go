@@ -14,7 +14,7 @@ import (
 // DefaultDevice is the KVM device.
 const DefaultDevice = "/dev/kvm"
 
-// Why KVM can't be used, for errors.Is, beside vm.ErrUnavailable; the cause is wrapped too.
+// Why KVM can't be used, for errors.Is. They come with vm.ErrUnavailable; the cause is wrapped too.
 var (
 	ErrNoKVM      = errors.New("no KVM on this host")
 	ErrPermission = errors.New("no permission to use KVM")

@@ -20,7 +20,7 @@ type Backend struct {
 	Program string // the emulator for the board's architecture; "": qemu-system-…, on PATH
 }
 
-// Why QEMU can't be used, for errors.Is, beside vm.ErrUnavailable.
+// Why QEMU can't be used, for errors.Is. They come with vm.ErrUnavailable.
 var (
 	ErrNotInstalled = errors.New("QEMU is not installed")
 	ErrTooOld       = errors.New("QEMU is too old")
