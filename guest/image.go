@@ -10,7 +10,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Demo is the image for x86_64: an ELF executable with a 64-bit entry point that takes boot_params, like vmlinux.
+// Demo is the image for x86_64: an ELF executable with a 64-bit entry point that takes
+// boot_params, as vmlinux does.
 //
 //go:embed demo-x86_64.elf
 var Demo []byte
@@ -18,11 +19,11 @@ var Demo []byte
 //go:embed agent-x86_64.zst
 var agentX86 []byte
 
-// ErrArch means that there is no guest for an architecture.
+// ErrArch is an architecture that no guest has.
 var ErrArch = errors.New("there is no guest of this architecture")
 
-// Agent returns the agent for an architecture, as uname names it: a static ELF executable. It is unpacked anew at every
-// call, which takes some milliseconds. It fails with ErrArch.
+// Agent returns the agent for an architecture, as uname names it: a static ELF executable. It
+// unpacks it anew at every call, in some milliseconds. It fails with ErrArch.
 func Agent(arch string) ([]byte, error) {
 	packed, ok := map[string][]byte{"x86_64": agentX86}[arch]
 	if !ok {

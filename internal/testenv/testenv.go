@@ -1,5 +1,6 @@
-// Package testenv checks what a test needs from its host. If something is missing, the test is skipped, in CI as well:
-// only the summary of "make test" knows whether it ran elsewhere, in the bed, and fails for a test that ran nowhere.
+// Package testenv says what a test cannot do without, and asks in one place what this host has. Where something
+// is missing the test is skipped, in CI as well: whether it ran elsewhere, in the bed, is known to the summary of
+// "make test" alone, which fails there for a test that ran nowhere.
 package testenv
 
 import (
@@ -15,8 +16,8 @@ import (
 // backend is the attribute that says on which back end a test runs, for the tests' summary.
 const backend = "backend"
 
-// EachBackend runs a test on each back end, as a subtest with the back end's name. A subtest is skipped if this host
-// does not have its back end.
+// EachBackend runs a test on each back end, as a subtest with the back end's name; one that this host does not
+// have skips it.
 func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Helper()
 	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
@@ -26,7 +27,7 @@ func EachBackend(t *testing.T, test func(*testing.T, vm.Backend)) {
 	t.Run((qemu.Backend{}).Name(), func(t *testing.T) { test(t, Emulator(t)) })
 }
 
-// Backend returns a back end for a test that works with any.
+// Backend returns a back end for a test that can do with any.
 func Backend(t testing.TB) vm.Backend {
 	t.Helper()
 	if (kvm.Backend{}).Check(x86.Board{}) == nil {
@@ -35,7 +36,7 @@ func Backend(t testing.TB) vm.Backend {
 	return Emulator(t)
 }
 
-// KVM skips a test that needs KVM if there is none.
+// KVM is for tests of KVM alone.
 func KVM(t testing.TB) {
 	t.Helper()
 	t.Attr(backend, (kvm.Backend{}).Name())
@@ -44,7 +45,7 @@ func KVM(t testing.TB) {
 	}
 }
 
-// Emulator returns the emulator, for tests that need it. There is none in the bed.
+// Emulator is for tests of the emulator alone. There is none in the bed.
 func Emulator(t testing.TB) qemu.Backend {
 	t.Helper()
 	t.Attr(backend, (qemu.Backend{}).Name())
@@ -54,13 +55,13 @@ func Emulator(t testing.TB) qemu.Backend {
 	return qemu.Backend{}
 }
 
-// EmulatorMissing returns why this host has no emulator, or nil if it has one.
+// EmulatorMissing says why this host has no emulator; nil where it has one.
 func EmulatorMissing() error {
 	_, err := (qemu.Backend{}).Find(x86.Board{})
 	return err
 }
 
-// Tool returns the path of a program that a test runs, and skips the test if it is missing.
+// Tool is for tests that run a program; it returns the program's path.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -70,7 +71,7 @@ func Tool(t testing.TB, name string) string {
 	return path
 }
 
-// Missing skips a test that needs what; err says why it is missing.
+// Missing skips the test for lack of what err says.
 func Missing(t testing.TB, what string, err error) {
 	t.Helper()
 	t.Skipf("this test needs %s: %v", what, err)

@@ -1,5 +1,5 @@
-// Package bed runs programs that need KVM on a machine that has none, or one too slow for Linux guests: inside a Linux
-// that QEMU emulates, virtualization included.
+// Package bed runs programs that need KVM on a machine that has none, or one too slow for Linux
+// guests: inside a Linux that QEMU emulates, virtualization included.
 package bed
 
 import (
@@ -43,13 +43,13 @@ const (
 // modules are the host kernel's, in the order in which they are loaded.
 var modules = []string{"irqbypass", "kvm", "kvm-amd"}
 
-// ErrEnded means that the emulated Linux ended before its programs did.
+// ErrEnded is an emulated Linux that did not live as long as its programs, for errors.Is.
 var ErrEnded = errors.New("the emulated Linux ended before its programs did")
 
-// Bed is an emulated Linux. It has one processor: guests on two at the same moment corrupt each other and their host,
-// at least up to QEMU 10.0.
+// Bed is an emulated Linux. It has one processor: guests on two at the same moment corrupt each
+// other and their host, up to QEMU 10.0 at least.
 type Bed struct {
-	Files    map[string]string // files and folders, by their paths in the bed
+	Files    map[string]string // files and folders, by their paths inside
 	Programs []string          // programs at their own paths, with their libraries
 }
 
@@ -59,11 +59,11 @@ type Command struct {
 	Env    []string
 	Args   []string // the program's path inside first
 	Output io.Writer
-	Code   int // how it ended; -1 if it did not
+	Code   int // how it ended; -1 where it did not
 }
 
-// Run boots the bed, runs the commands one after the other and sets their codes. Other output of the emulated Linux
-// goes to console.
+// Run boots the bed, runs the commands one after the other and sets their codes. What the emulated
+// Linux says beside them goes to console.
 func (b Bed) Run(ctx context.Context, commands []*Command, console io.Writer) error {
 	for _, c := range commands {
 		c.Code = -1

@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// ErrMissing means that something that scripts/fetch-linux fetches is not there.
+// ErrMissing is something that scripts/fetch-linux fetches and that is not there, for errors.Is.
 var ErrMissing = errors.New("is not in the cache; run scripts/fetch-linux as root on Debian")
 
-// Cache returns the folder that scripts fetch into, shared by all clones.
+// Cache is the folder that scripts fetch into, of all clones together.
 func Cache() (string, error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -23,7 +23,7 @@ func Cache() (string, error) {
 	return filepath.Join(dir, "ktstr-vmm"), nil
 }
 
-// Find returns the cache's folder for the newest version of a package.
+// Find returns the cache's folder of the newest version of a package.
 func Find(name string) (string, error) {
 	cache, err := Cache()
 	if err != nil {
@@ -84,8 +84,8 @@ func emulator() ([]string, error) {
 	return []string{path}, nil
 }
 
-// QEMU returns the command of the QEMU that fetch-linux unpacked, which it does if the installed one is too old for the
-// bed.
+// QEMU returns the command of the QEMU that fetch-linux unpacked, which it does where the installed one is too
+// old for the bed.
 func QEMU() ([]string, error) {
 	dir, err := Find("qemu-system-x86")
 	if err != nil {

@@ -1,14 +1,16 @@
-// Command tiers runs the tests that need a machine wherever they can run, and reports the results of all tests.
+// Command tiers runs the tests that need a machine wherever they can run, and says what became of
+// all tests.
 //
 //	tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [TIER...]
 //	tiers summary FILE [FILE...]
 //
-// "guests" writes test events, for gotestsum: of the Linux suite on each back end and kernel, and of the machine tests
-// on KVM if this host has none. With -host, the events of "go test" on this host, it runs only those machine tests that
-// were skipped there. It first runs what runs on this host, and then what runs in the bed, with nothing beside it.
+// "guests" writes test events, for gotestsum: of the Linux suite on each back end and kernel, and of
+// the machine tests on KVM where this host has none. With -host, the events of "go test" on this
+// host, it runs the machine tests alone that were skipped there. What it runs on this host comes
+// first, what runs in the bed after that and beside nothing else.
 //
-// "summary" reads such events and prints how many tests ran where. It fails if a test failed and, with CI set in the
-// environment, if anything was left out.
+// "summary" reads such events and prints how many tests ran where. It fails when a test failed and,
+// with CI set in the environment, when anything was left out.
 package main
 
 import (

@@ -20,8 +20,8 @@ var countedLoop = []byte{
 	0xeb, 0xfe, // jmp to itself
 }
 
-// KernelSpeed measures how fast KVM runs a guest's kernel mode, in instructions a second, by a counted loop in a
-// machine of its own. It takes at most limit; then it returns an upper bound.
+// KernelSpeed measures how fast KVM runs a guest's kernel mode, in instructions a second, by a counted loop
+// in a machine of its own. It takes at most limit and then returns an upper bound.
 func (b Backend) KernelSpeed(limit time.Duration) (float64, error) {
 	const rounds = 500_000
 	code := append(x86.Code(nil), countedLoop...)

@@ -10,8 +10,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// ErrPayload means that the host can't unpack what a bzImage carries. The image may still be good: a guest that enters
-// it unpacks it by itself.
+// ErrPayload means that the host can't unpack what a bzImage carries, for all that the image may be
+// sound: a guest that enters the image unpacks it by itself.
 var ErrPayload = errors.New("kernel payload that the host can't unpack")
 
 // Where the setup header says what the image carries: Linux boot protocol 2.08.
