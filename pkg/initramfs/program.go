@@ -18,9 +18,8 @@ import (
 // script's first line, say which; nothing is executed to find out. If a path leads through links, the file is at the
 // same place as on the host, and the path is a link to it.
 //
-// AddProgram fails with ErrLibrary if a library is not there. It fails with ErrForeign if a dynamic program is not for
-// Arch, unless there is a Sysroot: that has what it needs. The program is looked up in the Sysroot first, then on the
-// host.
+// A library that is not there is ErrLibrary. A dynamic program that is not for Arch is ErrForeign, unless there
+// is a Sysroot: that has what it needs. In a Sysroot the program is looked for first, then on the host.
 func (a *Archive) AddProgram(path string) error {
 	path, err := filepath.Abs(path)
 	if err != nil {

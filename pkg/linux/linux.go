@@ -22,9 +22,9 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// Cmdline is what a kernel gets in addition to the ring's parameters: a console, a reset that the host sees, and
-// nothing that waits for hardware that is not there. Linux's Documentation/admin-guide/kernel-parameters.txt explains
-// each parameter.
+// Cmdline is what a kernel gets beside the ring's parameters: a console, a reset that the host
+// sees, and nothing that waits for hardware which is not there. Linux's
+// Documentation/admin-guide/kernel-parameters.txt has what each means.
 const Cmdline = "console=ttyS0 quiet rdinit=/init reboot=k panic=-1 oops=panic nokaslr mitigations=off " +
 	"no_timer_check " +
 	"random.trust_cpu=on pci=off iomem=relaxed cryptomgr.notests"
@@ -46,7 +46,7 @@ type Guest struct {
 	Initrd    string   // path of a base initramfs, to which the one made here is added; "": none
 	Sysroot   string   // folder in which programs and the files that they need are looked up; "": this host's root
 
-	// OnSkip, if not nil, is called for each file in a tree that is left out of the guest.
+	// OnSkip hears of each file in a tree that is left out of the guest; nil: nobody does.
 	OnSkip func(initramfs.Skipped)
 
 	Append      string // what is added to Cmdline
