@@ -1,6 +1,6 @@
-// Command bench measures what the project promises of its speed, each figure beside its limit or
-// its goal, from one run on one machine, on each back end that the machine has. "make bench" builds
-// what it needs first. "bench kvm" and "bench emulator" are what "make bench-boot" runs: boots of Linux.
+// Command bench measures what the project promises about its speed. It prints each figure beside its limit or its goal,
+// from one run on one machine, on each back end that the machine has. "make bench" builds what it needs first. "bench
+// kvm" and "bench emulator" are what "make bench-boot" runs: boots of Linux.
 package main
 
 import (

@@ -10,11 +10,11 @@ import (
 // JobPath is where the agent finds its job.
 const JobPath = "/ktstr/job"
 
-// ErrJob is a text that is no job.
+// ErrJob means that a text is not a job.
 var ErrJob = errors.New("this is no job for the agent")
 
-// Job is what the host wants of a guest. Encoded it is text, an item a line: a name, a blank, and a value in quotes as
-// Go has them, so that every byte can stand in it.
+// Job is what the host wants a guest to do. Encoded it is text, an item a line: a name, a blank, and a value quoted as
+// in Go, so that it can contain every byte.
 //
 //	arg "/bin/echo"
 //	arg "two\nlines"
@@ -22,12 +22,12 @@ var ErrJob = errors.New("this is no job for the agent")
 //	dir "/src"
 //	tty "true"
 //
-// Items of the same name make a list, in their order. The format is simple so that the agent is small: a guest's
-// kernel unpacks it at every boot.
+// Items of the same name form a list, in their order. The format is simple to keep the agent small: a guest's kernel
+// unpacks it at every boot.
 type Job struct {
 	Args []string // the command; its program is a path in the guest
 	Env  []string // NAME=VALUE
-	Dir  string   // the command's working directory; made where it is missing
+	Dir  string   // the command's working directory; made if it is missing
 	TTY  bool     // the command gets a controlling terminal
 
 	// OneOutput makes the command's stdout and stderr one, so that their order is kept.
@@ -36,7 +36,7 @@ type Job struct {
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string
 
-	// OpenFiles is how many files a process may have open; a Hard of 0: as the guest's kernel has it.
+	// OpenFiles is how many files a process may have open; if Hard is 0, the guest's kernel decides.
 	OpenFiles Limit
 }
 
@@ -72,7 +72,7 @@ func (j Job) Encode() string {
 	return b.String()
 }
 
-// ParseJob reads what Encode has written. It fails with ErrJob; a job has a command.
+// ParseJob parses what Encode has written. It fails with ErrJob, also if there is no command.
 func ParseJob(text string) (Job, error) {
 	var j Job
 	for line := range strings.Lines(text) {

@@ -1,9 +1,9 @@
-// Package agentproto is what others say to the agent in a guest, and it to them.
+// Package agentproto defines what the agent in a guest receives, and its answers.
 //
-// A Job comes from the host: pkg/linux writes it into the guest, pkg/agent reads it there. Messages come from the
-// guest's processes, by pkg/ktstr, on a socket: a request is two little-endian u32, the message's type and its length
-// in bytes, and the payload. The answer is a u32, and as many bytes of text that say what went wrong: none where the
-// message is in the ring.
+// A Job comes from the host: pkg/linux writes it into the guest, and pkg/agent reads it there. Messages come from the
+// guest's processes, through pkg/ktstr, on a socket: a request is two little-endian u32, the message's type and its
+// length in bytes, and the payload. The answer is a u32, and that many bytes of text that say what went wrong: none if
+// the message is in the ring.
 package agentproto
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// What the agent puts into the command's environment.
+// What the agent adds to the command's environment.
 const (
 	SocketEnv = "KTSTR_SOCKET"   // path of the socket
 	FileEnv   = "KTSTR_MESSAGES" // path of the file that takes messages as lines
@@ -25,10 +25,10 @@ const (
 // maxReply bounds an answer's text, in bytes.
 const maxReply = 4 << 10
 
-// ErrTooLarge is a request of more bytes than its receiver takes.
+// ErrTooLarge means that a request has more bytes than its receiver accepts.
 var ErrTooLarge = errors.New("message is too large")
 
-// WriteRequest sends a message; ErrTooLarge where its length has no place in a request.
+// WriteRequest sends a message. It fails with ErrTooLarge if the length does not fit a request.
 func WriteRequest(w io.Writer, t shm.Type, payload []byte) error {
 	if uint64(len(payload)) > math.MaxUint32 {
 		return fmt.Errorf("%w: %v of %d bytes, at most %d", ErrTooLarge, t, len(payload), uint32(math.MaxUint32))
@@ -40,8 +40,8 @@ func WriteRequest(w io.Writer, t shm.Type, payload []byte) error {
 	return err
 }
 
-// ReadRequest receives a message of at most limit bytes; io.EOF where there is no other. One that has
-// more is passed over and is ErrTooLarge, after which the next can be read.
+// ReadRequest receives a message of at most limit bytes. It returns io.EOF if there are no more. It skips a larger
+// message and returns ErrTooLarge; then the next one can be read.
 func ReadRequest(r io.Reader, limit uint64) (shm.Type, []byte, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -72,7 +72,7 @@ func WriteReply(w io.Writer, failure error) error {
 	return err
 }
 
-// ReadReply receives an answer: nil, what the agent says, or why there is none.
+// ReadReply receives an answer: nil, the agent's error, or why there is no answer.
 func ReadReply(r io.Reader) error {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

@@ -1,5 +1,4 @@
-// Package smaps reads what a process has in memory, for benchmarks and tests: proc(5),
-// /proc/PID/smaps.
+// Package smaps reads a process's memory mappings, for benchmarks and tests: proc(5), /proc/PID/smaps.
 package smaps
 
 import (
@@ -12,12 +11,12 @@ import (
 // Mapping is one of a process's mappings.
 type Mapping struct {
 	Start, End uint64 // addresses
-	Memfd      bool   // it is of a memfd
+	Memfd      bool   // it maps a memfd
 	RSS        int    // KiB
-	NoDump     bool   // core dumps leave it out
+	NoDump     bool   // it is left out of core dumps
 }
 
-// Size is the mapping's length in bytes.
+// Size returns the mapping's length in bytes.
 func (m Mapping) Size() uint64 { return m.End - m.Start }
 
 // Read returns a process's mappings, sorted by address.

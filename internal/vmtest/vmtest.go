@@ -1,4 +1,5 @@
-// Package vmtest is what the tests of machines share: a machine's end, and the processes that machines are made of.
+// Package vmtest has what the tests of machines share: waiting for a machine's end, and listing the processes that
+// machines consist of.
 package vmtest
 
 import (
@@ -16,7 +17,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// HangLimit is for what takes no time unless it hangs: a host may be busy elsewhere.
+// HangLimit bounds what takes no time unless it hangs; it is generous because a host may be busy.
 const HangLimit = 60 * time.Second
 
 // Demo is the embedded guest for an architecture.
@@ -60,7 +61,7 @@ func End(t testing.TB, m *vm.Machine) error {
 	}
 }
 
-// Children are the processes that a process has started and not reaped.
+// Children returns the processes that a process has started and not reaped.
 func Children(t testing.TB, pid int) []int {
 	t.Helper()
 	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))

@@ -14,36 +14,36 @@ import (
 // Mode is what a user asks for.
 type Mode string
 
-// The modes. Auto takes KVM where it can be used for the guest, else the emulator.
+// The modes. Auto uses KVM if it can be used for the guest, otherwise the emulator.
 const (
 	Auto     Mode = "auto"
 	KVM      Mode = "kvm"
 	Emulator Mode = "emulator"
 )
 
-// Modes lists the modes' names.
+// Modes returns the modes' names.
 func Modes() []string { return []string{string(Auto), string(KVM), string(Emulator)} }
 
-// UsableSpeed is the least at which Linux boots in seconds on KVM, in instructions a second: in KVM that QEMU
-// emulates, which runs some 40 million, it takes some ten.
+// UsableSpeed is the lowest speed of KVM, in instructions a second, at which Linux boots in seconds: in KVM that QEMU
+// emulates, which runs about 40 million, a boot takes about ten.
 const UsableSpeed = 20e6
 
 // speedLimit bounds the look at KVM's speed. One that is usable needs 50 ms of it at most.
 const speedLimit = 200 * time.Millisecond
 
-// Guest is what is to run, as far as the choice depends on it.
+// Guest describes what is to run, as far as the choice depends on it.
 type Guest struct {
-	Board vm.Board // what it is built for
-	// KernelMode says that the guest spends its time in kernel mode, as Linux does: a KVM that emulates
-	// that, instruction by instruction, is of no use to it.
+	Board vm.Board // the board that it is built for
+	// KernelMode reports whether the guest spends its time in kernel mode, as Linux does. A KVM that emulates kernel
+	// mode, instruction by instruction, is of no use to it.
 	KernelMode bool
 }
 
-// ErrSlow is a KVM that works, but emulates a guest's kernel mode.
+// ErrSlow means that KVM works, but emulates a guest's kernel mode.
 var ErrSlow = errors.New("KVM emulates the guest's kernel mode here")
 
-// Choose returns the back end for a guest, and where Auto could not take KVM a sentence that says so and why.
-// There is always one: where Auto finds none, or there is no such mode, it is one that fails and says why.
+// Choose returns the back end for a guest. If Auto can't use KVM, note is a sentence that says so and why. The back end
+// is never nil: if Auto finds none, or the mode does not exist, it is one that fails with the reason.
 func Choose(mode Mode, g Guest) (b vm.Backend, note string) {
 	switch mode {
 	case KVM:
@@ -73,7 +73,8 @@ func (nothing) Name() string { return "none" }
 
 func (n nothing) New(vm.Spec, func(error)) (vm.Instance, error) { return nil, n.why }
 
-// CheckKVM reports what keeps KVM from being used for a guest: nil, one of its back end's errors, or ErrSlow.
+// CheckKVM reports why KVM can't be used for a guest: one of its back end's errors, or ErrSlow. It returns nil if it
+// can.
 func CheckKVM(g Guest) error {
 	b := kvm.Backend{}
 	if err := b.Check(g.Board); err != nil || !g.KernelMode {

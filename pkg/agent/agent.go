@@ -1,8 +1,8 @@
-// Package agent is the guest's side of a run with a Linux kernel: the program that is PID 1. It
-// maps the ring, sets up what programs expect, runs the command and reports through the ring.
+// Package agent is the guest's side of a run with a Linux kernel: the program that runs as PID 1. It maps the ring,
+// sets up what programs expect, runs the command and reports through the ring.
 //
-// A guest's kernel unpacks it at every boot, so it is small: it does without packages such as net and
-// encoding/json where a few lines will do.
+// A guest's kernel unpacks it at every boot, so it is small: it avoids packages such as net and encoding/json where a
+// few lines are enough.
 package agent
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// Main is PID 1. It never returns: at the end the machine is reset. Any other process is ended at
-// once, for it may be on a host.
+// Main runs as PID 1. It never returns: at the end it resets the machine. In any other process it exits at once,
+// because that process may be on a host.
 func Main() {
 	if os.Getpid() != 1 || len(os.Args) == 0 || os.Args[0] != "/init" {
 		fmt.Fprintln(os.Stderr, "ktstr-vmm agent: this is /init of a guest and resets its machine; it does nothing elsewhere")

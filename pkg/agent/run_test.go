@@ -217,7 +217,7 @@ func TestScheduler(t *testing.T) {
 			script: "kill -9 $(cat $S/pid)", code: 137},
 		"ends in the linger": {
 			scheduler: enabled + "while [ ! -e $S/die ]; do sleep 0.01; done; exit 42",
-			script:    "(sleep 0.2; : > $S/die; sleep 1000) & exit 0", code: 42,
+			script:    "(trap ': > $S/die' TERM; while :; do sleep 0.01; done) & exit 0", code: 42,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

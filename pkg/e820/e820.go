@@ -16,23 +16,23 @@ const (
 
 	// LowEnd is where conventional memory ends: the EBDA and the video hole follow.
 	LowEnd = 0x9fc00
-	// HighStart is where RAM goes on behind the 640 KiB-1 MiB hole.
+	// HighStart is where RAM continues after the 640 KiB-1 MiB hole.
 	HighStart = 1 << 20
 	// MMIOStart and MMIOEnd bound the hole below 4 GiB, for the APICs and other devices.
-	// RAM that does not fit below it goes on behind it.
+	// RAM that does not fit below it continues after it.
 	MMIOStart = 3 << 30
 	MMIOEnd   = 4 << 30
 )
 
-// The sizes that can work.
+// The limits of sizes.
 const (
 	MinRing   = 8 << 10
 	MaxRing   = 1 << 30
-	MinRAM    = 2 << 20 // beside the ring
+	MinRAM    = 2 << 20 // without the ring
 	MaxMemory = 1 << 40
 )
 
-// What New refuses, for errors.Is.
+// Errors returned by New, for errors.Is.
 var (
 	ErrAlign    = errors.New("size is not a multiple of the page size")
 	ErrRingSize = errors.New("ring size is out of range")
@@ -51,19 +51,19 @@ const (
 // Range is a run of addresses.
 type Range struct{ Start, Size uint64 }
 
-// End is the address behind the range.
+// End returns the address after the range.
 func (r Range) End() uint64 { return r.Start + r.Size }
 
-// Entry is one line of the map.
+// Entry is one entry of the map.
 type Entry struct {
 	Range
 	Type Type
 }
 
-// Layout is a guest's memory: where the host has to back it, and what the guest is told of it.
+// Layout is a guest's memory: what the host has to back, and what the guest is told about it.
 type Layout struct {
 	Low  Range // RAM from 0; backs the holes below 1 MiB too
-	High Range // RAM from 4 GiB; empty where all fits below the MMIO hole
+	High Range // RAM from 4 GiB; empty if all of it fits below the MMIO hole
 	Ring Range // not in Map
 	Map  []Entry
 }
@@ -71,9 +71,8 @@ type Layout struct {
 // New lays out memory bytes of RAM, of which the top ring bytes are the ring. It fails with
 // ErrAlign, ErrRingSize or ErrMemory.
 //
-// The ring lies at the end of the last run of RAM. Where that run is the one above 4 GiB and
-// shorter than the ring, the ring takes all of it and grows it: the bytes that it needs move up
-// from below the MMIO hole.
+// The ring lies at the end of the last run of RAM. If that run is the one above 4 GiB and is shorter than the ring, the
+// ring takes all of it and extends it: the bytes that it needs move up from below the MMIO hole.
 func New(memory, ring uint64) (*Layout, error) {
 	switch {
 	case ring < MinRing || ring > MaxRing:
@@ -106,7 +105,7 @@ func New(memory, ring uint64) (*Layout, error) {
 	return l, nil
 }
 
-// boot_params: Linux boot protocol, "The zero page".
+// The size of boot_params: Linux boot protocol, "The zero page".
 const (
 	BootParamsSize = 4096
 
@@ -116,10 +115,10 @@ const (
 	maxEntries = 128
 )
 
-// ErrBootParams is a zero page that can't take the map.
+// ErrBootParams means that the zero page can't hold the map.
 var ErrBootParams = errors.New("map does not fit the zero page")
 
-// Encode writes the map into a zero page; ErrBootParams where either is too large or small.
+// Encode writes the map into a zero page. It fails with ErrBootParams if either is too large or too small.
 func Encode(entries []Entry, bootParams []byte) error {
 	if len(entries) > maxEntries || len(bootParams) < BootParamsSize {
 		return fmt.Errorf("%w: %d entries into %d bytes, at most %d into %d", ErrBootParams, len(entries), len(bootParams),

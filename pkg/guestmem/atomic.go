@@ -16,7 +16,7 @@ func (u Uint64) Load() uint64 { return atomic.LoadUint64(u.p) }
 // Store publishes v: what this goroutine wrote before is visible to whoever loads v.
 func (u Uint64) Store(v uint64) { atomic.StoreUint64(u.p, v) }
 
-// Uint32 is an aligned 32-bit word of guest memory, with the orders of Uint64.
+// Uint32 is an aligned 32-bit word of guest memory, with the memory orders of Uint64.
 type Uint32 struct{ p *uint32 }
 
 // Load fetches the word once.

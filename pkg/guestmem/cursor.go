@@ -1,7 +1,7 @@
 package guestmem
 
-// Cursor reads a window and remembers the segment that it read last, so that a read in the
-// same segment costs a bounds check and a copy. One goroutine at a time may use it.
+// Cursor reads a window and remembers the segment that it read last, so that a read in the same segment costs a bounds
+// check and a copy. It must not be used concurrently.
 type Cursor struct {
 	s     space
 	start uint64 // of the remembered segment

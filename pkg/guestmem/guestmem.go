@@ -1,7 +1,7 @@
-// Package guestmem is guest RAM as the host sees it: sorted, disjoint regions of
-// guest-physical addresses, reached by checked copies and atomics only. It is the one place
-// with unsafe access to guest RAM, and nothing here hands out a reference to memory that the
-// guest can change.
+// Package guestmem gives the host access to guest RAM: sorted, disjoint
+// regions of guest-physical addresses, accessed only by checked copies
+// and atomics. It is the only place with unsafe access to guest RAM, and
+// nothing here returns a reference to memory that the guest can change.
 //
 // Multi-byte atomics are little-endian, as is every architecture that the project runs on.
 package guestmem
@@ -15,17 +15,17 @@ import (
 // Addr is a guest-physical address in bytes.
 type Addr uint64
 
-// String prints the address in hex.
+// String returns the address in hex.
 func (a Addr) String() string { return fmt.Sprintf("0x%x", uint64(a)) }
 
-// Region is one run of guest RAM: Mem backs the guest-physical addresses
-// [Base, Base+len(Mem)).
+// Region is one range of guest RAM: Mem backs the
+// guest-physical addresses [Base, Base+len(Mem)).
 type Region struct {
 	Base Addr
 	Mem  []byte
 }
 
-// What New and the accessors refuse, for errors.Is.
+// Errors returned by New and the accessors, for errors.Is.
 var (
 	ErrEmpty      = errors.New("empty region")
 	ErrUnsorted   = errors.New("regions are not sorted by address")
@@ -35,13 +35,13 @@ var (
 	ErrMisaligned = errors.New("address is not aligned")
 )
 
-// Memory is all of a guest's RAM. It may be used from many goroutines; ordering between
-// guest and host comes from the atomics alone.
+// Memory is all of a guest's RAM. It may be used concurrently;
+// only the atomics order accesses between guest and host.
 type Memory struct{ s space }
 
-// New builds a Memory from regions that are sorted by address and disjoint. They may touch:
-// an access then crosses from one to the next. It fails with ErrEmpty, ErrUnsorted,
-// ErrOverlap or ErrWraps.
+// New returns a Memory of regions that are sorted by address and
+// disjoint. They may touch: an access then crosses from one to the
+// next. It fails with ErrEmpty, ErrUnsorted, ErrOverlap or ErrWraps.
 func New(regions ...Region) (*Memory, error) {
 	if len(regions) == 0 {
 		return nil, fmt.Errorf("guest memory: %w: no region given", ErrEmpty)
@@ -76,9 +76,9 @@ func (m *Memory) Read(dst []byte, a Addr) error { return m.s.read(dst, uint64(a)
 // Write copies src to a: all of it, or nothing and ErrOutside.
 func (m *Memory) Write(src []byte, a Addr) error { return m.s.write(src, uint64(a)) }
 
-// Fill reads n bytes from r straight into guest memory at a. It fails with ErrOutside
-// before it reads anything, or with r's error (io.ErrUnexpectedEOF where r ends early), and
-// then the range's contents are undefined.
+// Fill reads n bytes from r straight into guest memory at a. It fails with
+// ErrOutside before it reads anything, or with r's error (io.ErrUnexpectedEOF
+// if r ends early); then the range's contents are undefined.
 func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 	return m.s.each(uint64(a), n, func(mem []byte) error {
 		for len(mem) > 0 {
@@ -97,8 +97,8 @@ func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 	})
 }
 
-// Populate makes pages of the host for the n bytes at a, for a guest that will soon touch them all: huge ones
-// where it can. It is an offer, which changes no content; where a part of the range is not RAM, nothing is done.
+// Populate allocates host pages for the n bytes at a, for a guest that will soon touch them all: huge pages if
+// possible. It is only a hint and changes no content; if a part of the range is not RAM, it does nothing.
 func (m *Memory) Populate(a Addr, n uint64) {
 	_ = m.s.each(uint64(a), n, func(mem []byte) error {
 		populate(mem)
@@ -110,8 +110,8 @@ func (m *Memory) Populate(a Addr, n uint64) {
 // much at most is spent on a file that ends early, and waited for when a start is given up.
 const readyStep = 64 << 20
 
-// Writer returns a writer that fills the n bytes at a in order, for one goroutine. What does not
-// fit, or is not RAM, is refused with ErrOutside.
+// Writer returns a writer that fills the n bytes at a in order. It must not be used concurrently. It fails with
+// ErrOutside for bytes that do not fit or are not RAM.
 func (m *Memory) Writer(a Addr, n uint64) io.Writer {
 	return &writer{m: m, at: a, left: n}
 }
@@ -141,20 +141,20 @@ func (w *writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Uint32 returns the aligned 32-bit word at a; ErrOutside or ErrMisaligned.
+// Uint32 returns the aligned 32-bit word at a. It fails with ErrOutside or ErrMisaligned.
 func (m *Memory) Uint32(a Addr) (Uint32, error) { return m.s.uint32(uint64(a)) }
 
-// Uint64 returns the aligned 64-bit word at a; ErrOutside or ErrMisaligned.
+// Uint64 returns the aligned 64-bit word at a. It fails with ErrOutside or ErrMisaligned.
 func (m *Memory) Uint64(a Addr) (Uint64, error) { return m.s.uint64(uint64(a)) }
 
-// Window is a run of guest-physical memory without a gap, addressed from 0. It may cross
-// regions; an access costs one copy for each region that it touches.
+// Window is a range of guest-physical memory without a gap, addressed from 0. It may cross regions; an access costs one
+// copy for each region that it touches.
 type Window struct {
 	s    space
 	size uint64
 }
 
-// Window returns the n bytes at a, or ErrOutside where any of them is not RAM.
+// Window returns the n bytes at a, or ErrOutside if any of them is not RAM.
 func (m *Memory) Window(a Addr, n uint64) (*Window, error) {
 	w := &Window{size: n}
 	err := m.s.each(uint64(a), n, func(mem []byte) error {
@@ -167,7 +167,7 @@ func (m *Memory) Window(a Addr, n uint64) (*Window, error) {
 	return w, nil
 }
 
-// Len is the window's size in bytes.
+// Len returns the window's size in bytes.
 func (w *Window) Len() uint64 { return w.size }
 
 // Read copies len(dst) bytes at off into dst: all of them, or none and ErrOutside.
@@ -182,8 +182,8 @@ func (w *Window) Sub(off, n uint64) (*Window, error) {
 	return m.Window(Addr(off), n)
 }
 
-// Uint32 returns the aligned 32-bit word at off; ErrOutside or ErrMisaligned.
+// Uint32 returns the aligned 32-bit word at off. It fails with ErrOutside or ErrMisaligned.
 func (w *Window) Uint32(off uint64) (Uint32, error) { return w.s.uint32(off) }
 
-// Uint64 returns the aligned 64-bit word at off; ErrOutside or ErrMisaligned.
+// Uint64 returns the aligned 64-bit word at off. It fails with ErrOutside or ErrMisaligned.
 func (w *Window) Uint64(off uint64) (Uint64, error) { return w.s.uint64(off) }

@@ -10,15 +10,15 @@ import (
 // hugePage is x86-64's and arm64's first size above 4 KiB pages.
 const hugePage = 2 << 20
 
-// MapAnonymous maps size bytes of private memory, a multiple of the page size, to be given back by Unmap;
-// nothing is touched. Like MapShared's it begins at a multiple of a huge page: KVM, and the kernel for a
-// process, map a huge page only where both addresses are as far into one.
+// MapAnonymous maps size bytes of private memory, a multiple of the page size, without touching them. Unmap unmaps it.
+// The mapping, like MapShared's, starts at a multiple of the huge page size: KVM, and the kernel for a process, can
+// only map a huge page if both addresses have the same offset in one.
 func MapAnonymous(size uint64) ([]byte, error) {
 	return mapAligned(-1, size, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 }
 
-// MapShared maps a new memfd of size bytes and returns both; the mapping outlives the file. Nobody can
-// change the file's size: a mapping whose file is cut short kills the process that reads it.
+// MapShared maps a new memfd of size bytes and returns both. The mapping outlives the file. Nobody can change the
+// file's size: if a mapped file is truncated, the process that reads the mapping is killed.
 func MapShared(name string, size uint64) ([]byte, *os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -72,7 +72,7 @@ func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 // It fails for no mapping of memory, and a dump that has more is no reason to have no guest.
 func leaveOutOfDumps(mem []byte) { _ = unix.Madvise(mem, unix.MADV_DONTDUMP) }
 
-// Unmap gives back what MapAnonymous or MapShared mapped.
+// Unmap unmaps what MapAnonymous or MapShared mapped.
 func Unmap(mem []byte) {
 	_ = unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))) // fails only for what is no mapping
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 )
 
-// ErrBase is a base initramfs whose entries can't be read, for errors.Is. Such a base is refused: a kernel
-// that can't read it either stops there and never sees the archive that follows, and where a kernel can,
-// nobody knows which of the archive's folders would replace a link.
+// ErrBase means that the entries of a base initramfs can't be read. Such a base is refused: a kernel that can't read it
+// stops there and never sees the archive that follows, and for a kernel that can, it is not known which of the
+// archive's folders would replace a link.
 var ErrBase = errors.New("the base initramfs can't be read")
 
 // What is read of a base is bounded: a file of a megabyte can unpack to a terabyte.

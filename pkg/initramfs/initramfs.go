@@ -1,6 +1,6 @@
-// Package initramfs builds a guest's initial RAM file system on the fly: files of the host, a
-// program with all that it needs to start, and content that is in memory. Nothing is copied before
-// it is written, straight to where the guest will find it.
+// Package initramfs builds a guest's initial RAM file system on the fly: files from the host, a program with everything
+// that it needs to start, and content from memory. Nothing is copied before it is written, straight to where the guest
+// will find it.
 package initramfs
 
 import (
@@ -16,19 +16,19 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 )
 
-// ErrFile is a file that can't be put into an archive, for errors.Is.
+// ErrFile means that a file can't be put into an archive.
 var ErrFile = errors.New("can't be put into the guest")
 
-// Archive is an initramfs to be. The same files and calls give the same bytes, whatever the order
-// of the calls; of two calls for one path, the later counts.
+// Archive is an initramfs to be written. The same files and calls give the same bytes, whatever the order of the calls;
+// if two calls name the same path, the later one counts.
 type Archive struct {
-	// Sysroot is a folder of the host's that stands for the root in which programs are looked up first, and
-	// their interpreters and libraries only. "" is this host's own root.
+	// Sysroot is a folder on the host that is used as the root: programs are looked up there first, their interpreters
+	// and libraries there only. "" is this host's own root.
 	Sysroot string
 	// Arch is the guest's architecture, as vm.Board names it; "" is any.
 	Arch string
-	// LibraryPath is LD_LIBRARY_PATH as programs have it in the guest, and Dir the folder in which they are
-	// started, from which its relative folders are seen; "" is this process's.
+	// LibraryPath is programs' LD_LIBRARY_PATH in the guest, and Dir the folder in which they are started, to which its
+	// relative folders are relative; "" is this process's.
 	LibraryPath, Dir string
 
 	entries []*entry
@@ -41,16 +41,17 @@ type Archive struct {
 	}
 }
 
-// New returns an archive with nothing in it but a console.
+// New returns an archive that contains only a console.
 func New() *Archive {
 	a := &Archive{}
 	a.put(entry{Record: cpio.CharDev("dev/console", 0o600, 5, 1)})
 	return a
 }
 
-// SetBase puts another initramfs of n bytes below this one. It may be several archives, one after the other,
-// each plain or packed with gzip, xz, zstd or lz4. Its folders and links are read at once, for they stay: a file
-// that is put behind one of its links lies where the link leads. A base that can't be read is refused: ErrBase.
+// SetBase puts another initramfs of n bytes in front of this one. It may be several archives, one after the other, each
+// uncompressed or compressed with gzip, xz, zstd or lz4. Its folders and links are read at once, because they stay: a
+// file whose path goes through one of its links is placed where the link leads. It fails with ErrBase if the base can't
+// be read.
 func (a *Archive) SetBase(r io.ReaderAt, n uint64) error {
 	if n > math.MaxInt64 {
 		return fmt.Errorf("%w: %d bytes", ErrBase, n)
@@ -72,14 +73,14 @@ func (a *Archive) AddText(path, text string, mode os.FileMode) {
 	a.AddBytes(path, []byte(text), mode)
 }
 
-// AddBytes is AddText for any content, which must not be changed before it is written.
+// AddBytes is like AddText for any content, which must not be changed before it is written.
 func (a *Archive) AddBytes(path string, content []byte, mode os.FileMode) {
 	info := cpio.Info{Name: inside(path), Mode: cpio.S_IFREG | uint64(mode.Perm())}
 	a.put(entry{Record: cpio.StaticRecord(content, info)})
 }
 
-// AddFile adds the file at a host's path as a plain file at a guest's path, with its mode. The names of one
-// file are names of one file in the guest, too.
+// AddFile adds the file at a path on the host as a plain file at a path in the guest, with its mode. Hard links to one
+// file are hard links in the guest, too.
 func (a *Archive) AddFile(host, guest string) error {
 	info, err := os.Stat(host)
 	if err != nil {
@@ -121,13 +122,13 @@ func status(info fs.FileInfo) syscall.Stat_t {
 	return syscall.Stat_t{Mode: uint32(info.Mode().Perm())}
 }
 
-// Skipped is what was left out of a tree: nothing of the host's is behind it in a guest.
+// Skipped is a file that was left out of a tree, because nothing of the host would be behind it in a guest.
 type Skipped struct {
 	Path string
 	Type fs.FileMode
 }
 
-// Kind is what it is, in words.
+// Kind returns what it is, in words.
 func (s Skipped) Kind() string { return kind(s.Type) }
 
 func kind(mode fs.FileMode) string {
@@ -149,9 +150,9 @@ func kind(mode fs.FileMode) string {
 // Skipped returns what was left out of all trees so far.
 func (a *Archive) Skipped() []Skipped { return a.skipped }
 
-// AddTree adds a file or a folder with all that is in it; modes and links are kept. Sockets, named pipes and
-// devices in it are left out: Skipped has them. Where host itself is a link, what it leads to is added: at
-// guest or, if that is the same path, in its own place, with the link to it.
+// AddTree adds a file, or a folder with everything in it; modes and links are kept. Sockets, named pipes and devices in
+// it are left out: see Skipped. If host itself is a link, the file that it leads to is added: at guest or, if that is
+// the same path, in its own place, with the link to it.
 func (a *Archive) AddTree(host, guest string) error {
 	info, err := os.Lstat(host)
 	if err != nil {
@@ -232,7 +233,7 @@ func (a *Archive) padding() int64 {
 	return n
 }
 
-// Size is how many bytes WriteTo writes.
+// Size returns how many bytes WriteTo writes.
 func (a *Archive) Size() uint64 {
 	records, err := a.records()
 	if err != nil {
@@ -249,8 +250,8 @@ func (a *Archive) Size() uint64 {
 	return n
 }
 
-// WriteTo writes the archive, sorted by name. Where links lead things to places in which they can't be, it
-// writes nothing and fails with ErrFile.
+// WriteTo writes the archive, sorted by name. If links lead files to places where they can't be, it writes nothing and
+// fails with ErrFile.
 func (a *Archive) WriteTo(to io.Writer) (int64, error) {
 	records, err := a.records()
 	if err != nil {

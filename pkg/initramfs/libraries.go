@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// ErrLibrary is a library or an interpreter that a program needs and that is not there, for errors.Is.
+// ErrLibrary means that a library or an interpreter that a program needs is not there.
 var ErrLibrary = errors.New("is not found")
 
 // ErrForeign is a program of another architecture than the guest's, for errors.Is.

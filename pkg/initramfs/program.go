@@ -14,9 +14,9 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 )
 
-// AddProgram adds a program at its own path, with its interpreter and its libraries. An ELF file's headers say
-// which, a script's first line does; nothing is executed to find out. Where a path leads through links, the file
-// lies where it does on the host, and the path is a link to it.
+// AddProgram adds a program at its own path, with its interpreter and its libraries. An ELF file's headers, or a
+// script's first line, say which; nothing is executed to find out. If a path leads through links, the file is at the
+// same place as on the host, and the path is a link to it.
 //
 // A library that is not there is ErrLibrary, an ELF program that is not for Arch is ErrForeign. In a Sysroot the
 // program is looked for first, then on the host.
@@ -167,7 +167,7 @@ func LookPath(name string) (string, error) {
 	return lookPath(hostRoot, name)
 }
 
-// LookPath is the function of that name, but looks in the Sysroot first.
+// LookPath is like the function LookPath, but looks in the Sysroot first.
 func (a *Archive) LookPath(name string) (string, error) {
 	if a.Sysroot != "" {
 		if path, err := lookPath(a.system(), name); err == nil {

@@ -1,8 +1,8 @@
-// Package ktstr is for tests that run in a guest of ktstr-vmm: it sends the host what the run's
-// report is made of, beside the output and the exit code, which need no package.
+// Package ktstr is for tests that run in a guest of ktstr-vmm: it sends the host what goes into the run's report, in
+// addition to the output and the exit code, which need no package.
 //
-// A method returns when its message is in the ring: whatever becomes of the guest from then on, the
-// host reads it.
+// A method returns when its message is in the ring: the
+// host then reads it, whatever happens to the guest.
 package ktstr
 
 import (
@@ -17,10 +17,10 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// ErrNotInGuest says that this process does not run in a guest of ktstr-vmm.
+// ErrNotInGuest means that this process does not run in a guest of ktstr-vmm.
 var ErrNotInGuest = errors.New("not in a guest of ktstr-vmm")
 
-// Stimulus is what a step of a scenario did.
+// Stimulus describes what a step of a scenario did.
 type Stimulus = shm.StimulusEvent
 
 // Host is a connection to the host. Many goroutines may use it at once.
@@ -29,7 +29,7 @@ type Host struct {
 	conn net.Conn
 }
 
-// Connect reaches the guest's agent. Outside of a guest it fails with ErrNotInGuest.
+// Connect connects to the guest's agent. Outside a guest it fails with ErrNotInGuest.
 func Connect() (*Host, error) {
 	path := os.Getenv(agentproto.SocketEnv)
 	if path == "" {
@@ -42,7 +42,7 @@ func Connect() (*Host, error) {
 	return &Host{conn: conn}, nil
 }
 
-// Close ends the connection.
+// Close closes the connection.
 func (h *Host) Close() error { return h.conn.Close() }
 
 // Result adds v, as JSON, to the report's results.
@@ -60,16 +60,16 @@ func (h *Host) Stimulus(s Stimulus) error {
 	return h.send(shm.Stimulus, p[:])
 }
 
-// ScenarioStart says that a scenario begins. The agent says so too, once, for the whole command.
+// ScenarioStart reports that a scenario begins. The agent also does so, once, for the whole command.
 func (h *Host) ScenarioStart() error { return h.send(shm.ScenarioStart, nil) }
 
-// ScenarioEnd says that a scenario is over.
+// ScenarioEnd reports that a scenario is over.
 func (h *Host) ScenarioEnd() error { return h.send(shm.ScenarioEnd, nil) }
 
-// SchedulerExit says that the scheduler under test is gone: the run ends.
+// SchedulerExit reports that the scheduler under test is gone: the run ends.
 func (h *Host) SchedulerExit(code int32) error { return h.sendCode(shm.SchedulerExit, code) }
 
-// Crash says that the guest has crashed: the run ends.
+// Crash reports that the guest has crashed: the run ends.
 func (h *Host) Crash(text string) error { return h.send(shm.Crash, []byte(text)) }
 
 // Exit ends the run with a code, without waiting for the command's end.

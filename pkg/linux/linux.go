@@ -39,20 +39,19 @@ var cmdlines = map[string]string{
 // path is PATH in the guest.
 const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Guest is a Linux guest and its command. The zero value of every field but Kernel and Command has
-// a meaning.
+// Guest is a Linux guest and its command. Every field except Kernel and Command may be left zero.
 type Guest struct {
 	Kernel  string   // path of a bzImage or a vmlinux, or of an arm64 Image
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
-	Include   []string // SRC or SRC:DST: what the guest gets beside the command; below DST where that ends in /
+	Include   []string // SRC or SRC:DST: what else the guest gets; a DST that ends in / is its folder
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
 	TTY       bool     // the command gets a controlling terminal
 	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
-	Verbose   bool     // the kernel says all it has to say
-	Initrd    string   // path of an initramfs that lies below what is made here; "": none
-	Sysroot   string   // folder in which programs and what they need are looked up; "": this host's root
+	Verbose   bool     // the kernel prints all of its messages
+	Initrd    string   // path of a base initramfs, to which the one made here is added; "": none
+	Sysroot   string   // folder in which programs and the files that they need are looked up; "": this host's root
 
 	// Reservation is how an arm64 kernel is kept off the ring.
 	Reservation fdt.Reservation
@@ -64,14 +63,14 @@ type Guest struct {
 	CmdlineOnly string // what replaces it, and Append; "": nothing
 }
 
-// FieldError says which field of a Guest is of no use, and why.
+// FieldError says which field of a Guest can't be used, and why.
 type FieldError struct {
 	Field string // its name in Guest
-	Value string // what a message shows of its value; "" where Err names it
+	Value string // what a message shows of its value; "" if Err names it
 	Err   error  // why
 }
 
-// Error names the field, its value and why that is of no use.
+// Error returns the field, its value and why it can't be used.
 func (e *FieldError) Error() string {
 	if e.Value == "" {
 		return fmt.Sprintf("%s: %v", e.Field, e.Err)
@@ -82,8 +81,8 @@ func (e *FieldError) Error() string {
 // Unwrap returns Err.
 func (e *FieldError) Unwrap() error { return e.Err }
 
-// Config returns the machine's configuration, and what is to be closed when the machine is built. A
-// field that is of no use is a *FieldError.
+// Config returns the machine's configuration, and files, to be closed when the machine is built. It fails with a
+// *FieldError if a field can't be used.
 func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	var open closers
 	defer func() {

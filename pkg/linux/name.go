@@ -7,8 +7,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 )
 
-// Name names the guest for reports: by a Go test's package, which go test runs by a name that others have too, else
-// by its command.
+// Name returns the guest's name for reports: a Go test's package, because other packages' tests can have the same file
+// name, otherwise the command.
 func (g Guest) Name() string {
 	if len(g.Command) == 0 {
 		return ""

@@ -6,7 +6,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// Namespace begins the names of all metrics.
+// Namespace is the prefix of all metrics' names.
 const Namespace = "ktstr_vmm"
 
 type descs struct {

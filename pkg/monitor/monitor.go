@@ -28,19 +28,19 @@ const emptySpins = 100
 // is heard each time.
 const ringsAhead = 16
 
-// Config is what a monitor works with.
+// Config describes a monitor.
 type Config struct {
-	Reader *shm.Reader   // the monitor's alone from New on
-	Mux    *Mux          // who gets the messages
+	Reader *shm.Reader   // used by the monitor alone, from New on
+	Mux    *Mux          // passes on the messages
 	Poll   time.Duration // 0: DefaultPoll
-	// Bell makes the monitor drain at once, if that would not be too often. Nothing relies on it: where it is late,
-	// lost or nil, the poll finds what there is.
+	// Bell makes the monitor drain at once, unless that would be too often. Nothing relies on it: if it is late, lost
+	// or nil, the poll finds the messages.
 	Bell <-chan struct{}
-	// OnFault hears of each fault, on the monitor's goroutine; nil: nobody does.
+	// OnFault, if not nil, is called for each fault, on the monitor's goroutine.
 	OnFault func(kind string, detail error)
 }
 
-// Monitor reads one ring. Start it once; Stop ends its loop; Finish reads what is left.
+// Monitor reads one ring. Start starts its loop, once; Stop ends the loop; Finish reads what is left.
 type Monitor struct {
 	reader  *shm.Reader
 	mux     *Mux
@@ -67,7 +67,7 @@ type Monitor struct {
 	stopOnce sync.Once
 }
 
-// New returns a monitor that does nothing yet.
+// New returns a monitor that is not yet started.
 func New(cfg Config) *Monitor {
 	m := &Monitor{
 		reader:   cfg.Reader,
@@ -100,7 +100,7 @@ func New(cfg Config) *Monitor {
 	return m
 }
 
-// Start begins to read. It fails where the host has no timer to give.
+// Start starts reading. It fails if the host can't provide a timer.
 func (m *Monitor) Start() error {
 	t, err := newTicker(m.poll)
 	if err != nil {
@@ -123,12 +123,11 @@ func (m *Monitor) Stop() {
 	m.running.Wait()
 }
 
-// Verdict gets the first reason to stop that a handler had.
+// Verdict returns a channel that receives the first handler's reason to stop.
 func (m *Monitor) Verdict() <-chan error { return m.verdict }
 
-// Sync makes a started monitor drain now. The channel is closed when it has: what the guest had written before
-// the call has been handled then, up to a message that a handler has no room for. It is closed at once where
-// the loop has ended.
+// Sync makes a started monitor drain now. The returned channel is closed when what the guest had written before the
+// call has been handled, up to a message that a handler has no room for. It is closed at once if the loop has ended.
 func (m *Monitor) Sync() <-chan struct{} {
 	done := make(chan struct{})
 	m.syncs.add(done)
@@ -188,8 +187,8 @@ func (m *Monitor) payForRing() {
 	}
 }
 
-// Finish reads what is left in the ring. The loop has ended, or was never started, and the guest writes no
-// more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
+// Finish reads what is left in the ring. It must be called when the loop has ended, or was never started, and the guest
+// writes no more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
 func (m *Monitor) Finish(ctx context.Context) {
 	for {
 		d := m.drain()
@@ -207,7 +206,7 @@ func (m *Monitor) Finish(ctx context.Context) {
 	}
 }
 
-// Stats returns what was counted up to the last drain.
+// Stats returns the counts up to the last drain.
 func (m *Monitor) Stats() Stats { return m.counters.snapshot(m.reader.Capacity()) }
 
 func (m *Monitor) loop() {

@@ -6,29 +6,29 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// BadPayload is the kind of fault that handlers find, beside shm's.
+// BadPayload is the kind of fault that handlers find, in addition to those of package shm.
 const BadPayload = "bad_payload"
 
 // Unknown is the name under which messages of no known type are counted.
 const Unknown = "unknown"
 
-// Stats is what a monitor has seen so far.
+// Stats is what a monitor has counted so far.
 type Stats struct {
 	Messages  uint64
 	Bytes     uint64            // of the ring, message headers included
-	ByType    map[string]uint64 // every known type and Unknown
+	ByType    map[string]uint64 // for every known type and Unknown
 	Drops     uint64            // as the guest counts them
 	CRCErrors uint64
-	Faults    map[string]uint64 // by kind, every kind
+	Faults    map[string]uint64 // for every kind
 	Lost      uint64            // bytes given up by faults
-	Omitted   uint64            // bytes of messages that a handler had no room for to the end
-	Used      uint64            // bytes that waited in the ring at the last drain
+	Omitted   uint64            // bytes of messages that a handler never had room for
+	Used      uint64            // bytes that were waiting in the ring at the last drain
 	Capacity  uint64            // bytes
 
-	BellDrains uint64 // times that the ring was drained because the bell rang
+	BellDrains uint64 // drains because the bell rang
 }
 
-// FaultCount is the number of faults of all kinds.
+// FaultCount returns the number of faults of all kinds.
 func (s Stats) FaultCount() (n uint64) {
 	for _, c := range s.Faults {
 		n += c

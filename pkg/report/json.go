@@ -1,5 +1,5 @@
-// Package report shows a run and its result: live lines and a summary for people, JSON and
-// JUnit for machines. Whatever a guest wrote is made harmless for the format that it goes into.
+// Package report shows a run and its result: live lines and a summary for people, JSON and JUnit for machines. Text
+// from the guest is escaped as the output's format needs.
 package report
 
 import (

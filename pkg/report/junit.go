@@ -37,10 +37,10 @@ type junitProblem struct {
 	Text    string `xml:",chardata"`
 }
 
-// JUnit writes the result as a JUnit test suite, whose name and class say what ran on which kernel: readers know a
-// case by its class and name, whatever file it is from. The first case is the run itself: a failure where the guest's
-// own code says so, an error where it ended in any other way. Each TEST result that says whether it passed is a case
-// of its own, by its name.
+// JUnit writes the result as a JUnit test suite. Its name and class say what ran on which kernel, because readers
+// identify a case by class and name, whatever file it is from. The first case is the run itself: a failure if the
+// guest's own code says so, an error if the run ended in any other way. Each TEST result that says whether it passed is
+// a case of its own, with the result's name.
 func JUnit(w io.Writer, r *run.Result) error {
 	name := r.Name
 	if name == "" {

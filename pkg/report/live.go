@@ -18,8 +18,8 @@ const (
 	maxPayload     = 160     // bytes of a payload that a line shows
 )
 
-// Live shows messages as they come, a line each: time, type, what it says. Where there are more
-// than people can read, it counts them by type instead. It never makes its caller wait.
+// Live shows messages as they come, one per line: time, type, description. If there are more than people can read, it
+// counts them by type instead. It never blocks its caller.
 type Live struct {
 	out *Stream
 
@@ -31,12 +31,12 @@ type Live struct {
 	closed bool
 }
 
-// NewLive returns a Live that writes to out; Close ends it and leaves out open.
+// NewLive returns a Live that writes to out. Close ends it, but does not close out.
 func NewLive(out *Stream) *Live {
 	return &Live{out: out, held: map[string]int{}}
 }
 
-// Message shows a message that was read at a time since the run's start.
+// Message shows a message that was read at the given time since the run's start.
 func (l *Live) Message(at time.Duration, m shm.Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,7 +84,7 @@ func (l *Live) hold(t shm.Type) {
 	l.held[name]++
 }
 
-// Close shows what is held back and ends the Live.
+// Close shows what was held back and ends the Live.
 func (l *Live) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -101,7 +101,7 @@ func (l *Live) flushHeld() {
 	clear(l.held)
 }
 
-// Describe says what a message's payload is, in one line of printable text.
+// Describe describes a message's payload in one line of printable text.
 func Describe(m shm.Message) string {
 	switch m.Type {
 	case shm.Stimulus:

@@ -6,8 +6,7 @@ import (
 	"unicode"
 )
 
-// Printable makes one line of any text, with what a terminal would act on escaped as in Go's
-// strings.
+// Printable returns any text as one line, with the characters that a terminal would act on escaped as in Go's strings.
 func Printable(s string) string { return escape(s, "") }
 
 // printableLines is Printable for text of many lines: line ends and tabs stay.

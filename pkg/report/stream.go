@@ -9,8 +9,8 @@ import (
 // streamChunk is what a Stream gives its writer at a time.
 const streamChunk = 64 << 10
 
-// Stream writes text to a writer that may be slow or stuck, from a goroutine of its own. Nobody waits for the
-// writer but Flush and Close, and these no longer than they are told to.
+// Stream writes text to a writer that may be slow or stuck, from a goroutine of its own. Only Flush and Close wait for
+// the writer, and no longer than their contexts allow.
 type Stream struct {
 	w     io.Writer
 	wake  chan struct{} // there is text, or the end
@@ -32,16 +32,16 @@ func NewStream(w io.Writer) *Stream {
 	return s
 }
 
-// Write queues p, all of it and at once: who writes without end looks at Pending, or uses TryWrite. It fails
-// with the writer's error, or io.ErrClosedPipe after Close.
+// Write queues all of p and returns at once. A caller that writes without end should look at Pending or use TryWrite.
+// It fails with the writer's error, or with io.ErrClosedPipe after Close.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.queue(p)
 }
 
-// TryWrite queues p unless more than limit bytes would wait then, and reports whether it did. One that is
-// larger than the limit has to wait for all others. Where the writer has failed, p is taken, and lost.
+// TryWrite queues p unless more than limit bytes would then be waiting, and reports whether it did. A p larger than
+// limit is queued only when nothing else is waiting. If the writer has failed, p is accepted, and lost.
 func (s *Stream) TryWrite(p []byte, limit int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,22 +65,22 @@ func (s *Stream) queue(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Pending is how many bytes wait to be written.
+// Pending returns how many bytes are waiting to be written.
 func (s *Stream) Pending() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.pending)
 }
 
-// Lost is how many bytes that were given to Write have not been written.
+// Lost returns how many bytes given to Write have not been written.
 func (s *Stream) Lost() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.accepted - s.written
 }
 
-// Flush waits until all that was given to Write is written, for one caller at a time. It fails with the writer's error,
-// or io.ErrShortWrite where ctx ends before.
+// Flush waits until everything given to Write has been written. Only one caller at a time may call it. It fails with
+// the writer's error, or with io.ErrShortWrite if ctx ends first.
 func (s *Stream) Flush(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -104,7 +104,7 @@ func (s *Stream) Flush(ctx context.Context) error {
 	}
 }
 
-// Close is Flush and the stream's end. A writer that is stuck when ctx ends is left to itself.
+// Close flushes and ends the stream. A writer that is stuck when ctx ends is abandoned.
 func (s *Stream) Close(ctx context.Context) error {
 	err := s.Flush(ctx)
 	s.mu.Lock()

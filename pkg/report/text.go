@@ -14,7 +14,7 @@ import (
 // consoleLines is how much of the console a summary shows where something went wrong.
 const consoleLines = 20
 
-// Text writes a summary for people. With colour it uses a terminal's.
+// Text writes a summary for people. With colour it uses a terminal's colours.
 func Text(w io.Writer, r *run.Result, colour bool) error {
 	var b strings.Builder
 	paint := func(code, s string) string {

@@ -6,17 +6,17 @@ import (
 	"unicode/utf8"
 )
 
-// Visible passes text on to a writer with what a terminal would act on escaped, as Printable does, but for line
-// ends and tabs. The text may come in any pieces: what may be the beginning of more waits for it.
+// Visible passes text on to a writer, with what a terminal would act on escaped, as in Printable, except line ends and
+// tabs. The text may be split anywhere: the possible beginning of a longer sequence is held until its rest comes.
 type Visible struct {
 	w    io.Writer
 	held []byte // the beginning of a character, or a carriage return
 }
 
-// NewVisible returns a Visible for w.
+// NewVisible returns a Visible that writes to w.
 func NewVisible(w io.Writer) *Visible { return &Visible{w: w} }
 
-// Write passes p on, all but what waits for more.
+// Write passes p on, except for what is held until more comes.
 func (v *Visible) Write(p []byte) (int, error) {
 	text := append(v.held, p...)
 	keep := unfinished(text)
@@ -30,7 +30,7 @@ func (v *Visible) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Flush passes on what waits for more: there is none.
+// Flush passes on what is held: no more text will come.
 func (v *Visible) Flush() error {
 	text := v.held
 	v.held = nil

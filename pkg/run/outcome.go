@@ -23,7 +23,7 @@ const (
 	Interrupted   Outcome = "interrupted"
 )
 
-// Outcomes lists the outcomes.
+// Outcomes returns all outcomes.
 func Outcomes() []Outcome {
 	return []Outcome{Exited, NoVerdict, SchedulerGone, Crashed, Corrupt, TimedOut, Failed, Interrupted}
 }
@@ -43,22 +43,22 @@ const (
 	codeOutOfRange = 255
 )
 
-// Evidence is all that an outcome is decided from.
+// Evidence is everything that decides the outcome.
 type Evidence struct {
 	Err           error          // the host could not go on
 	Signal        os.Signal      // SIGINT or SIGTERM came, or nil
-	Crash         *string        // what a CRC-good CRSH says, or a kernel's panic on the console
+	Crash         *string        // the text of a CRC-good CRSH, or a kernel panic on the console
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX
 	TimedOut      string         // which deadline passed, or ""
 	Faults        uint64         // breaches of the ring's protocol
 	CRCErrors     uint64         // messages that arrived damaged
 	GuestExit     *int32         // the last CRC-good EXIT
 	OutputLost    uint64         // bytes of the guest's output that had no reader
-	GuestEnd      error          // why the machine ended, where the guest ended it
+	GuestEnd      error          // why the machine ended, if the guest ended it
 }
 
-// Decide returns the outcome of a run, the process's exit code, and the reason in a sentence.
-// Where several things happened, the one that comes first below counts.
+// Decide returns the outcome of a run, the process's exit code, and the reason as a sentence. If several things
+// happened, the one that comes first below counts.
 func Decide(e Evidence) (Outcome, int, string) {
 	switch {
 	case e.Err != nil:

@@ -10,8 +10,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// Result is what became of a run. What a guest can send without end is kept up to a limit;
-// Omitted says how much more there was.
+// Result describes how a run went. What a guest can send without end is kept up to a limit; Omitted says how much more
+// there was.
 type Result struct {
 	ID        string
 	Name      string // what ran
@@ -21,7 +21,7 @@ type Result struct {
 
 	Outcome       Outcome
 	Reason        string // a sentence
-	Err           error  // what kept the host from going on, where Outcome is Failed
+	Err           error  // why the host could not go on, if Outcome is Failed
 	ExitCode      int    // the process's
 	GuestExitCode *int32 // the last CRC-good EXIT, or nil
 
@@ -32,7 +32,7 @@ type Result struct {
 	Memory    uint64 // bytes, the ring included
 	RingBase  guestmem.Addr
 	RingSize  uint64        // bytes
-	FirstExit time.Duration // from StartedAt until the host first heard that the guest runs; 0 where it never did
+	FirstExit time.Duration // from StartedAt until the host first knew that the guest runs; 0 if it never did
 
 	Ring          monitor.Stats
 	Rings         uint64         // how often the guest rang its doorbell
@@ -67,9 +67,9 @@ func (r *Result) describe(cfg vm.Config) {
 type Fault struct{ Kind, Detail string }
 
 // SchedulerExit says how the scheduler under test ended.
-type SchedulerExit struct{ Code *int32 } // nil where the message carried no code
+type SchedulerExit struct{ Code *int32 } // nil if the message carried no code
 
-// String is the end of a sentence about the scheduler.
+// String returns the end of a sentence about the scheduler.
 func (s *SchedulerExit) String() string {
 	if s.Code == nil {
 		return "without a code"
@@ -77,10 +77,10 @@ func (s *SchedulerExit) String() string {
 	return fmt.Sprintf("with code %d", *s.Code)
 }
 
-// Omitted counts what a Result has no room for.
+// Omitted counts what a Result does not keep.
 type Omitted struct {
-	Faults, Stimuli, TestResults uint64 // behind those that are kept
-	CrashBytes, ConsoleBytes     uint64 // behind Crash, and before Console
+	Faults, Stimuli, TestResults uint64 // after those that are kept
+	CrashBytes, ConsoleBytes     uint64 // after Crash, and before Console
 	OutputBytes                  uint64 // of the guest's output, which had no reader
 }
 

@@ -22,11 +22,11 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// Defaults of Config's zero values.
+// Defaults for Config's zero values.
 const (
 	DefaultTimeout = 60 * time.Second
 	DefaultGrace   = 3 * time.Second
-	// DefaultFlushLimit is how long a reader of a guest's output that takes nothing can hold up a run's end.
+	// DefaultFlushLimit is how long a stuck reader of a guest's output can delay the end of a run.
 	DefaultFlushLimit = 5 * time.Second
 )
 
@@ -34,41 +34,41 @@ const (
 // stuck then, and waiting would hang the run.
 const joinLimit = 5 * time.Second
 
-// Machine is a virtual machine as a run drives it.
+// Machine is a virtual machine as a run uses it.
 type Machine interface {
-	// Memory is the guest's RAM, the reserved part included, until Close.
+	// Memory returns the guest's RAM, including the reserved part. It is valid until Close.
 	Memory() *guestmem.Memory
-	// Start lets the guest run.
+	// Start starts the guest.
 	Start() error
-	// Stop ends the machine and returns at once; the first reason counts.
+	// Stop stops the machine and returns at once; the first reason counts.
 	Stop(reason error)
-	// Done is closed when the machine has ended, by Stop or by itself.
+	// Done returns a channel that is closed when the machine has ended, by Stop or by itself.
 	Done() <-chan struct{}
 	// Wait waits for Done and returns the first reason.
 	Wait() error
-	// Bell gets a value when the guest has rung its doorbell; nil where it has none.
+	// Bell returns a channel that receives when the guest has rung its doorbell; nil if it has none.
 	Bell() <-chan struct{}
-	// Rings counts how often it has.
+	// Rings returns how often it has rung.
 	Rings() uint64
-	// Exits counts why the guest left to its host, by reason; a fixed set of names. Nil where there are
-	// no exits.
+	// Exits counts the guest's exits to its host, by reason; the set of names is fixed. It returns nil if there are no
+	// exits.
 	Exits() iter.Seq2[string, uint64]
-	// FirstExit is when the host first heard that the guest runs, or the zero time.
+	// FirstExit returns when the host first knew that the guest runs, or the zero time.
 	FirstExit() time.Time
-	// Close gives back what the machine holds.
+	// Close releases what the machine holds.
 	Close() error
 }
 
-// Config describes a run. The zero value of every field but VM.Kernel and VM.Backend has a meaning.
+// Config describes a run. Every field except VM.Kernel and VM.Backend may be left zero.
 type Config struct {
-	// Prepare makes VM when the run begins, within reach of its deadline, its signals and its context: it may
-	// wait for a file system that does not answer. What it returns beside VM is closed when the machine is
-	// built. Nil: VM is there already.
+	// Prepare returns VM when the run begins, within its deadline, signals and context, because it may wait for a file
+	// system that does not answer. The io.Closer is closed when the machine is built. If Prepare is nil, VM is used as
+	// it is.
 	Prepare func() (vm.Config, io.Closer, error)
-	// VM describes the machine. Its command line gets the ring's parameters in front, and what it
-	// writes to its console the run reads too.
+	// VM describes the machine. The ring's parameters are put in front of its command line, and the run also reads what
+	// the guest writes to its console.
 	VM vm.Config
-	// NewMachine builds the machine; nil: vm.New does.
+	// NewMachine builds the machine; nil: vm.New.
 	NewMachine func(vm.Config) (Machine, error)
 
 	ID         string        // of the run; "": 16 random hex digits
@@ -76,35 +76,34 @@ type Config struct {
 	KernelName string        // for reports and metrics
 	Version    string        // of the program, for metrics
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
-	// Grace is how long before the hard deadline, and before a signal stops the machine, the
-	// guest is asked to stop by SignalShutdown; 0: 3 s, negative: it is not asked. At a
-	// deadline it is at most half of Timeout.
+	// Grace is how long before the hard deadline, or before a signal stops the machine, the guest is asked to stop by
+	// SignalShutdown; 0: 3 s, negative: it is not asked. At a deadline it is at most half of Timeout.
 	Grace time.Duration
 	Poll  time.Duration // 0: monitor.DefaultPoll
 
-	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, a second one
-	// stops the machine at once. Nil: none come.
+	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, the second stops the machine at once. Nil:
+	// no signals.
 	Signals <-chan os.Signal
 	// OnStart is called when the machine and the metrics are in place, before the guest runs.
 	OnStart func()
-	// OnMessage is called for every message as it is read, with the time since Run's call, before all other
-	// handlers. It runs on the monitor's goroutine and must not block; the payload is valid until it returns.
-	// Where it says monitor.NotNow, the message stays in the ring and comes again: that is how a slow reader of
-	// a guest's output slows the guest down, and nothing else.
+	// OnMessage is called for every message as it is read, with the time since Run's call, before all other handlers.
+	// It runs on the monitor's goroutine and must not block; the payload is valid until it returns. If it returns
+	// monitor.NotNow, the message stays in the ring and comes again: that is how a slow reader of a guest's output
+	// slows down the guest, and nothing else.
 	OnMessage func(at time.Duration, m shm.Message) monitor.Verdict
-	// Flush writes out what OnMessage took, when the guest has ended and the ring is empty. It returns when that
-	// is done or ctx ends, and says how many bytes had no reader. Nil: there is nothing to write.
+	// Flush writes what OnMessage has accepted, when the guest has ended and the ring is empty. It returns when that is
+	// done or ctx ends, with the number of bytes that had no reader. Nil: there is nothing to write.
 	Flush func(ctx context.Context) (lost uint64)
-	// FlushLimit bounds what is done for slow readers after the guest's end, in all; 0: 5 s. A signal cuts it short.
+	// FlushLimit bounds the time for slow readers after the guest's end, in total; 0: 5 s. A signal cuts it short.
 	FlushLimit time.Duration
-	// Handlers adds to what a run does with its messages.
+	// Handlers adds handlers to those of the run.
 	Handlers func(*monitor.Mux)
-	// Drive plays the host's part while the guest runs: control bytes and signal slots. It
-	// returns soon after ctx ends. Its error, unless it is ctx's, fails the run.
+	// Drive plays the host's part while the guest runs: control bytes and signal slots. It must return soon after ctx
+	// ends. Its error, unless it is ctx's, fails the run.
 	Drive func(ctx context.Context, c shm.Control) error
-	// Registry gets the run's metrics, which stay valid after it; one for each run. Nil: none.
+	// Registry gets the run's metrics, which stay valid after the run; each run needs its own. Nil: none.
 	Registry prometheus.Registerer
-	Log      *zap.Logger // nil: nothing
+	Log      *zap.Logger // nil: nothing is logged
 }
 
 func (c Config) withDefaults() Config {
@@ -137,9 +136,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Run runs a guest to its end and says what became of it. There is always a result: what keeps
-// the run from happening is one too, with the outcome Failed. Cancelling ctx stops the machine
-// at once, as an interruption.
+// Run runs a guest to its end and returns the result. It never returns nil: if something keeps the run from happening,
+// the result has the outcome Failed. Cancelling ctx stops the machine at once, as an interruption.
 func Run(ctx context.Context, cfg Config) *Result {
 	cfg = cfg.withDefaults()
 	r := &run{
@@ -206,12 +204,12 @@ func (r *run) run(ctx context.Context) error {
 		err = fmt.Errorf("driving the guest: %w", driverErr)
 	}
 	r.monitor.Stop()
+	r.flush()
 	select {
 	case <-r.machine.Done():
 	default: // given up: its memory stays, for a vCPU may still use it
 		return err
 	}
-	r.flush()
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
 	if closeErr := r.machine.Close(); closeErr != nil {

@@ -415,14 +415,21 @@ func TestSetupFailures(t *testing.T) {
 	}
 }
 
-// stuck is a machine whose host kernel never lets it end.
+// stuck is a machine whose host kernel never lets it end, though its guest has said a word.
 type stuck struct {
 	memory *guestmem.Memory
+	ring   *guestmem.Window
 	done   chan struct{}
 }
 
-func (s *stuck) Memory() *guestmem.Memory         { return s.memory }
-func (s *stuck) Start() error                     { return nil }
+func (s *stuck) Memory() *guestmem.Memory { return s.memory }
+func (s *stuck) Start() error {
+	w, err := shm.NewWriter(s.ring)
+	if err != nil {
+		return err
+	}
+	return w.Write(shm.Stdout, []byte("out"))
+}
 func (s *stuck) Stop(error)                       {}
 func (s *stuck) Done() <-chan struct{}            { return s.done }
 func (s *stuck) Wait() error                      { <-s.done; return nil }
@@ -441,12 +448,20 @@ func TestStuckMachineIsGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ring, err := memory.Window(layout.Reserved.Base, 8<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := scenario(t, onX86(nil), "ok")
 	cfg.VM.Memory, cfg.VM.Reserved = 16<<20, 8<<10
-	cfg.Timeout = 50 * time.Millisecond
-	cfg.NewMachine = func(vm.Config) (run.Machine, error) { return &stuck{memory, make(chan struct{})}, nil }
+	cfg.Timeout, cfg.FlushLimit = 50*time.Millisecond, 50*time.Millisecond
+	cfg.OnMessage = func(time.Duration, shm.Message) monitor.Verdict { return monitor.NotNow }
+	cfg.NewMachine = func(vm.Config) (run.Machine, error) { return &stuck{memory, ring, make(chan struct{})}, nil }
 	r := run.Run(t.Context(), cfg)
 	if r.Outcome != run.Failed || !strings.Contains(r.Reason, "did not end") {
 		t.Errorf("%s: %s", r.Outcome, r.Reason)
+	}
+	if r.Omitted.OutputBytes != 3 {
+		t.Errorf("%d bytes of output are said to be left out, want 3", r.Omitted.OutputBytes)
 	}
 }

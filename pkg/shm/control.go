@@ -9,8 +9,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// Slot is one of the header's two signal slots: a byte that one side sets and the other waits
-// for. ktstr shm_ring.rs, SIGNAL_SLOT_BASE.
+// Slot is one of the header's two signal slots: a byte that one side
+// sets and the other waits for. ktstr shm_ring.rs, SIGNAL_SLOT_BASE.
 type Slot uint8
 
 // The slots and the values that the format gives a meaning.
@@ -31,14 +31,14 @@ const (
 	slotCount = 2
 )
 
-// ErrSlot is a signal slot that the header does not have.
+// ErrSlot means that the header does not have a signal slot.
 var ErrSlot = errors.New("no such signal slot")
 
-// Control is the header's control bytes, from either side; many goroutines may use it.
+// Control gives access to the header's control bytes, from either side. It may be used concurrently.
 type Control struct{ word guestmem.Uint32 }
 
-// NewControl returns the control bytes of the ring in region; it fails with
-// guestmem.ErrOutside or guestmem.ErrMisaligned.
+// NewControl returns the control bytes of the ring in region. It fails with guestmem.ErrOutside or
+// guestmem.ErrMisaligned.
 func NewControl(region *guestmem.Window) (Control, error) {
 	word, err := region.Uint32(offControl)
 	if err != nil {
@@ -53,10 +53,10 @@ func (c Control) RequestDump() { c.word.SetByte(byteDump, DumpRequest) }
 // RequestStall asks the guest to stall its scheduler.
 func (c Control) RequestStall() { c.word.SetByte(byteStall, StallRequest) }
 
-// TakeDump reports whether a dump is asked for, and clears the request: the guest's side.
+// TakeDump reports whether a dump was requested, and clears the request. The guest calls it.
 func (c Control) TakeDump() bool { return c.take(byteDump, DumpRequest) }
 
-// TakeStall reports whether a stall is asked for, and clears the request: the guest's side.
+// TakeStall reports whether a stall was requested, and clears the request. The guest calls it.
 func (c Control) TakeStall() bool { return c.take(byteStall, StallRequest) }
 
 func (c Control) take(i uint, want byte) bool {
@@ -76,7 +76,7 @@ func (c Control) Signal(s Slot, v byte) error {
 	return nil
 }
 
-// Read returns a slot's value; ErrSlot.
+// Read returns a slot's value. It fails with ErrSlot.
 func (c Control) Read(s Slot) (byte, error) {
 	if s >= slotCount {
 		return 0, fmt.Errorf("%w: %d, the header has %d", ErrSlot, s, slotCount)
@@ -84,9 +84,9 @@ func (c Control) Read(s Slot) (byte, error) {
 	return c.word.Byte(byteSlots + uint(s)), nil
 }
 
-// WaitFor waits until a slot is not 0 and returns its value. It ends with ctx's error or
-// ErrSlot. The memory can't wake a waiter, so it looks again after 100 µs at first and after
-// 10 ms at last.
+// WaitFor waits until a slot is not 0 and returns its value. It fails
+// with ctx's error or ErrSlot. The memory can't wake a waiter, so
+// WaitFor polls it, after 100 µs at first and after 10 ms in the end.
 func (c Control) WaitFor(ctx context.Context, s Slot) (byte, error) {
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		v, err := c.Read(s)

@@ -5,31 +5,31 @@ import (
 	"fmt"
 )
 
-// ErrFault is what every Fault is, for errors.Is.
+// ErrFault matches every Fault, for errors.Is.
 var ErrFault = errors.New("the ring broke the protocol")
 
-// FaultKind says how a ring broke the protocol. Its String is fixed, so that it can be a
-// metric's label.
+// FaultKind says how a ring broke the protocol. Its String
+// never changes, so that it can be a metric's label.
 type FaultKind uint8
 
-// The kinds. A guest that writes by the protocol causes none of them.
+// The kinds. A guest that follows the protocol causes none of them.
 const (
 	NoFault        FaultKind = iota
 	WritePtrBehind           // write_ptr is behind the host's read position
 	WritePtrAhead            // write_ptr is more than the capacity ahead of it
 	BadLength                // a message is longer than the ring
-	Incomplete               // a message ends behind write_ptr
-	HeaderChanged            // a header field that is the host's changed
+	Incomplete               // a message ends after write_ptr
+	HeaderChanged            // a header field that belongs to the host changed
 	BadCapacity              // a snapshot's capacity is 0, over MaxCapacity or over the image
 	numFaultKinds
 )
 
-// FaultKinds lists the kinds that a live ring can show.
+// FaultKinds returns the kinds that a live ring can show.
 func FaultKinds() []FaultKind {
 	return []FaultKind{WritePtrBehind, WritePtrAhead, BadLength, Incomplete, HeaderChanged}
 }
 
-// String is the kind in snake case.
+// String returns the kind in snake case.
 func (k FaultKind) String() string {
 	switch k {
 	case NoFault:
@@ -50,7 +50,7 @@ func (k FaultKind) String() string {
 	return fmt.Sprintf("FaultKind(%d)", uint8(k))
 }
 
-// Fault is one breach of the protocol.
+// Fault is one violation of the protocol.
 type Fault struct {
 	Kind  FaultKind
 	Pos   uint64 // the read position where it was found
@@ -80,7 +80,7 @@ func (f *Fault) Error() string {
 	return f.Kind.String()
 }
 
-// Is makes every Fault an ErrFault.
+// Is reports whether target is ErrFault.
 func (f *Fault) Is(target error) bool { return target == ErrFault }
 
 // checkDistance judges the positions: the bytes between them are at most the capacity.

@@ -14,7 +14,7 @@ const (
 	paramSize = "KTSTR_SHM_SIZE="
 )
 
-// ErrParams is a kernel command line that does not name a ring.
+// ErrParams means that a kernel command line does not name a ring.
 var ErrParams = errors.New("kernel command line names no ring")
 
 // Params says where the ring's region lies in the guest.
@@ -23,13 +23,13 @@ type Params struct {
 	Size uint64 // bytes
 }
 
-// String is the parameters as they stand on the kernel command line.
+// String returns the parameters as they appear on the kernel command line.
 func (p Params) String() string {
 	return fmt.Sprintf("%s0x%x %s0x%x", paramBase, p.Base, paramSize, p.Size)
 }
 
-// ParseParams finds the parameters on a kernel command line. As in the reference, the first of
-// each counts, and the numbers are hex, with or without 0x. It fails with ErrParams.
+// ParseParams finds the parameters on a kernel command line. As in the reference, the first of each counts, and the
+// numbers are hex, with or without 0x. It fails with ErrParams.
 func ParseParams(cmdline string) (Params, error) {
 	base, err := hexParam(cmdline, paramBase)
 	if err != nil {

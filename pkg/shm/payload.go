@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// ErrPayload is a payload that its type does not allow.
+// ErrPayload means that a payload is not one that its type allows.
 var ErrPayload = errors.New("bad payload")
 
 // StimulusSize is the payload of a Stimulus in bytes; what follows is ignored.
 const StimulusSize = 24
 
-// StimulusEvent is the payload of Stimulus: what a step of the scenario did. ktstr
-// shm_ring.rs, StimulusPayload.
+// StimulusEvent is the payload of Stimulus: what a step of
+// the scenario did. ktstr shm_ring.rs, StimulusPayload.
 type StimulusEvent struct {
 	ElapsedMS       uint32 `json:"elapsed_ms"` // since the scenario's start
 	StepIndex       uint16 `json:"step_index"`
@@ -25,7 +25,7 @@ type StimulusEvent struct {
 	TotalIterations uint64 `json:"total_iterations"`
 }
 
-// DecodeStimulus reads a Stimulus payload; ErrPayload where it is short.
+// DecodeStimulus decodes a Stimulus payload. It fails with ErrPayload if it is short.
 func DecodeStimulus(p []byte) (StimulusEvent, error) {
 	if len(p) < StimulusSize {
 		return StimulusEvent{}, fmt.Errorf("%w: STIM of %d bytes, it takes %d", ErrPayload, len(p), StimulusSize)
@@ -55,8 +55,8 @@ func (s StimulusEvent) Encode() (p [StimulusSize]byte) {
 	return p
 }
 
-// DecodeCode reads the payload of Exit or SchedulerExit, an i32; ErrPayload where it is not
-// 4 bytes.
+// DecodeCode decodes the payload of Exit or SchedulerExit,
+// an i32. It fails with ErrPayload if it is not 4 bytes.
 func DecodeCode(p []byte) (int32, error) {
 	if len(p) != 4 {
 		return 0, fmt.Errorf("%w: exit code of %d bytes, it takes 4", ErrPayload, len(p))
@@ -70,5 +70,5 @@ func EncodeCode(code int32) (p [4]byte) {
 	return p
 }
 
-// CrashText reads the payload of Crash; what is not UTF-8 becomes U+FFFD.
+// CrashText returns the payload of Crash as text; what is not UTF-8 becomes U+FFFD.
 func CrashText(p []byte) string { return strings.ToValidUTF8(string(p), "\ufffd") }

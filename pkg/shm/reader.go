@@ -9,7 +9,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// ErrRegion is a region that can't hold a ring.
+// ErrRegion means that a region can't hold a ring.
 var ErrRegion = errors.New("region can't hold a ring")
 
 // Limits bound one call of Reader.Drain.
@@ -20,7 +20,7 @@ type Limits struct {
 
 // Stats counts what a Reader has seen since it was made.
 type Stats struct {
-	Messages  uint64                // read, CRC-bad ones included
+	Messages  uint64                // read, including CRC-bad ones
 	Bytes     uint64                // of the ring, message headers included
 	CRCErrors uint64                // messages whose payload's CRC was wrong
 	Lost      uint64                // bytes of the ring given up by faults
@@ -28,14 +28,14 @@ type Stats struct {
 	Faults    [numFaultKinds]uint64 // by FaultKind
 }
 
-// DrainResult is what one call of Reader.Drain did.
+// DrainResult says what a call of Reader.Drain did.
 type DrainResult struct {
 	Messages int
 	Bytes    uint64
 	Unread   uint64   // bytes that were waiting when the call began
 	More     bool     // it stopped at a limit
 	Held     bool     // it stopped at a message that was not taken
-	Fault    Fault    // Kind is NoFault where nothing broke
+	Fault    Fault    // Kind is NoFault if nothing broke
 	Restored [4]Fault // header fields that the guest had changed and the host wrote back
 }
 
@@ -60,8 +60,8 @@ type Reader struct {
 	stats Stats
 }
 
-// Init writes the header of a fresh ring into the region, which is the whole window.
-// It fails with ErrRegion where the region can't hold a message or is over MaxCapacity.
+// Init writes the header of a fresh ring into the region, which is the whole window. It fails with ErrRegion if the
+// region can't hold a message or is over MaxCapacity.
 func Init(region *guestmem.Window) error {
 	if err := checkRegion(region); err != nil {
 		return err
@@ -78,15 +78,15 @@ func checkRegion(region *guestmem.Window) error {
 	return nil
 }
 
-// NewReader returns a reader of a fresh ring: the region's header is one that Init has just
-// written. It fails with ErrRegion, or guestmem.ErrMisaligned where the region does not begin on
-// 8 bytes.
+// NewReader returns a reader of a fresh ring, whose header Init has
+// just written. It fails with ErrRegion, or with guestmem.ErrMisaligned
+// if the region does not start at a multiple of 8 bytes.
 func NewReader(region *guestmem.Window, limits Limits) (*Reader, error) {
 	return NewReaderAt(region, 0, limits)
 }
 
-// NewReaderAt is NewReader for a ring that was read up to a position before, by somebody who
-// remembers it: the header's read_ptr is no witness.
+// NewReaderAt is NewReader for a ring that has been read up to a position, which the caller remembers: the header's
+// read_ptr can't be trusted.
 func NewReaderAt(region *guestmem.Window, pos uint64, limits Limits) (*Reader, error) {
 	if err := checkRegion(region); err != nil {
 		return nil, err
@@ -128,19 +128,19 @@ func NewReaderAt(region *guestmem.Window, pos uint64, limits Limits) (*Reader, e
 	return r, nil
 }
 
-// Capacity is the size of the ring's data in bytes.
+// Capacity returns the size of the ring's data in bytes.
 func (r *Reader) Capacity() uint64 { return r.capacity }
 
 // Stats returns what the reader has counted so far.
 func (r *Reader) Stats() Stats { return r.stats }
 
-// Drain reads the messages that are in the ring as the call begins, up to the limits, and
-// gives each to fn, which reports whether it takes the message. One that is not taken stays in the
-// ring, as do those behind it, and the next call begins with it. A message's payload is the reader's
-// buffer: fn copies what it keeps.
+// Drain reads the messages that are in the ring when the call begins, up to the
+// limits, and passes each to fn, which reports whether it takes the message. A message
+// that is not taken stays in the ring, with those after it, and the next call begins
+// with it. A message's payload is the reader's buffer: fn must copy what it keeps.
 //
-// A ring that breaks the protocol can't stop the reader: it counts the fault and the bytes
-// that it gives up, goes on at write_ptr, and reads what is written from there.
+// A ring that breaks the protocol can't stop the reader: it counts the fault and the bytes that it gives up, continues
+// at write_ptr, and reads what is written from there.
 func (r *Reader) Drain(fn func(Message) bool) DrainResult {
 	var d DrainResult
 	r.restoreHeader(&d)

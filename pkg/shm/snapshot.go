@@ -7,12 +7,12 @@ import (
 	"io"
 )
 
-// ErrNoRing is an image without a ring: no room for a header, or another magic.
+// ErrNoRing means that an image has no ring: it is too small for a header, or has another magic.
 var ErrNoRing = errors.New("no ring")
 
-// Snapshot is a ring in an image that no guest writes to any more: a memory image, a core, a
-// recording. Unlike a Reader it has no host to tell it the truth, so it takes geometry and
-// positions from the header, as far as they are possible.
+// Snapshot is a ring in an image that no guest writes to any more: a memory image,
+// a core, a recording. Unlike a Reader it has no host that knows the truth, so it
+// takes geometry and positions from the header, as far as they are possible.
 type Snapshot struct {
 	header Header
 	src    io.ReaderAt
@@ -26,9 +26,9 @@ type Snapshot struct {
 // readAhead is how many bytes are read at once; larger payloads are read by themselves.
 const readAhead = 64 << 10
 
-// NewSnapshot reads the header of the ring in the first size bytes of src. It fails with
-// ErrNoRing, or with src's error. A header that names a ring but can't be right is left for
-// Drain to say.
+// NewSnapshot reads the header of the ring in the first size bytes
+// of src. It fails with ErrNoRing, or with src's error. A header
+// that names a ring but can't be right is reported by Drain.
 func NewSnapshot(src io.ReaderAt, size uint64) (*Snapshot, error) {
 	if size < HeaderSize {
 		return nil, fmt.Errorf("%w: the region is %d bytes, a header takes %d", ErrNoRing, size, HeaderSize)
@@ -45,11 +45,11 @@ func NewSnapshot(src io.ReaderAt, size uint64) (*Snapshot, error) {
 	return s, nil
 }
 
-// Header returns the header as the image has it.
+// Header returns the header as found in the image.
 func (s *Snapshot) Header() Header { return s.header }
 
-// Drops is the header's count of dropped messages, or 0 where its capacity can't be right: no
-// count beside it means anything then.
+// Drops returns the header's count of dropped messages, or 0 if the
+// header's capacity can't be right: then no count in it means anything.
 func (s *Snapshot) Drops() uint64 {
 	if !s.plausible() {
 		return 0
@@ -61,10 +61,10 @@ func (s *Snapshot) plausible() bool {
 	return s.header.Magic == Magic && s.header.Capacity > 0 && s.header.Capacity <= MaxCapacity
 }
 
-// Drain gives the unread messages to fn in order; a payload is valid until fn returns. It ends
-// with nil, with a *Fault where the ring is broken (after what could be read before it), with
-// fn's error or with the image's. Beside one buffer it allocates no more than the bytes of the
-// messages that it reads.
+// Drain passes the unread messages to fn in order; a payload is valid
+// until fn returns. It returns nil, a *Fault if the ring is broken (after
+// what could be read before it), fn's error or the image's. In addition to
+// one buffer it allocates at most the bytes of the messages that it reads.
 func (s *Snapshot) Drain(fn func(Message) error) error {
 	capacity := uint64(s.header.Capacity)
 	if !s.plausible() {

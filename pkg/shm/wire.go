@@ -1,5 +1,5 @@
-// Package shm is the message ring that a guest and its host share: the wire format, the
-// host's live Reader, the drain of a snapshot, the guest's Writer and the control bytes.
+// Package shm implements the message ring that a guest and its host share: the wire format, the host's live Reader, the
+// drain of a snapshot, the guest's Writer and the control bytes.
 //
 // The ring is a region of guest memory: a 40-byte header, then capacity bytes of data. Both
 // positions count bytes from the start of the run and only grow; a position's place in the
@@ -42,7 +42,7 @@ const (
 	offCRC    = 8 // u32, CRC-32 (IEEE) of the payload; 4 bytes of zeros follow
 )
 
-// Header is the region's header as it lies in memory, whatever it says.
+// Header is the region's header as found in memory; it may be invalid.
 type Header struct {
 	Magic    uint32
 	Version  uint32
@@ -53,8 +53,8 @@ type Header struct {
 	Drops    uint64  // messages
 }
 
-// NewHeader returns the header of a fresh ring in a region of size bytes. A region that is
-// smaller than a header has capacity 0.
+// NewHeader returns the header of a fresh ring in a region of size
+// bytes. If the region is smaller than a header, the capacity is 0.
 func NewHeader(size uint64) Header {
 	h := Header{Magic: Magic, Version: Version}
 	if size > HeaderSize {
@@ -76,7 +76,7 @@ func (h Header) Encode() (b [HeaderSize]byte) {
 	return b
 }
 
-// DecodeHeader reads a header from its bytes; it judges none of its fields.
+// DecodeHeader decodes a header from its bytes; it does not check the fields.
 func DecodeHeader(b [HeaderSize]byte) Header {
 	le := binary.LittleEndian
 	return Header{
@@ -90,7 +90,7 @@ func DecodeHeader(b [HeaderSize]byte) Header {
 	}
 }
 
-// Type says what a message's payload is.
+// Type is the type of a message's payload.
 type Type uint32
 
 // The nine types of the format: ktstr shm_ring.rs, MSG_TYPE_*.
@@ -112,7 +112,7 @@ const (
 	Stderr Type = 0x53544445 // STDE: the same of its stderr
 )
 
-// Types lists the types of the format, and behind them our own.
+// Types returns the types of the format, then our own.
 func Types() []Type {
 	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
 		RawOutput, Stdout, Stderr}
@@ -131,7 +131,7 @@ func (t Type) Known() bool {
 // endsRun reports whether the host ends a run for a message of this type.
 func (t Type) endsRun() bool { return t == Exit || t == SchedulerExit || t == Crash }
 
-// String is the four letters of a known type, and 0x%08x of any other.
+// String returns the four letters of a known type, and 0x%08x of any other.
 func (t Type) String() string {
 	if t.Known() {
 		return string([]byte{byte(t >> 24), byte(t >> 16), byte(t >> 8), byte(t)})
@@ -142,7 +142,7 @@ func (t Type) String() string {
 // Message is one entry of the ring.
 type Message struct {
 	Type    Type
-	CRCOK   bool   // the payload's CRC-32 is the one that its header names
+	CRCOK   bool   // the payload's CRC-32 is the one in its header
 	Payload []byte // the host's copy; valid until the next message is read
 }
 

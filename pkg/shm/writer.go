@@ -12,7 +12,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// What a Writer answers, for errors.Is.
+// Errors returned by a Writer, for errors.Is.
 var (
 	ErrFull     = errors.New("no room in the ring, message dropped") // counted in the header's drops
 	ErrBusy     = errors.New("another goroutine is writing")         // not counted
@@ -20,8 +20,8 @@ var (
 	ErrTooLarge = errors.New("message is larger than the ring")      // not counted
 )
 
-// Writer is the guest's side of a ring. Many goroutines may write at once; each message is
-// whole and in one place. It must be the ring's only writer.
+// Writer is the guest's side of a ring. It may be used concurrently; each message is written whole and in one place. It
+// must be the ring's only writer.
 type Writer struct {
 	mu       sync.Mutex
 	data     *guestmem.Window
@@ -32,8 +32,8 @@ type Writer struct {
 	bell     func()
 }
 
-// NewWriter returns a writer for the ring in region, which Init has been called for. It fails
-// with ErrRegion, ErrCorrupt (no ring's magic) or guestmem.ErrMisaligned.
+// NewWriter returns a writer for the ring in region, for which Init has been called. It fails with ErrRegion,
+// ErrCorrupt (no ring's magic) or guestmem.ErrMisaligned.
 func NewWriter(region *guestmem.Window) (*Writer, error) {
 	if err := checkRegion(region); err != nil {
 		return nil, err
@@ -64,25 +64,25 @@ func NewWriter(region *guestmem.Window) (*Writer, error) {
 	return w, nil
 }
 
-// SetBell sets what rings the host's doorbell; without it, and where it does nothing, the host sees all the same
-// when it next polls. It is rung behind a message that ends a run, and by WriteWait for room, once a message. It
-// must not block, and what was stored before it is called is to be seen by whoever hears it. SetBell must be
-// called before the first write.
+// SetBell sets the function that rings the host's doorbell. Without it, or if it does nothing,
+// the host sees messages when it next polls. It is called after a message that ends a run, and
+// by WriteWait for room, once a message. It must not block, and stores made before the call
+// must be visible to whoever hears the bell. SetBell must be called before the first write.
 func (w *Writer) SetBell(bell func()) { w.bell = bell }
 
-// Capacity is the ring's data in bytes, as the region bounds it.
+// Capacity returns the size of the ring's data in bytes, as the region bounds it.
 func (w *Writer) Capacity() uint64 { return w.data.Len() }
 
-// Write puts one message into the ring, or counts it as dropped and returns ErrFull. It waits
-// for other goroutines' writes, never for the host.
+// Write puts one message into the ring, or counts it as dropped and returns ErrFull. It waits for other goroutines'
+// writes, but never for the host.
 func (w *Writer) Write(t Type, payload []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.write(t, payload)
 }
 
-// TryWrite is Write for a panic, which may have struck inside Write: where another write is
-// under way it returns ErrBusy at once.
+// TryWrite is Write for use in a panic, which may have happened inside
+// Write: if another write is under way it returns ErrBusy at once.
 func (w *Writer) TryWrite(t Type, payload []byte) error {
 	if !w.mu.TryLock() {
 		return ErrBusy
@@ -91,8 +91,8 @@ func (w *Writer) TryWrite(t Type, payload []byte) error {
 	return w.write(t, payload)
 }
 
-// WriteWait is Write for what must not be dropped: where there is no room it waits for the host
-// to make some, until ctx ends. A message that the ring can never hold is ErrTooLarge.
+// WriteWait is Write for messages that must not be dropped: if there is no room it waits for the host to make some,
+// until ctx ends. If the ring can never hold the message, it returns ErrTooLarge.
 func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
 	size := MessageHeaderSize + uint64(len(payload))
 	const firstPause, longestPause = 20 * time.Microsecond, 2 * time.Millisecond

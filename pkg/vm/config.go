@@ -1,8 +1,8 @@
-// Package vm is one virtual machine, from start to stop, in the words that all machines share. What its
-// guest sees is a Board's part, who runs the guest's instructions a Backend's, each in a package of its
-// own below this one. None of them knows what the guest says in its reserved memory.
+// Package vm runs one virtual machine, from start to stop, in terms that all machines share. A Board is what its guest
+// sees, a Backend is what runs the guest's instructions; each is in a package of its own below this one. None of them
+// knows what the guest writes into its reserved memory.
 //
-// A machine goes New, Start, Stop, Wait, Close. Whoever or whatever ends it, it ends by Stop.
+// A machine's life is New, Start, Stop, Wait, Close. Whatever ends it, it ends by Stop.
 package vm
 
 import (
@@ -13,26 +13,27 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// Defaults of Config's zero values.
+// Defaults for Config's zero values.
 const (
 	DefaultMemory   = 512 << 20
 	DefaultReserved = 16 << 20
 )
 
-// Config describes a machine. The zero value of every field but Kernel and Backend has a meaning.
+// Config describes a machine. Every field except Kernel and Backend may be left zero.
 type Config struct {
-	Kernel   Loader  // what boots, and on what board; required
-	Backend  Backend // who runs it; required
+	Kernel   Loader  // the kernel, which also determines the board; required
+	Backend  Backend // what runs the guest; required
 	Cmdline  string  // the kernel's command line
-	Memory   uint64  // guest RAM in bytes, the reserved part included; 0: 512 MiB
+	Memory   uint64  // guest RAM in bytes, including the reserved part; 0: 512 MiB
 	Reserved uint64  // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
 	CPUs     int     // processors, up to the board's MaxCPUs; 0: 1
 	Initrd   Initrd  // the kernel's initial RAM file system; nil: none
-	// Console is what the guest writes to its first serial port; nil: nothing. It must not block: the guest waits for it.
+	// Console gets what the guest writes to its first serial port; nil: it is discarded. It must not block: the guest
+	// waits.
 	Console io.Writer
 }
 
-// WithDefaults fills in what zero values stand for. It fails with ErrConfig.
+// WithDefaults returns c with its zero values replaced by their defaults. It fails with ErrConfig.
 func (c Config) WithDefaults() (Config, error) {
 	if c.Memory == 0 {
 		c.Memory = DefaultMemory
@@ -58,47 +59,47 @@ func (c Config) WithDefaults() (Config, error) {
 	return c, nil
 }
 
-// Loader puts a kernel into guest memory.
+// Loader loads a kernel into guest memory.
 type Loader interface {
-	// Board is the board that the kernel is built for.
+	// Board returns the board that the kernel is built for.
 	Board() Board
-	// Load copies the kernel into ram, which holds RAM that the kernel may use and nothing else.
+	// Load copies the kernel into ram, which is only the RAM that the kernel may use.
 	Load(ram *guestmem.Memory) (Kernel, error)
 }
 
-// Kernel is a kernel that lies in guest memory.
+// Kernel is a kernel in guest memory.
 type Kernel struct {
-	Entry guestmem.Addr // where the first processor enters it
-	End   guestmem.Addr // the address behind all that it uses before it knows its memory map
-	// Header is what the kernel's file says to its board's boot protocol: on x86 the setup header, from
-	// offset 0x1f1 of the image on; nil for a kernel that has none, as an ELF file.
+	Entry guestmem.Addr // the address where the first processor enters it
+	End   guestmem.Addr // the address after everything that it uses before it knows its memory map
+	// Header is what the kernel's file tells its board's boot protocol: on x86 the setup header, from offset 0x1f1 of
+	// the image on; nil for a kernel that has none, such as an ELF file.
 	Header []byte
 }
 
 // Initrd is an initial RAM file system. It is written straight into guest memory.
 type Initrd interface {
-	// Size is how many bytes WriteTo writes.
+	// Size returns how many bytes WriteTo writes.
 	Size() uint64
 	io.WriterTo
 }
 
-// Layout says where a machine's memory lies, before there is a machine: its kernel's command line may have
-// to name the reserved part.
+// Layout says where a machine's memory lies. It is known before the machine is built, because the kernel's command line
+// may have to name the reserved part.
 type Layout struct {
 	RAM      []Span // without the reserved part, sorted
-	Reserved Span   // behind the last of them
+	Reserved Span   // after the last of them
 }
 
-// Spans lists all of the memory, sorted, the reserved part last.
+// Spans returns all of the memory, sorted, the reserved part last.
 func (l Layout) Spans() []Span { return append(append([]Span(nil), l.RAM...), l.Reserved) }
 
-// Span is a run of guest-physical addresses.
+// Span is a range of guest-physical addresses.
 type Span struct {
 	Base guestmem.Addr
 	Size uint64 // bytes
 }
 
-// Why setting up a machine fails, for errors.Is; the cause is wrapped beside them.
+// Why setting up a machine fails, for errors.Is; the cause is wrapped with them.
 var (
 	ErrConfig      = errors.New("bad machine configuration")
 	ErrArch        = errors.New("guests of this architecture are not supported here")
@@ -106,12 +107,12 @@ var (
 	ErrSetup       = errors.New("setting up the machine failed")
 	ErrKernel      = errors.New("bad kernel")
 	ErrCmdline     = errors.New("bad kernel command line")
-	// ErrRoom is beside ErrKernel or ErrSetup where more guest RAM, or less, is what helps.
+	// ErrRoom is wrapped with ErrKernel or ErrSetup if more guest RAM, or less, would help.
 	ErrRoom = errors.New("it does not fit the memory")
 )
 
-// Unavailable makes an error one of a back end that can't be used on this host: it is ErrUnavailable too, and
-// says what it said.
+// Unavailable wraps the error of a back end that can't be used on this host, so that it is ErrUnavailable too. The
+// message does not change.
 func Unavailable(err error) error { return unavailable{err} }
 
 type unavailable struct{ error }
@@ -119,10 +120,10 @@ type unavailable struct{ error }
 func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
 func (u unavailable) Unwrap() error        { return u.error }
 
-// Why a machine ended by itself, for errors.Is on what Wait returns.
+// Why a machine ended by itself: Wait returns them, for errors.Is.
 var (
 	ErrReset       = errors.New("the guest reset the machine")
 	ErrPowerOff    = errors.New("the guest powered the machine off")
 	ErrTripleFault = errors.New("the guest hit a triple fault")
-	ErrRun         = errors.New("the back end could not run the guest") // what it knows of that is in the message
+	ErrRun         = errors.New("the back end could not run the guest") // the message says what the back end knows
 )

@@ -12,7 +12,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
-// Machine is one virtual machine. Its methods may be called from many goroutines.
+// Machine is one virtual machine. Its methods may be called concurrently.
 type Machine struct {
 	instance Instance
 	guest    *guestmem.Memory
@@ -29,8 +29,8 @@ type Machine struct {
 // errClosed is the reason of a machine that was closed while it ran.
 var errClosed = errors.New("closed")
 
-// New builds a machine; the guest does not run yet. It fails with ErrConfig, ErrKernel, ErrCmdline, or the
-// board's and the back end's errors, and leaves nothing behind.
+// New builds a machine; the guest does not run yet. It fails with ErrConfig, ErrKernel, ErrCmdline, or the board's or
+// the back end's errors, and then leaves nothing behind.
 func New(cfg Config) (*Machine, error) {
 	cfg, err := cfg.WithDefaults()
 	if err != nil {
@@ -77,11 +77,10 @@ func (m *Machine) load(board Board, cfg Config) error {
 	return nil
 }
 
-// Memory is all of the guest's RAM, the reserved part included. It is gone after Close.
+// Memory returns all of the guest's RAM, including the reserved part. It must not be used after Close.
 func (m *Machine) Memory() *guestmem.Memory { return m.guest }
 
-// Start lets the guest run. It fails with ErrConfig where the machine was started or closed before, else
-// with ErrSetup.
+// Start starts the guest. It fails with ErrConfig if the machine was started or closed before, otherwise with ErrSetup.
 func (m *Machine) Start() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -92,8 +91,8 @@ func (m *Machine) Start() error {
 	return m.instance.Start(m.entry)
 }
 
-// Stop ends the machine for a reason and returns at once; Wait waits for its end. The first reason counts,
-// the later ones are only noted. It reaches a guest whatever it does: spinning, halted, or not listening.
+// Stop stops the machine and returns at once; Wait waits for its end. The first reason counts; later ones are only
+// noted. Stop works whatever the guest does: spinning, halted, or not listening.
 func (m *Machine) Stop(reason error) {
 	if reason == nil {
 		reason = errors.New("stopped")
@@ -112,17 +111,17 @@ func (m *Machine) stop(reason error) {
 	}
 }
 
-// Done is closed when a machine that was started has ended.
+// Done returns a channel that is closed when a machine that was started has ended.
 func (m *Machine) Done() <-chan struct{} { return m.instance.Ended() }
 
-// Wait waits until the machine has ended and returns the first reason: Stop's, or ErrReset, ErrPowerOff,
-// ErrTripleFault or ErrRun. It may wait for ever for a machine that was never started.
+// Wait waits until the machine has ended and returns the first reason: Stop's, or ErrReset, ErrPowerOff, ErrTripleFault
+// or ErrRun. For a machine that was never started it may wait forever.
 func (m *Machine) Wait() error {
 	<-m.Done()
 	return m.Reasons()[0]
 }
 
-// Reasons returns why the machine stopped, the first reason first; none while it runs.
+// Reasons returns why the machine stopped, the first reason first. It returns none while the machine runs.
 func (m *Machine) Reasons() []error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -140,22 +139,22 @@ func (m *Machine) ring(times int) {
 	}
 }
 
-// Bell is the guest's doorbell: a value comes when the guest has rung since the last one was received. What
-// the guest had written before it rang is there then.
+// Bell returns the guest's doorbell: a channel that receives a value when the guest has rung since the last one was
+// received. What the guest wrote before it rang is then visible.
 func (m *Machine) Bell() <-chan struct{} { return m.bell }
 
-// Rings counts how often the guest rang.
+// Rings returns how often the guest has rung.
 func (m *Machine) Rings() uint64 { return m.rings.Load() }
 
-// Exits counts why the guest left to its host, by reason, a fixed set of names in order; nil on a back end
-// that knows of no exits.
+// Exits counts the guest's exits to its host, by reason: a fixed set of names in order. It returns nil on a back end
+// that has no exits.
 func (m *Machine) Exits() iter.Seq2[string, uint64] { return m.instance.Exits() }
 
-// FirstExit is when the host first heard that the guest runs, or the zero time.
+// FirstExit returns when the host first knew that the guest runs, or the zero time.
 func (m *Machine) FirstExit() time.Time { return m.instance.FirstExit() }
 
-// Close stops the machine if it runs, waits for it, and gives back what it holds. Its memory must not be
-// used any more.
+// Close stops the machine if it runs, waits for it, and releases what it holds. Its memory must not be used after
+// Close.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.closed {

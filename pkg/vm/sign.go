@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// FirstSign is when a guest was first heard of. It is a back end's, for Instance's FirstExit.
+// FirstSign records when a guest first showed that it runs. Back ends use it for Instance's FirstExit.
 type FirstSign struct{ at atomic.Pointer[time.Time] }
 
-// Note is told of every sign; the first one counts.
+// Note is called for every sign; the first one counts.
 func (s *FirstSign) Note() {
 	if s.at.Load() == nil {
 		now := time.Now()
@@ -16,7 +16,7 @@ func (s *FirstSign) Note() {
 	}
 }
 
-// FirstExit implements Instance. Its time has the monotonic clock's reading, too.
+// FirstExit implements Instance. The time includes a monotonic clock reading.
 func (s *FirstSign) FirstExit() time.Time {
 	if at := s.at.Load(); at != nil {
 		return *at

@@ -68,7 +68,7 @@ type instance struct {
 	released bool          // the vCPUs' pages are gone
 }
 
-// New implements vm.Backend. Its errors carry ErrNoKVM, ErrPermission, ErrBusy or ErrCapability beside
+// New implements vm.Backend. Its errors wrap ErrNoKVM, ErrPermission, ErrBusy or ErrCapability in addition to
 // vm.ErrUnavailable.
 func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	p, err := newProcessor(s, stop)

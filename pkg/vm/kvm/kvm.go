@@ -14,7 +14,7 @@ import (
 // DefaultDevice is the KVM device.
 const DefaultDevice = "/dev/kvm"
 
-// What keeps KVM from being used, for errors.Is, beside vm.ErrUnavailable; the cause is wrapped beside them.
+// Why KVM can't be used, for errors.Is. They come with vm.ErrUnavailable; the cause is wrapped too.
 var (
 	ErrNoKVM      = errors.New("no KVM on this host")
 	ErrPermission = errors.New("no permission to use KVM")
@@ -128,7 +128,7 @@ func checkCapabilities(fd int, need []Capability) error {
 	return nil
 }
 
-// Check reports what keeps machines of a board from being built with KVM: nil, or one of New's errors.
+// Check reports why machines of a board can't be built with KVM: one of New's errors. It returns nil if they can.
 func (b Backend) Check(board vm.Board) error {
 	p, err := newProcessor(vm.Spec{Board: board}, nil)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Package qemu runs machines on QEMU's emulator: a child process that shares the guest's RAM with this one,
-// and needs no virtualization of its host. Of QEMU it takes the processors and a few devices; what the guest
-// boots with lies in RAM already, and QEMU's own firmware, kernel loading and memory map have no part in it.
+// Package qemu runs machines on QEMU's emulator: a child process that shares the guest's RAM with this one, and needs
+// no virtualization on its host. It uses QEMU's processors and a few of its devices. What the guest boots with is
+// already in RAM; QEMU's own firmware, kernel loading and memory map are not used.
 package qemu
 
 import (
@@ -17,12 +17,12 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
-// Backend is QEMU's emulator. The zero value looks for it on PATH.
+// Backend is QEMU's emulator. The zero value looks it up on PATH.
 type Backend struct {
 	Program string // the emulator for the board's architecture; "": qemu-system-…, on PATH
 }
 
-// What keeps QEMU from being used, for errors.Is, beside vm.ErrUnavailable.
+// Why QEMU can't be used, for errors.Is. They come with vm.ErrUnavailable.
 var (
 	ErrNotInstalled = errors.New("QEMU is not installed")
 	ErrTooOld       = errors.New("QEMU is too old")
@@ -94,7 +94,7 @@ func (b Backend) find(p platform) (string, error) {
 	return path, nil
 }
 
-// Find reports whether the emulator for a board is there, without running it: its path, or New's error.
+// Find returns the path of the emulator for a board, without running it. It fails with New's error.
 func (b Backend) Find(board vm.Board) (string, error) {
 	p, err := platformOf(board)
 	if err != nil {
@@ -103,7 +103,8 @@ func (b Backend) Find(board vm.Board) (string, error) {
 	return b.find(p)
 }
 
-// Check finds the emulator for a board and asks it what it is: its path and its version, or New's error.
+// Check finds the emulator for a board, runs it to get its version, and returns its path and version. It fails with
+// New's error.
 func (b Backend) Check(board vm.Board) (path, version string, err error) {
 	p, err := platformOf(board)
 	if err != nil {

@@ -23,7 +23,7 @@ func (Board) Arch() string { return "x86_64" }
 // MaxCPUs implements vm.Board.
 func (Board) MaxCPUs() int { return maxCPUs }
 
-// Layout implements vm.Board; it fails with e820's errors.
+// Layout implements vm.Board. It fails with e820's errors.
 func (Board) Layout(memory, reserved uint64) (vm.Layout, error) {
 	l, err := newLayout(memory, reserved)
 	if err != nil {

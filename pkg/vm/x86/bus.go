@@ -22,19 +22,19 @@ const (
 	// SleepControl is the port of ACPI's sleep control register, for back ends with devices of their own.
 	SleepControl = 0x600
 	sleepStatus  = 0x601
-	// PowerOff is what the guest writes there to power off: SLP_TYP 5 and SLP_EN, ACPI specification,
-	// 4.8.3.7. The bits beside these two fields, which SleepMask has, mean nothing.
+	// PowerOff is what the guest writes there to power off: SLP_TYP 5 and SLP_EN, ACPI specification, 4.8.3.7. The bits
+	// outside these two fields, which are those of SleepMask, mean nothing.
 	PowerOff  = sleepS5<<2 | 1<<5
 	SleepMask = 7<<2 | 1<<5
 	sleepS5   = 5
 
-	// Doorbell is the port that a guest writes any byte to when the host is to look at what it wrote to memory.
-	// It is that of Bochs's and QEMU's debug console, which answers reads with its own number.
+	// Doorbell is the port to which a guest writes any byte when the host should look at what it wrote to memory. It is
+	// that of Bochs's and QEMU's debug console, which answers reads with its own number.
 	Doorbell = 0xe9
 )
 
-// Bus is the devices behind a PC's I/O ports, for back ends that have none: COM1, the real-time clock, the
-// keyboard controller's reset, ACPI's sleep registers and the doorbell.
+// Bus is the devices behind a PC's I/O ports, for back ends that have none: COM1, the real-time clock, the keyboard
+// controller's reset, ACPI's sleep registers and the doorbell.
 type Bus struct {
 	com1 serial
 	rtc  rtc
@@ -42,8 +42,8 @@ type Bus struct {
 	stop func(error)
 }
 
-// NewBus returns a bus. What the guest writes to COM1 goes to console, and each ring of the doorbell to bell,
-// which do not block; irq sets the level of an interrupt line; a reset and a power-off are told to stop.
+// NewBus returns a bus. What the guest writes to COM1 goes to console, and each ring of the doorbell to bell; neither
+// may block. irq sets the level of an interrupt line. A reset and a power-off are reported to stop.
 func NewBus(console io.Writer, bell func(rings int), irq func(line, level uint32) error, stop func(error)) *Bus {
 	return &Bus{
 		com1: serial{out: console, irq: func(level uint32) error { return irq(com1IRQ, level) }},
@@ -52,8 +52,8 @@ func NewBus(console io.Writer, bell func(rings int), irq func(line, level uint32
 	}
 }
 
-// Out is an access of 1, 2 or 4 bytes that writes. All devices are a byte wide, so each byte of a wider access
-// goes to a port of its own, as an ISA bus makes of it.
+// Out handles a write of 1, 2 or 4 bytes. All devices are one byte wide, so each byte of a wider access goes to a port
+// of its own, as on an ISA bus.
 func (b *Bus) Out(port uint16, data []byte) {
 	for i, v := range data {
 		if at := int(port) + i; at <= lastPort {
@@ -77,7 +77,7 @@ func (b *Bus) out(port uint16, v byte) {
 	}
 }
 
-// In is an access of 1, 2 or 4 bytes that reads, into data; Out says what a wider one than a byte is.
+// In handles a read of 1, 2 or 4 bytes into data. Out says how accesses wider than a byte are handled.
 func (b *Bus) In(port uint16, data []byte) {
 	for i := range data {
 		data[i] = emptyBus

@@ -28,8 +28,8 @@ const (
 	maxSetupHeader = 0x290 - offSetup
 )
 
-// BzImage loads an x86_64 bzImage at the address that it prefers, to be entered at its 64-bit
-// entry point, where it unpacks itself.
+// BzImage loads an x86_64 bzImage at its preferred address. It is entered at its 64-bit entry point, where it unpacks
+// itself.
 type BzImage struct{ File io.ReaderAt }
 
 // Board implements vm.Loader.
@@ -59,8 +59,8 @@ func setup(head []byte) []byte {
 	return head[offSetup:max(end, setupEnd)]
 }
 
-// LoadUnpacked unpacks the kernel here and loads it as an ELF file, to be entered where that says. It fails
-// with ErrPayload where only the guest can unpack it, else with vm.ErrKernel.
+// LoadUnpacked unpacks the kernel on the host and loads it as an ELF file, with that file's entry point. It fails with
+// ErrPayload if only the guest can unpack it, otherwise with vm.ErrKernel.
 func (b BzImage) LoadUnpacked(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	head, err := b.header()
 	if err != nil {
@@ -118,8 +118,8 @@ func (b BzImage) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 	}, nil
 }
 
-// Open tells by its content what kind of kernel a file is. It fails with vm.ErrKernel for what is none, or
-// none for this board.
+// Open determines what kind of kernel a file is by its content. It fails with vm.ErrKernel if the file is not a kernel,
+// or not one for this board.
 func Open(file io.ReaderAt) (vm.Loader, error) {
 	head := make([]byte, setupEnd)
 	n, err := file.ReadAt(head, 0)

@@ -5,7 +5,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// Code is machine code as a kernel, at 1 MiB: for guests of a few instructions.
+// Code is machine code that is loaded as a kernel at 1 MiB, for guests of a few instructions.
 type Code []byte
 
 // Board implements vm.Loader.

@@ -32,17 +32,17 @@ const (
 	cacheShape = 0x3fff // EAX of a leaf of caches: type, level and the like; above it is who shares the cache
 )
 
-// CPUIDEntry is what a processor says of itself in one leaf of CPUID.
+// CPUIDEntry is one leaf of CPUID.
 type CPUIDEntry struct {
 	Function, Index, Flags uint32 // flag 1: the index counts
 	Eax, Ebx, Ecx, Edx     uint32
 }
 
-// CPUID is what processor id of n sees where its back end can show it the host's entries: one package of n
-// cores, with one thread each. Its last level of cache is shared by all of them, as in a socket of which a
-// tester of schedulers knows one; those before it are each core's own. (Of the first Zen, family 0x17 up to model
-// 0x1f, Linux takes 8 APIC IDs for a complex with a last level of its own, whatever CPUID says.) The deadline mode of
-// the APIC's timer is shown where the back end has it, the TSC's frequency where that is not 0.
+// CPUID returns what processor id of n sees if its back end can show it the host's entries: one package of n cores with
+// one thread each. The cores share the last level of cache, so that a tester of schedulers knows of one; each core has
+// the lower levels to itself. (On the first Zen, family 0x17 up to model 0x1f, Linux assumes that 8 APIC IDs form a
+// complex with its own last-level cache, whatever CPUID says.) The deadline mode of the APIC's timer is shown if
+// deadline is set, which says that the back end has it, and the TSC's frequency if tscKHz is not 0.
 func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEntry {
 	shift := uint32(bits.Len(uint(n - 1))) // the bits of the APIC ID that name a core
 	entries := slices.Clone(host)

@@ -18,9 +18,9 @@ const (
 	kernelCeil  = 1 << 30
 )
 
-// ELF loads a 64-bit ELF executable such as vmlinux: each PT_LOAD segment at its physical
-// address, straight from the file into guest memory. The entry point is a physical address. No byte of memory is in
-// two segments, so a file can't make more work than there is memory for a kernel.
+// ELF loads a 64-bit ELF executable such as vmlinux: each PT_LOAD segment at its physical address, straight from the
+// file into guest memory. The entry point is a physical address. Segments may not overlap, so a file can't cause more
+// work than there is memory for a kernel.
 type ELF struct{ File io.ReaderAt }
 
 // Board implements vm.Loader.

@@ -15,7 +15,7 @@ type MSR struct {
 	Value uint64
 }
 
-// MSRs are those that a PC's firmware would have set, on every processor: SDM volume 4, table 2-2, and
+// MSRs returns the registers that a PC's firmware would have set, on every processor: SDM volume 4, table 2-2, and
 // volume 3, section 12.11.2.1.
 func MSRs() []MSR {
 	return []MSR{
@@ -25,18 +25,18 @@ func MSRs() []MSR {
 	}
 }
 
-// State is the state of the processor that enters a kernel: Linux boot protocol, section "64-bit boot
-// protocol". The other processors wait for INIT and SIPI. Both selectors are flat segments of ring 0, CS
-// one of 64-bit code; there is no IDT, and what is not here is zero.
+// State is the state of the processor that enters a kernel: Linux boot protocol, section "64-bit boot protocol". The
+// other processors wait for INIT and SIPI. Both selectors are flat segments of ring 0, CS one of 64-bit code. There is
+// no IDT, and everything not listed is zero.
 type State struct {
 	RIP, RSI, RSP, RFLAGS uint64
 	CR0, CR3, CR4, EFER   uint64
 	GDTBase               uint64
 	GDTLimit              uint16
-	CS, DS                uint16 // DS is that of ES, FS, GS and SS too
+	CS, DS                uint16 // DS is also that of ES, FS, GS and SS
 }
 
-// EntryState is the state for an entry.
+// EntryState returns the state for an entry.
 func EntryState(e vm.Entry) State {
 	return State{
 		RIP:      uint64(e.PC),
