@@ -293,7 +293,8 @@ func TestImageBomb(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	_, _, err := load(t, bomb, imageSize)
 	runtime.ReadMemStats(&after)
-	if !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), fmt.Sprintf("more than 0x%x bytes", packed.Largest)) {
+	limit := fmt.Sprintf("more than 0x%x bytes", packed.Largest)
+	if !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), limit) {
 		t.Error(err)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
