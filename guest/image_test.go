@@ -24,8 +24,9 @@ const compiler = "12.2.0"
 // images are the embedded guest's, by architecture.
 var images = map[string]string{"x86_64": "demo-x86_64.elf", "arm64": "demo-arm64.img"}
 
-// The committed images are what their source gives, byte for byte.
-func TestImagesAreBuiltFromTheirSource(t *testing.T) {
+// buildImages builds the images in a folder, with what they are made of in its src.
+func buildImages(t *testing.T) string {
+	t.Helper()
 	for _, gcc := range []string{"gcc", "aarch64-linux-gnu-gcc"} {
 		version, err := exec.Command(needs.Tool(t, gcc), "-dumpfullversion").Output()
 		if err != nil {
@@ -42,6 +43,12 @@ func TestImagesAreBuiltFromTheirSource(t *testing.T) {
 	if out, err := exec.Command(needs.Tool(t, "make"), "-C", filepath.Join(dir, "src")).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return dir
+}
+
+// The committed images are what their source gives, byte for byte.
+func TestImagesAreBuiltFromTheirSource(t *testing.T) {
+	dir := buildImages(t)
 	for _, arch := range guest.Architectures {
 		built, err := os.ReadFile(filepath.Join(dir, images[arch]))
 		if err != nil {

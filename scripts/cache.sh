@@ -21,16 +21,16 @@ lock_cache() {
 	rm -rf "$cache"/tmp.*
 }
 
-# download PACKAGE PATTERN...: unpacks the files that match into a temporary folder. Sets unpacked, the folder, and
+# download PACKAGE[/RELEASE] PATTERN...: unpacks the files that match into a temporary folder. Sets unpacked, the folder, and
 # version. Options for apt-get are in apt.
 apt=(-o APT::Sandbox::User=root)
 download() {
-	local deb tmp
+	local deb tmp name=${1%/*}
 	tmp=$(mktemp -d "$cache/tmp.XXXXXX")
 	(cd "$tmp" && apt-get "${apt[@]}" download -qq "$1")
-	deb=$(echo "$tmp/$1"_*.deb)
+	deb=$(echo "$tmp/$name"_*.deb)
 	version=$(basename "${deb%_*.deb}")
-	version=${version#"$1"_}
+	version=${version#"${name}"_}
 	unpacked=$tmp/unpacked
 	mkdir "$unpacked"
 	dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$unpacked" --wildcards "${@:2}"

@@ -17,7 +17,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ktstr/ktstr-vmm/internal/needs"
-	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // reader is who reads a pipe of the program's.
@@ -176,11 +175,11 @@ func TestChaos(t *testing.T) {
 	path := program(t)
 	seed := chaosSeed(t)
 	leavesNothing(t)
-	runs := 300
-	if testing.Short() {
-		runs = 60
-	}
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) {
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		runs := map[string]int{"kvm": 300, "emulator": 150}[m.Backend.Name()]
+		if testing.Short() {
+			runs /= 5
+		}
 		r := rand.New(rand.NewPCG(seed, 0))
 		dir := t.TempDir()
 		fifo := filepath.Join(dir, "fifo") // which nobody opens
@@ -195,7 +194,7 @@ func TestChaos(t *testing.T) {
 			slots <- struct{}{}
 			running.Go(func() {
 				defer func() { <-slots }()
-				t.Run(fmt.Sprint(i), func(t *testing.T) { c.check(t, path, b) })
+				t.Run(fmt.Sprint(i), func(t *testing.T) { c.check(t, path, m) })
 			})
 		}
 		running.Wait()
@@ -248,8 +247,8 @@ func openFiles(t *testing.T) map[string]bool {
 }
 
 // check makes the run.
-func (c chaosRun) check(t *testing.T, path string, b vm.Backend) {
-	args := []string{"demo", "--accel", b.Name(), "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
+func (c chaosRun) check(t *testing.T, path string, m needs.Machine) {
+	args := []string{"demo", "--accel", m.Backend.Name(), "--arch", m.Arch, "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
 		"--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
 	if c.report != "" {
 		args = append(args, "--report", c.report, "--report-format", c.format)

@@ -10,9 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -42,8 +44,9 @@ func doctorCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			kvmFindings, kvmRunsLinux := checkKVM()
-			emulator, emulatorRunsLinux := checkEmulator()
-			findings := append(kvmFindings, emulator, checkMemory(), summary(kvmRunsLinux, emulatorRunsLinux))
+			emulators, emulatorRunsLinux := checkEmulators()
+			findings := append(kvmFindings, emulators...)
+			findings = append(findings, checkMemory(), summary(kvmRunsLinux, emulatorRunsLinux))
 			if err := printFindings(c.OutOrStdout(), findings); err != nil {
 				return err
 			}
@@ -77,7 +80,7 @@ func summary(kvmRunsLinux, emulatorRunsLinux bool) finding {
 
 // checkKVM also reports whether KVM is right for Linux guests.
 func checkKVM() ([]finding, bool) {
-	if err := (kvm.Backend{}).Check(x86.Board{}); err != nil {
+	if err := (kvm.Backend{}).Check(boards[hostArch()]); err != nil {
 		detail := err.Error()
 		if errors.Is(err, kvm.ErrPermission) {
 			detail += "; for everybody, as on a hosted runner: " + udevRule
@@ -85,8 +88,8 @@ func checkKVM() ([]finding, bool) {
 		return []finding{{"KVM", "warn", detail}}, false
 	}
 	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
-		"capabilities that a machine needs: it runs x86_64 guests",
-		kvm.DefaultDevice, len(kvm.Capabilities()))}}
+		"capabilities that a machine needs: it runs %s guests",
+		kvm.DefaultDevice, len(kvm.Capabilities()), hostArch())}}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
 		return append(findings, finding{"kernel mode", "warn", err.Error()}), false
@@ -99,13 +102,23 @@ func checkKVM() ([]finding, bool) {
 	return append(findings, finding{"kernel mode", "ok", rate}), true
 }
 
-// checkEmulator also reports whether the emulator runs Linux guests.
-func checkEmulator() (finding, bool) {
-	path, version, err := (qemu.Backend{}).Check(x86.Board{})
-	if err != nil {
-		return finding{"emulator", "warn", err.Error()}, false
+// boards are those of each architecture.
+var boards = map[string]vm.Board{"x86_64": x86.Board{}, "arm64": arm64.Board{}}
+
+// checkEmulators looks at the emulator of each architecture, and also reports whether that of this host's runs Linux
+// guests.
+func checkEmulators() (findings []finding, runsLinux bool) {
+	for _, arch := range guest.Architectures {
+		path, version, err := (qemu.Backend{}).Check(boards[arch])
+		if err != nil {
+			findings = append(findings, finding{"emulator", "warn", fmt.Sprintf("for %s guests: %v", arch, err)})
+			continue
+		}
+		findings = append(findings,
+			finding{"emulator", "ok", fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch)})
+		runsLinux = runsLinux || arch == hostArch()
 	}
-	return finding{"emulator", "ok", fmt.Sprintf("%s, QEMU %s: it runs x86_64 guests", path, version)}, true
+	return findings, runsLinux
 }
 
 func checkMemory() finding {

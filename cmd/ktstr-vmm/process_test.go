@@ -287,7 +287,9 @@ func TestHostWithoutAnything(t *testing.T) {
 	out, err := inHost("doctor").Output()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 125 || !strings.Contains(string(out), "warn  KVM") ||
-		!strings.Contains(string(out), "apt install qemu-system-x86") ||
+		!strings.Contains(string(out), "for x86_64 guests: QEMU is not installed") ||
+		!strings.Contains(string(out), "apt install qemu-system-x86\n") ||
+		!strings.Contains(string(out), "apt install qemu-system-arm\n") ||
 		!strings.Contains(string(out), "fail  Linux guests") {
 		t.Errorf("doctor: %v, %s", err, out)
 	}
@@ -300,7 +302,7 @@ func TestDoctorAndAuto(t *testing.T) {
 	if err != nil && needs.EmulatorMissing() == nil {
 		t.Errorf("doctor: %v", err)
 	}
-	for _, line := range []string{`KVM  `, `emulator  `, `memory  .*MiB available`, `Linux guests `} {
+	for _, line := range []string{`KVM  `, `emulator  .*x86_64 guests`, `emulator  .*arm64 guests`, `memory  .*MiB available`, `Linux guests `} {
 		if !regexp.MustCompile(`(?m)^(ok  |warn|fail)  ` + line).Match(out) {
 			t.Errorf("no line %q in\n%s", line, out)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/initramfs"
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -19,7 +20,7 @@ import (
 func runCommand() *cobra.Command {
 	var o options
 	var g linux.Guest
-	var scheduler string
+	var scheduler, reserve string
 	c := &cobra.Command{
 		Use:   "run --kernel FILE [flags] -- CMD [ARG...]",
 		Short: "Boot a Linux kernel and run a command in it",
@@ -28,7 +29,11 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			if g.Kernel == "" {
-				return errors.New("--kernel is needed: a bzImage or a vmlinux")
+				return errors.New("--kernel is needed: a bzImage, a vmlinux or an arm64 Image")
+			}
+			var ok bool
+			if g.Reservation, ok = reservations[reserve]; !ok {
+				return fmt.Errorf("--shm-reserve %q: it is one of no-map, cacheable", reserve)
 			}
 			if len(args) == 0 {
 				return errors.New("run takes a command behind --")
@@ -52,7 +57,7 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&g.Kernel, "kernel", "", "the kernel: a bzImage or a vmlinux")
+	f.StringVar(&g.Kernel, "kernel", "", "the kernel: a bzImage, a vmlinux or an arm64 Image")
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
@@ -62,6 +67,8 @@ func runCommand() *cobra.Command {
 	f.StringVar(&scheduler, "scheduler", "",
 		"'PATH ARG...', the scheduler under test: started before the command, and watched")
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
+	f.StringVar(&reserve, "shm-reserve", "no-map", "how an arm64 kernel is kept off the ring: no-map, for every kernel; "+
+		"cacheable, faster, for one without STRICT_DEVMEM")
 	f.BoolVar(&g.TTY, "tty", false, "give the command a terminal; all of its output comes on stdout then")
 	f.StringVar(&o.console, "console", "", "file for the guest's console as it is, - for stdout")
 	o.consoleLimit = defaultConsoleLimit
@@ -71,6 +78,9 @@ func runCommand() *cobra.Command {
 	o.register(c)
 	return c
 }
+
+// reservations are the values of --shm-reserve.
+var reservations = map[string]fdt.Reservation{"no-map": fdt.NoMap, "cacheable": fdt.Cacheable}
 
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{

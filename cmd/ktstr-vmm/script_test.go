@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"os"
@@ -12,8 +14,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/needs"
-	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 )
 
 func TestMain(m *testing.M) {
@@ -27,21 +30,57 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	scripts(t, "plain", "VECTORS", vectors)
+	variables := map[string]string{"VECTORS": vectors}
+	dir := t.TempDir()
+	add := func(name, file string, content []byte) {
+		variables[name] = filepath.Join(dir, file)
+		if err := os.WriteFile(variables[name], content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, arch := range map[string]string{"STATIC_X86": "x86_64", "STATIC_ARM64": "arm64"} {
+		agent, err := guest.Agent(arch) // as a static program
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(name, "static-"+arch, agent)
+	}
+	image, err := guest.Demo("arm64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("IMAGE", "Image", image)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(image); err != nil || z.Close() != nil {
+		t.Fatal(err)
+	}
+	add("CUT_IMAGE", "cut.gz", packed.Bytes()[:packed.Len()/2])
+	scripts(t, "plain", variables)
 }
 
-// TestMachineScripts does so with machines, on each back end.
+// TestMachineScripts does so with machines, on each back end and for each architecture.
 func TestMachineScripts(t *testing.T) {
-	needs.EachBackend(t, func(t *testing.T, b vm.Backend) { scripts(t, "machine", "ACCEL", b.Name()) })
+	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
+		traits := vmtest.TraitsOf(m.Arch)
+		scripts(t, "machine", map[string]string{
+			"ACCEL": m.Backend.Name(), "ARCH": m.Arch,
+			"TRIPLE_FAULT": traits.TripleFault.Error(),
+			"RING_BASE":    fmt.Sprintf("0x%x", traits.RingBase),
+			"RINGS":        fmt.Sprint(traits.Rings),
+		})
+	})
 }
 
-// scripts runs a folder of scripts, with a variable for them.
-func scripts(t *testing.T, dir, name, value string) {
+// scripts runs a folder of scripts, with variables for them.
+func scripts(t *testing.T, dir string, variables map[string]string) {
 	t.Helper()
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script", dir),
 		Setup: func(env *testscript.Env) error {
-			env.Setenv(name, value)
+			for name, value := range variables {
+				env.Setenv(name, value)
+			}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},

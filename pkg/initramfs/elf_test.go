@@ -273,7 +273,7 @@ func TestLibrariesInSysroot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tc.files[loader] = plain
 			a := initramfs.New()
-			a.Arch, a.Sysroot = "x86_64", system(t, tc.files)
+			a.Arch, a.Sysroot = "arm64", system(t, tc.files)
 			if err := a.AddProgram("/bin/p"); err != nil {
 				t.Fatal(err)
 			}
@@ -453,25 +453,27 @@ func TestMissingLibraryIsNamed(t *testing.T) {
 	}
 }
 
-// A dynamic program for another architecture is refused without a sysroot; a static one needs nothing.
+// A program for another architecture is refused, whatever it needs and wherever it is.
 func TestForeignPrograms(t *testing.T) {
 	root := system(t, map[string]any{
 		"dynamic":                           program{machine: elf.EM_AARCH64, interp: "/lib/ld-linux-aarch64.so.1"},
 		"static":                            program{machine: elf.EM_AARCH64},
 		"sysroot/lib/ld-linux-aarch64.so.1": program{machine: elf.EM_AARCH64},
 	})
-	a := initramfs.New()
-	a.Arch = "x86_64"
-	if err := a.AddProgram(filepath.Join(root, "static")); err != nil {
-		t.Error(err)
-	}
-	err := a.AddProgram(filepath.Join(root, "dynamic"))
-	if !errors.Is(err, initramfs.ErrForeign) || !strings.Contains(err.Error(), "EM_AARCH64, and the guest is x86_64") {
-		t.Error(err)
-	}
-	a.Sysroot = filepath.Join(root, "sysroot")
-	if err := a.AddProgram(filepath.Join(root, "dynamic")); err != nil {
-		t.Errorf("with a sysroot: %v", err)
+	for _, name := range []string{"dynamic", "static"} {
+		for _, sysroot := range []string{"", filepath.Join(root, "sysroot")} {
+			a := initramfs.New()
+			a.Sysroot = sysroot
+			a.Arch = "x86_64"
+			err := a.AddProgram(filepath.Join(root, name))
+			if !errors.Is(err, initramfs.ErrForeign) || !strings.Contains(err.Error(), "EM_AARCH64, and the guest is x86_64") {
+				t.Errorf("%s, sysroot %q: %v", name, sysroot, err)
+			}
+			a.Arch = "arm64"
+			if err := a.AddProgram(filepath.Join(root, name)); err != nil && (name == "static" || sysroot != "") {
+				t.Errorf("%s, sysroot %q: %v", name, sysroot, err)
+			}
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 // ErrLibrary is a library or an interpreter that a program needs and that is not there, for errors.Is.
 var ErrLibrary = errors.New("is not found")
 
-// ErrForeign is a dynamic program of another architecture than the guest's, for errors.Is.
+// ErrForeign is a program of another architecture than the guest's, for errors.Is.
 var ErrForeign = errors.New("is a program for another architecture")
 
 // A folder of the host's that stands for a root. Paths in it begin at that root, and so do its links.

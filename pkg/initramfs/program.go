@@ -18,8 +18,8 @@ import (
 // which, a script's first line does; nothing is executed to find out. Where a path leads through links, the file
 // lies where it does on the host, and the path is a link to it.
 //
-// A library that is not there is ErrLibrary. A dynamic program that is not for Arch is ErrForeign, unless there
-// is a Sysroot: that has what it needs. In a Sysroot the program is looked for first, then on the host.
+// A library that is not there is ErrLibrary, an ELF program that is not for Arch is ErrForeign. In a Sysroot the
+// program is looked for first, then on the host.
 func (a *Archive) AddProgram(path string) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -90,11 +90,11 @@ func (a *Archive) addLibraries(program *library) error {
 	if err != nil {
 		return cantPut(name, err)
 	}
+	if runs, ok := runsOn[a.Arch]; ok && !slices.Contains(runs, o.machine) {
+		return cantPut(name, fmt.Errorf("it %w: for %v, and the guest is %s", ErrForeign, o.machine, a.Arch))
+	}
 	if o.interp == "" {
 		return nil
-	}
-	if runs, ok := runsOn[a.Arch]; ok && a.Sysroot == "" && !slices.Contains(runs, o.machine) {
-		return cantPut(name, fmt.Errorf("it %w: for %v, and the guest is %s", ErrForeign, o.machine, a.Arch))
 	}
 	program.object = o
 	libs, err := libraries(a.system(), program, a.LibraryPath, a.Dir)

@@ -78,26 +78,40 @@ func TestOK(t *testing.T) {
 	})
 }
 
-// The guest's clock is the host's, within a twentieth.
+// The guest's clock is the host's, within a twentieth: in one of some tries, for a busy host holds up either.
 func TestGuestClock(t *testing.T) {
 	needs.EachMachine(t, func(t *testing.T, m needs.Machine) {
-		var first, last time.Duration
-		cfg := scenario(t, m, "ok demo.steps=3 demo.step_ms=1000")
-		cfg.OnMessage = func(at time.Duration, m shm.Message) monitor.Verdict {
-			if m.Type == shm.Stimulus {
-				if first == 0 {
-					first = at
-				}
-				last = at
+		const tries = 3
+		for try := 1; ; try++ {
+			guest, host := clocks(t, m)
+			switch off := (host - guest).Abs(); {
+			case guest < 2*time.Second:
+				t.Fatalf("%v for the guest, which waited for 2 s", guest)
+			case off <= guest/20:
+				return
+			case try == tries:
+				t.Fatalf("%v for the guest, %v for the host", guest, host)
 			}
-			return monitor.Continue
-		}
-		r := does(t, cfg, run.Exited, 0)
-		guest := time.Duration(r.Stimuli[2].ElapsedMS-r.Stimuli[0].ElapsedMS) * time.Millisecond
-		if host := last - first; guest < 2*time.Second || (host-guest).Abs() > guest/20 {
-			t.Errorf("%v for the guest, %v for the host", guest, host)
 		}
 	})
+}
+
+// clocks are how long a guest takes for two steps of a second each, by its own clock and by the host's.
+func clocks(t *testing.T, m needs.Machine) (guest, host time.Duration) {
+	t.Helper()
+	var first, last time.Duration
+	cfg := scenario(t, m, "ok demo.steps=3 demo.step_ms=1000")
+	cfg.OnMessage = func(at time.Duration, m shm.Message) monitor.Verdict {
+		if m.Type == shm.Stimulus {
+			if first == 0 {
+				first = at
+			}
+			last = at
+		}
+		return monitor.Continue
+	}
+	r := does(t, cfg, run.Exited, 0)
+	return time.Duration(r.Stimuli[2].ElapsedMS-r.Stimuli[0].ElapsedMS) * time.Millisecond, last - first
 }
 
 func TestFail(t *testing.T) {

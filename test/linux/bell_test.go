@@ -4,8 +4,8 @@ package linux
 
 import "testing"
 
-// The guest rings for the end of its command and of its scheduler, from Linux's user mode, and is heard.
-func TestDoorbell(t *testing.T) {
+// The guest rings, where it has a doorbell, for the end of its command and of its scheduler, from Linux's user mode, and is heard.
+func TestX86Doorbell(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		flags []string

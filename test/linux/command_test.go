@@ -4,12 +4,14 @@ package linux
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +44,7 @@ func TestExitCodes(t *testing.T) {
 // On the largest ring; the smallest one is TestSlowReader's.
 func TestOutputIsExact(t *testing.T) {
 	t.Parallel()
-	e := vmmRun(t, "--shm-size", "1G", "--memory", "1536M", "--", os.Args[0], "-helper=bulk")
+	e := vmmRun(t, "--shm-size", "1G", "--memory", "1536M", "--", program, "-helper=bulk")
 	if e.code != 0 || sha256.Sum256(e.stdout) != sha256.Sum256(bytesOf(1)) ||
 		sha256.Sum256(e.stderr) != sha256.Sum256(bytesOf(2)) {
 		t.Errorf("exit code %d, %d bytes of stdout, %d of stderr; want %d each, and the same", e.code,
@@ -68,7 +70,7 @@ func (s *sleeper) Write(p []byte) (int, error) {
 // still comes, all of it.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(vmm, runArgs("--shm-size", "8K", "--", os.Args[0], "-helper=bulk")...)
+	cmd := exec.Command(vmm, runArgs("--shm-size", "8K", "--", program, "-helper=bulk")...)
 	var stdout, stderr sleeper
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil || sha256.Sum256(stdout.Bytes()) != sha256.Sum256(bytesOf(1)) ||
@@ -99,13 +101,9 @@ func TestScriptAndIncludedTree(t *testing.T) {
 	if err := os.Symlink("a/file", filepath.Join(dir, "tree", "link")); err != nil {
 		t.Fatal(err)
 	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
 	script := filepath.Join(dir, "script")
 	if err := os.WriteFile(script,
-		[]byte("#!"+busybox+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\n"+
+		[]byte("#!"+busybox(t)+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\n"+
 			"echo \"$1\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +147,7 @@ func TestTestdata(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "testdata", "sub", "file"), []byte("golden"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	e := vmmRunIn(t, dir, "--", os.Args[0], "-test.run=TestReadsTestdata", "-test.v")
+	e := vmmRunIn(t, dir, "--", program, "-test.run=TestReadsTestdata", "-test.v")
 	if e.code != 0 || !strings.Contains(string(e.stdout), "--- PASS: TestReadsTestdata") {
 		t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
 	}
@@ -173,12 +171,13 @@ func TestGoTestExec(t *testing.T) {
 	t.Parallel()
 	dir := os.Getenv("KTSTR_TEST_GO")
 	goroot := filepath.Join(dir, "root")
-	goTest := func(flags ...string) (string, int) {
+	goTest := func(goarch string, flags ...string) (string, int) {
 		cmd := exec.Command(filepath.Join(goroot, "bin", "go"),
 			append(append([]string{"test", "-trimpath", "-vet=off", "-count=1"}, flags...), "./...")...)
 		cmd.Dir = filepath.Join(dir, "module")
 		cmd.Env = append(os.Environ(), "GOROOT="+goroot, "GOCACHE="+filepath.Join(dir, "cache"), "GOTOOLCHAIN=local",
-			"GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOTELEMETRY=off")
+			"GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOTELEMETRY=off",
+			"GOARCH="+goarch)
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {
@@ -186,8 +185,8 @@ func TestGoTestExec(t *testing.T) {
 		}
 		return changing.ReplaceAllString(string(out), "…"), cmd.ProcessState.ExitCode()
 	}
-	want, wantCode := goTest()
-	got, code := goTest("-exec", vmm+" "+strings.Join(runArgs("--"), " "))
+	want, wantCode := goTest(runtime.GOARCH)
+	got, code := goTest(cmp.Or(map[string]string{"x86_64": "amd64"}[arch], arch), "-exec", vmm+" "+strings.Join(runArgs("--"), " "))
 	if got != want || code != wantCode || code != 1 {
 		t.Errorf("exit code %d, without -exec %d\n%s\nwithout -exec:\n%s", code, wantCode, got, want)
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 // What a command wrote before the deadline is all there.
@@ -133,13 +132,13 @@ func TestHogs(t *testing.T) {
 // The host's control bytes: a dump is on the console, a stall is a file in the guest.
 func TestControlBytes(t *testing.T) {
 	t.Parallel()
-	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "sh", "-c",
+	cfg, files, err := linux.Guest{Kernel: kernel, Sysroot: sysroot, Command: []string{"busybox", "sh", "-c",
 		"until test -e /tmp/ktstr_stall; do busybox sleep 0.1; done; echo stalled"}}.Config()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer files.Close()
-	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: x86.Board{}, KernelMode: true})
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), KernelMode: true})
 	var mu sync.Mutex
 	var stdout []byte
 	started := make(chan struct{})

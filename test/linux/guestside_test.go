@@ -139,7 +139,7 @@ func TestLikeAHost(t *testing.T) {
 	}
 	t.Run("by itself", func(t *testing.T) {
 		t.Parallel()
-		vmmRun(t, "--", os.Args[0], "-helper=like-a-host").
+		vmmRun(t, "--", program, "-helper=like-a-host").
 			want(t, 0, fmt.Sprintln("served root /root root 65534 ktstr ktstr", files.Max))
 	})
 	t.Run("limits", func(t *testing.T) {

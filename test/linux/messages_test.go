@@ -44,7 +44,7 @@ func TestMessages(t *testing.T) {
 	t.Parallel()
 	t.Run("all that end nothing, and EXIT", func(t *testing.T) {
 		t.Parallel()
-		e, r := reported(t, "--", os.Args[0], "-helper=messages")
+		e, r := reported(t, "--", program, "-helper=messages")
 		if e.code != 9 || r.Outcome != "exited" || r.GuestExitCode == nil || *r.GuestExitCode != 9 {
 			t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 		}
@@ -63,14 +63,14 @@ func TestMessages(t *testing.T) {
 	})
 	t.Run("CRSH", func(t *testing.T) {
 		t.Parallel()
-		e, r := reported(t, "--", os.Args[0], "-helper=crash")
+		e, r := reported(t, "--", program, "-helper=crash")
 		if e.code != 122 || r.Outcome != "crash" || r.Crash == nil || r.Crash.Message != "the test says so" {
 			t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 		}
 	})
 	t.Run("SCDX", func(t *testing.T) {
 		t.Parallel()
-		e, r := reported(t, "--", os.Args[0], "-helper=scheduler-exit")
+		e, r := reported(t, "--", program, "-helper=scheduler-exit")
 		if e.code != 121 || r.SchedulerExit == nil || *r.SchedulerExit.Code != -7 {
 			t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 		}

@@ -25,7 +25,13 @@ var (
 	kernel = os.Getenv("KTSTR_TEST_KERNEL")
 	vmm    = os.Getenv("KTSTR_TEST_VMM")
 	mode   = cmp.Or(os.Getenv("KTSTR_TEST_ACCEL"), "auto")
-	helper = flag.String("helper", "", "what this binary does inside a guest")
+	arch   = cmp.Or(os.Getenv("KTSTR_TEST_ARCH"), "x86_64")
+	// sysroot is where guests of another architecture than this host's have their programs from, but for this
+	// suite's own, program, which is built for theirs.
+	sysroot  = os.Getenv("KTSTR_TEST_SYSROOT")
+	program  = cmp.Or(os.Getenv("KTSTR_TEST_HELPER"), os.Args[0])
+	helper   = flag.String("helper", "", "what this binary does inside a guest")
+	messages = flag.String("messages", "0", "how many messages write-ring writes")
 )
 
 // bulk is how much a helper writes to stdout, and again to stderr.
@@ -46,6 +52,10 @@ func TestMain(m *testing.M) {
 		<-done
 	case "clock":
 		fail(reportClock())
+	case "write-ring":
+		fail(writeRing(*messages))
+	case "copy-to-ring":
+		fail(copyToRing())
 	case "like-a-host":
 		fail(likeAHost())
 	default:
@@ -77,7 +87,24 @@ type ended struct {
 
 // runArgs are the program's arguments for a run; flags can be given again, the last one counts.
 func runArgs(args ...string) []string {
-	return append([]string{"run", "--accel", mode, "--kernel", kernel, "--timeout", "3m"}, args...)
+	run := []string{"run", "--accel", mode, "--kernel", kernel, "--timeout", "3m"}
+	if sysroot != "" {
+		run = append(run, "--sysroot", sysroot)
+	}
+	return append(run, args...)
+}
+
+// busybox is its path in a guest.
+func busybox(t *testing.T) string {
+	t.Helper()
+	if sysroot != "" {
+		return "/bin/busybox"
+	}
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // vmmRun runs a command in a guest: flags, then "--" and the command.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/ktstr/ktstr-vmm/test/bed"
@@ -49,10 +50,15 @@ func (b *builder) program() (string, error) {
 	return b.vmm, nil
 }
 
-// test builds a package's test binary.
-func (b *builder) test(pkg string, flags ...string) (string, error) {
-	path := filepath.Join(b.dir, strings.ReplaceAll(strings.TrimPrefix(pkg, module+"/"), "/", "-")+".test")
-	_, err := goCommand("", nil, append(append([]string{"test"}, flags...), "-c", "-o", path, pkg)...)
+// test builds a package's test binary for an architecture, once.
+func (b *builder) test(goarch, pkg string, flags ...string) (string, error) {
+	name := strings.ReplaceAll(strings.TrimPrefix(pkg, module+"/"), "/", "-") + "-" + goarch + ".test"
+	path := filepath.Join(b.dir, name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	_, err := goCommand("", []string{"GOARCH=" + goarch},
+		append(append([]string{"test"}, flags...), "-c", "-o", path, pkg)...)
 	return path, err
 }
 
@@ -77,21 +83,28 @@ func (b *builder) host() (hostHas, error) {
 	return hostHas{has("KVM"), has("kernel mode")}, nil
 }
 
-// linux is the Linux suite on a back end and a kernel.
-func (b *builder) linux(backend, kernel, run string) (suite, error) {
-	s := suite{label: label{backend, kernel, "host"}, pkg: linuxPkg, dir: "test/linux"}
-	dir, err := bed.Find("linux-" + kernel)
-	if err != nil {
-		return s, err
-	}
+// goNames are Go's names of the architectures.
+var goNames = map[string]string{"x86_64": "amd64", "arm64": "arm64"}
+
+// notFor are the tests that are not for an architecture.
+var notFor = map[string]string{"x86_64": "^TestArm64", "arm64": "^TestX86"}
+
+// linux is the Linux suite at a place, on a kernel. What runs in its guests is built for their architecture, the
+// suite itself for this host's.
+func (b *builder) linux(p place, kernel, run string) (suite, error) {
+	s := suite{label: label{p.backend, p.arch, kernel, "host"}, pkg: linuxPkg, dir: "test/linux"}
 	vmm, err := b.program()
 	if err != nil {
 		return s, err
 	}
-	if s.binary, err = b.test(linuxPkg, "-tags", "linuxbed"); err != nil {
+	if s.binary, err = b.test(runtime.GOARCH, linuxPkg, "-tags", "linuxbed"); err != nil {
 		return s, err
 	}
-	example, err := b.test(module + "/examples/latency")
+	helper, err := b.test(goNames[p.arch], linuxPkg, "-tags", "linuxbed")
+	if err != nil {
+		return s, err
+	}
+	example, err := b.test(goNames[p.arch], module+"/examples/latency")
 	if err != nil {
 		return s, err
 	}
@@ -101,15 +114,56 @@ func (b *builder) linux(backend, kernel, run string) (suite, error) {
 		}
 	}
 	s.files = map[string]string{
-		"KTSTR_TEST_KERNEL":  filepath.Join(dir, "vmlinuz"),
-		"KTSTR_TEST_VMLINUX": filepath.Join(dir, "vmlinux"),
 		"KTSTR_TEST_VMM":     vmm,
 		"KTSTR_TEST_EXAMPLE": example,
 		"KTSTR_TEST_GO":      b.go_,
 	}
-	s.env = []string{"KTSTR_TEST_ACCEL=" + backend}
-	s.args = testFlags(run)
-	return s, nil
+	if helper != s.binary {
+		s.files["KTSTR_TEST_HELPER"] = helper
+	}
+	s.env = []string{"KTSTR_TEST_ACCEL=" + p.backend, "KTSTR_TEST_ARCH=" + p.arch}
+	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch])
+	if p.arch == "arm64" {
+		return s, s.addArm64(kernel)
+	}
+	return s, s.addX86(kernel)
+}
+
+// addX86 adds what x86_64 guests need.
+func (s *suite) addX86(kernel string) error {
+	dir, err := bed.Find("linux-" + kernel)
+	if err != nil {
+		return err
+	}
+	busybox, err := bed.Busybox()
+	if err != nil {
+		return err
+	}
+	s.files["KTSTR_TEST_KERNEL"] = filepath.Join(dir, "vmlinuz")
+	s.files["KTSTR_TEST_OTHER_KERNEL"] = filepath.Join(dir, "vmlinux")
+	s.path = []string{filepath.Dir(busybox)}
+	return nil
+}
+
+// addArm64 adds what arm64 guests need. The suite is short there: what its long form looks for is x86_64's clock.
+func (s *suite) addArm64(kernel string) error {
+	dir, err := bed.Find("linux-" + kernel + "-arm64")
+	if err != nil {
+		return err
+	}
+	sysroot, err := bed.Find("sysroot-arm64")
+	if err != nil {
+		return err
+	}
+	s.files["KTSTR_TEST_KERNEL"] = filepath.Join(dir, "Image")
+	s.files["KTSTR_TEST_OTHER_KERNEL"] = filepath.Join(dir, "Image.gz")
+	s.files["KTSTR_TEST_SYSROOT"] = sysroot
+	s.args = append(s.args, "-test.short")
+	// The one that was fetched is newer than the installed one; where none was, the installed one is new.
+	if emulator, err := bed.Find("qemu-system-arm"); err == nil {
+		s.path = []string{filepath.Join(emulator, "usr", "bin")}
+	}
+	return nil
 }
 
 func testFlags(run string) []string {
@@ -148,12 +202,12 @@ func (b *builder) machine(c choice) ([]suite, error) {
 			}
 			only = "^(" + strings.Join(skipped[pkg], "|") + ")$"
 		}
-		binary, err := b.test(pkg)
+		binary, err := b.test("amd64", pkg)
 		if err != nil {
 			return nil, err
 		}
 		suites = append(suites, suite{
-			label:  label{backend: "kvm", where: "bed"},
+			label:  label{backend: "kvm", arch: "x86_64", where: "bed"},
 			host:   "x86_64",
 			pkg:    pkg,
 			binary: binary,
@@ -179,7 +233,7 @@ func (b *builder) cross(c choice, host string) ([]suite, error) {
 			return nil, err
 		}
 		suites = append(suites, suite{
-			label:  label{backend: "kvm", where: host},
+			label:  label{backend: "kvm", arch: "arm64", where: host},
 			host:   host,
 			pkg:    module + "/" + dir,
 			binary: binary,
@@ -203,7 +257,7 @@ func goInGuest() (string, error) {
 		return "", err
 	}
 	key := sha256.New()
-	fmt.Fprintln(key, version, goTools)
+	fmt.Fprintln(key, version, goTools, goNames)
 	if err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -284,9 +338,13 @@ func fillGo(dir, source string) error {
 	if err := os.CopyFS(filepath.Join(dir, "module"), os.DirFS(source)); err != nil {
 		return err
 	}
-	_, err = goCommand(filepath.Join(dir, "module"), []string{"GOCACHE=" + filepath.Join(dir, "cache")},
-		"test", "-trimpath", "-vet=off", "-exec", "true", "./...")
-	return err
+	for _, goarch := range goNames {
+		if _, err := goCommand(filepath.Join(dir, "module"), []string{"GOCACHE=" + filepath.Join(dir, "cache"),
+			"GOARCH=" + goarch}, "test", "-trimpath", "-vet=off", "-exec", "true", "./..."); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func copyFile(from, to string) error {

@@ -1,10 +1,10 @@
 // Command tiers runs the tests that need a machine wherever they can run, and says what became of
 // all tests.
 //
-//	tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [TIER...]
+//	tiers guests [-host FILE] [-run REGEXP] [-backend B] [-arch A] [-kernel V] [TIER...]
 //	tiers summary FILE [FILE...]
 //
-// "guests" writes test events, for gotestsum: of the Linux suite on each back end and kernel, and of
+// "guests" writes test events, for gotestsum: of the Linux suite on each back end, architecture and kernel, and of
 // the machine tests on KVM where this host has none. With -host, the events of "go test" on this
 // host, it runs the machine tests alone that were skipped there. What it runs on this host comes
 // first, what runs in the bed after that and beside nothing else.
@@ -23,12 +23,19 @@ import (
 )
 
 var (
-	backends = []string{"emulator", "kvm"}
-	kernels  = []string{"6.1", "6.12"}
+	backends      = []string{"emulator", "kvm"}
+	architectures = []string{"x86_64", "arm64"}
+	kernels       = []string{"6.1", "6.12"}
 
-	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-kernel V] [machine] [linux], " +
-		"or: tiers summary FILE [FILE...]")
+	// places are where the machine and Linux tiers run.
+	places = []place{{"emulator", "x86_64"}, {"emulator", "arm64"}, {"kvm", "x86_64"}}
+
+	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-arch A] [-kernel V] " +
+		"[machine] [linux], or: tiers summary FILE [FILE...]")
 )
+
+// place is a back end and the architecture of its guests.
+type place struct{ backend, arch string }
 
 func main() {
 	ok, err := run(os.Args[1:])
@@ -64,16 +71,18 @@ type choice struct {
 	host     string // events
 	run      string // regexp
 	backends []string
+	archs    []string
 	kernels  []string
 	tiers    []string
 }
 
 func parseChoice(args []string) (choice, error) {
-	c := choice{backends: backends, kernels: kernels}
+	c := choice{backends: backends, archs: architectures, kernels: kernels}
 	f := flag.NewFlagSet("guests", flag.ContinueOnError)
 	f.StringVar(&c.host, "host", "", "events of go test on this host")
 	f.StringVar(&c.run, "run", "", "only tests that match")
 	f.Func("backend", "only on this back end", only(&c.backends))
+	f.Func("arch", "only guests of this architecture", only(&c.archs))
 	f.Func("kernel", "only on this kernel", only(&c.kernels))
 	if err := f.Parse(args); err != nil {
 		return c, err

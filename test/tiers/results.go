@@ -24,6 +24,7 @@ type event struct {
 type outcome struct {
 	action  string // pass, fail, skip; run where it did not end
 	backend string // what the test says that it needs
+	arch    string // what it says that its guest is
 	output  string // its last lines
 }
 
@@ -41,13 +42,13 @@ type results struct {
 }
 
 // label says where tests ran: behind the package's path, for what is not "go test" on this host.
-type label struct{ backend, kernel, where string }
+type label struct{ backend, arch, kernel, where string }
 
 func (l label) String() string {
 	if l.kernel != "" {
-		return fmt.Sprintf("[%s, %s, %s]", l.backend, l.kernel, l.where)
+		return fmt.Sprintf("[%s, %s, %s, %s]", l.backend, l.arch, l.kernel, l.where)
 	}
-	return fmt.Sprintf("[%s, %s]", l.backend, l.where)
+	return fmt.Sprintf("[%s, %s, %s]", l.backend, l.arch, l.where)
 }
 
 // parseLabel takes a package's path and its label apart.
@@ -58,8 +59,11 @@ func parseLabel(pkg string) (string, label) {
 	}
 	words := strings.Split(strings.TrimSuffix(text, "]"), ", ")
 	l := label{backend: words[0], where: words[len(words)-1]}
-	if len(words) == 3 {
-		l.kernel = words[1]
+	if len(words) > 2 {
+		l.arch = words[1]
+	}
+	if len(words) > 3 {
+		l.kernel = words[2]
 	}
 	return path, l
 }
@@ -136,8 +140,11 @@ func (p *results) add(e event) {
 	case "pass", "fail", "skip":
 		t.action = e.Action
 	case "attr":
-		if e.Key == "backend" {
+		switch e.Key {
+		case "backend":
 			t.backend = e.Value
+		case "arch":
+			t.arch = e.Value
 		}
 	case "output":
 		t.output = last(t.output + e.Output)

@@ -10,13 +10,14 @@ import (
 )
 
 // row is what one line of the summary counts.
-type row struct{ tier, backend, kernel, where string }
+type row struct{ tier, backend, arch, kernel, where string }
 
 func (r row) compare(o row) int {
 	tiers := []string{"unit", "machine", "linux"}
 	return cmp.Or(
 		cmp.Compare(slices.Index(tiers, r.tier), slices.Index(tiers, o.tier)),
 		cmp.Compare(r.backend, o.backend),
+		cmp.Compare(slices.Index(architectures, r.arch), slices.Index(architectures, o.arch)),
 		slices.Compare(numbersOf(r.kernel), numbersOf(o.kernel)),
 		cmp.Compare(r.where, o.where),
 	)
@@ -46,8 +47,8 @@ type identity struct{ suite, test string }
 
 func (p *results) identity(test string) identity {
 	suite := p.pkg
-	if p.kernel != "" { // a suite of its own for each back end and kernel
-		suite += " [" + p.backend + ", " + p.kernel + "]"
+	if p.kernel != "" { // a suite of its own for each back end, architecture and kernel
+		suite += " [" + p.backend + ", " + p.arch + ", " + p.kernel + "]"
 	}
 	return identity{suite, test}
 }
@@ -77,7 +78,7 @@ func summarize(all []*results) *summary {
 			if parent[id] && (!bad || failed[name]) {
 				continue
 			}
-			c := s.count(p.rowOf(backend[id]))
+			c := s.count(p.rowOf(backend[id], p.archOf(name)))
 			switch {
 			case bad:
 				c.failed++
@@ -94,7 +95,7 @@ func summarize(all []*results) *summary {
 			}
 		}
 		if broken { // by itself: it was not built, or ended with an error though its tests passed
-			s.count(p.rowOf(p.backend)).failed++
+			s.count(p.rowOf(p.backend, p.arch)).failed++
 			s.failed = append(s.failed, fmt.Sprintf("%s (%s): %s", p.pkg, p.place(), strings.TrimSpace(p.output)))
 		}
 	}
@@ -112,28 +113,39 @@ func (s *summary) count(r row) *count {
 
 // backendOf is the back end that a test runs on: its name says so, or it or the label does.
 func (p *results) backendOf(name string) string {
+	return cmp.Or(p.said(name, backends, func(t *outcome) string { return t.backend }), p.backend)
+}
+
+// archOf is the architecture of a test's guest: its name says so, or it or the label does. Where none of them does
+// it is x86_64, as which machine tests were first written.
+func (p *results) archOf(name string) string {
+	return cmp.Or(p.said(name, architectures, func(t *outcome) string { return t.arch }), p.arch, "x86_64")
+}
+
+// said is one of some words: a part of a test's name, or what the test or one above it said.
+func (p *results) said(name string, words []string, of func(*outcome) string) string {
 	for part := range strings.SplitSeq(name, "/") {
-		if slices.Contains(backends, part) {
+		if slices.Contains(words, part) {
 			return part
 		}
 	}
-	b := p.tests[name].backend
+	word := of(p.tests[name])
 	parents(name, func(above string) {
 		if t, ok := p.tests[above]; ok {
-			b = cmp.Or(b, t.backend)
+			word = cmp.Or(word, of(t))
 		}
 	})
-	return cmp.Or(b, p.backend)
+	return word
 }
 
-func (p *results) rowOf(backend string) row {
+func (p *results) rowOf(backend, arch string) row {
 	switch {
 	case p.kernel != "":
-		return row{"linux", p.backend, p.kernel, p.where}
+		return row{"linux", p.backend, p.arch, p.kernel, p.where}
 	case backend != "":
-		return row{"machine", backend, "", p.where}
+		return row{"machine", backend, arch, "", p.where}
 	}
-	return row{"unit", "", "", p.where}
+	return row{"unit", "", "", "", p.where}
 }
 
 func (p *results) place() string {
@@ -155,7 +167,7 @@ func reason(output string) string {
 	return text
 }
 
-// lacking are the tiers that ran nowhere, of each back end and kernel.
+// lacking are the tiers that ran nowhere, of each back end, architecture and kernel.
 func (s *summary) lacking() []string {
 	ran := map[row]bool{}
 	for r, c := range s.counts {
@@ -163,16 +175,16 @@ func (s *summary) lacking() []string {
 		ran[r] = ran[r] || c.passed+c.failed > 0
 	}
 	wanted := []row{{tier: "unit"}}
-	for _, b := range backends {
-		wanted = append(wanted, row{tier: "machine", backend: b})
+	for _, p := range places {
+		wanted = append(wanted, row{tier: "machine", backend: p.backend, arch: p.arch})
 		for _, k := range kernels {
-			wanted = append(wanted, row{tier: "linux", backend: b, kernel: k})
+			wanted = append(wanted, row{tier: "linux", backend: p.backend, arch: p.arch, kernel: k})
 		}
 	}
 	var lacking []string
 	for _, r := range wanted {
 		if !ran[r] {
-			lacking = append(lacking, strings.Join(strings.Fields(r.tier+" "+r.backend+" "+r.kernel), " "))
+			lacking = append(lacking, strings.Join(strings.Fields(r.tier+" "+r.backend+" "+r.arch+" "+r.kernel), " "))
 		}
 	}
 	return lacking
@@ -192,7 +204,7 @@ func (s *summary) print(w io.Writer, ci bool) bool {
 	}
 	fmt.Fprintln(w)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "tier\tback end\tkernel\twhere\tran\tpassed\tfailed\tskipped")
+	fmt.Fprintln(table, "tier\tback end\tguest\tkernel\twhere\tran\tpassed\tfailed\tskipped")
 	var sum count
 	rows := make([]row, 0, len(s.counts))
 	for r := range s.counts {
@@ -203,8 +215,8 @@ func (s *summary) print(w io.Writer, ci bool) bool {
 		c := *s.counts[r]
 		sum = count{sum.passed + c.passed, sum.failed + c.failed, sum.skipped + c.skipped}
 		if c != (count{}) {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", r.tier, cmp.Or(r.backend, "-"), cmp.Or(r.kernel, "-"),
-				r.where, c.passed+c.failed, c.passed, c.failed, c.skipped)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", r.tier, cmp.Or(r.backend, "-"),
+				cmp.Or(r.arch, "-"), cmp.Or(r.kernel, "-"), r.where, c.passed+c.failed, c.passed, c.failed, c.skipped)
 		}
 	}
 	table.Flush()

@@ -73,12 +73,16 @@ func whole() map[string]string {
 			skip TestStop
 			run TestSmall
 			run TestSmall/emulator
+			run TestSmall/emulator/x86_64
+			pass TestSmall/emulator/x86_64
+			run TestSmall/emulator/arm64
+			pass TestSmall/emulator/arm64
 			pass TestSmall/emulator
 			run TestSmall/kvm
 			skip TestSmall/kvm
 			pass TestSmall
 			pass`),
-		"guests": said(runPkg+" [kvm, bed]", `
+		"guests": said(runPkg+" [kvm, x86_64, bed]", `
 			run TestFlood
 			run TestFlood/emulator
 			skip TestFlood/emulator
@@ -100,26 +104,31 @@ func whole() map[string]string {
 			pass TestSmall/kvm
 			pass TestSmall
 			pass`) +
-			said(linuxPkg+" [emulator, 6.1, host]", "run TestExitCodes\npass TestExitCodes\npass") +
-			said(linuxPkg+" [emulator, 6.12, host]", "run TestExitCodes\npass TestExitCodes\npass") +
-			said(linuxPkg+" [kvm, 6.1, bed]", "run TestExitCodes\npass TestExitCodes\npass") +
-			said(linuxPkg+" [kvm, 6.12, bed]", "run TestExitCodes\npass TestExitCodes\npass"),
+			said(linuxPkg+" [emulator, x86_64, 6.1, host]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [emulator, x86_64, 6.12, host]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [emulator, arm64, 6.1, host]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [emulator, arm64, 6.12, host]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [kvm, x86_64, 6.1, bed]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [kvm, x86_64, 6.12, bed]", "run TestExitCodes\npass TestExitCodes\npass"),
 	}
 }
 
 func TestSummary(t *testing.T) {
 	text, ok := summaryOf(t, true, whole())
 	want := `
-tier     back end  kernel  where  ran  passed  failed  skipped
-unit     -         -       host   2    2       0       0
-machine  emulator  -       host   2    2       0       0
-machine  kvm       -       bed    4    4       0       0
-linux    emulator  6.1     host   1    1       0       0
-linux    emulator  6.12    host   1    1       0       0
-linux    kvm       6.1     bed    1    1       0       0
-linux    kvm       6.12    bed    1    1       0       0
+tier     back end  guest   kernel  where  ran  passed  failed  skipped
+unit     -         -       -       host   2    2       0       0
+machine  emulator  x86_64  -       host   2    2       0       0
+machine  emulator  arm64   -       host   1    1       0       0
+machine  kvm       x86_64  -       bed    4    4       0       0
+linux    emulator  x86_64  6.1     host   1    1       0       0
+linux    emulator  x86_64  6.12    host   1    1       0       0
+linux    emulator  arm64   6.1     host   1    1       0       0
+linux    emulator  arm64   6.12    host   1    1       0       0
+linux    kvm       x86_64  6.1     bed    1    1       0       0
+linux    kvm       x86_64  6.12    bed    1    1       0       0
 
-12 passed, 0 failed, 0 skipped
+15 passed, 0 failed, 0 skipped
 `
 	if text != want || !ok {
 		t.Errorf("%t, %s\nwant%s", ok, text, want)
@@ -128,48 +137,49 @@ linux    kvm       6.12    bed    1    1       0       0
 
 // Whatever goes wrong anywhere is named and, in CI, the end of it.
 func TestSummaryFails(t *testing.T) {
-	linux := module + "/test/linux [kvm, 6.12, bed]"
+	linux := module + "/test/linux [kvm, x86_64, 6.12, bed]"
 	for name, tc := range map[string]struct {
 		change func(files map[string]string)
 		ciOnly bool
 		says   []string
 	}{
 		"a test": {func(f map[string]string) { f["host"] += said(shmPkg, "run TestBad\nfail TestBad\nfail") }, false,
-			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "12 passed, 1 failed, 0 skipped"}},
+			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "15 passed, 1 failed, 0 skipped"}},
 		"a subtest is one failure": {func(f map[string]string) {
 			f["guests"] += said(linux, "run TestX\nrun TestX/a\nfail TestX/a\nrun TestX/b\npass TestX/b\nfail TestX\nfail")
-		}, false, []string{linuxPkg + " TestX/a (kvm, 6.12, bed)\n", "13 passed, 1 failed, 0 skipped"}},
+		}, false, []string{linuxPkg + " TestX/a (kvm, x86_64, 6.12, bed)\n", "16 passed, 1 failed, 0 skipped"}},
 		"a parent by itself": {func(f map[string]string) {
 			f["host"] += said(shmPkg, "run TestX\nrun TestX/a\npass TestX/a\nfail TestX\nfail")
-		}, false, []string{shmPkg + " TestX (host)\n", "13 passed, 1 failed"}},
+		}, false, []string{shmPkg + " TestX (host)\n", "16 passed, 1 failed"}},
 		"a test that does not end": {func(f map[string]string) {
 			f["guests"] += said(linux,
 				"run TestX\nrun TestX/a\nfail")
 		}, false,
-			[]string{"TestX/a (kvm, 6.12, bed): it did not end", "12 passed, 1 failed"}},
+			[]string{"TestX/a (kvm, x86_64, 6.12, bed): it did not end", "15 passed, 1 failed"}},
 		"a package that is not built": {func(f map[string]string) {
 			f["race"] = said(runPkg,
 				"output  cannot build\nfail")
 		}, false,
-			[]string{runPkg + " (race): cannot build\n", "12 passed, 1 failed"}},
+			[]string{runPkg + " (race): cannot build\n", "15 passed, 1 failed"}},
 		"a tier that did not run": {func(f map[string]string) {
 			f["guests"] = strings.Split(f["guests"], "{\"Action\":\"run\",\"Package\":\""+linux)[0]
 		}, true,
-			[]string{"ran nowhere:\n  linux kvm 6.12\n", "11 passed, 0 failed, 0 skipped"}},
+			[]string{"ran nowhere:\n  linux kvm x86_64 6.12\n", "14 passed, 0 failed, 0 skipped"}},
 		"a test skipped everywhere": {func(f map[string]string) {
 			f["race"] = f["host"]
-			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`,
-				`"skip","Package":"`+runPkg+` [kvm, bed]","Test":"TestStop`)
+			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, x86_64, bed]","Test":"TestStop`,
+				`"skip","Package":"`+runPkg+` [kvm, x86_64, bed]","Test":"TestStop`)
 		}, true, []string{"skipped wherever they could have run:\n  " + runPkg +
 			" TestStop/spin: \n", "0 failed, 1 skipped"}},
 		"a test skipped for a reason": {func(f map[string]string) {
 			f["host"] += said(shmPkg,
 				"run TestC\noutput TestC     writers_test.go:64: this test needs gcc\noutput TestC --- SKIP: TestC "+
 					"(0.00s)\nskip TestC\npass")
-		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "12 passed, 0 failed, 1 skipped"}},
+		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "15 passed, 0 failed, 1 skipped"}},
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
-			[]string{"ran nowhere:\n  unit\n  machine emulator\n  linux emulator 6.1\n  linux emulator 6.12\n  machine kvm\n " +
-				" linux kvm 6.1\n  linux kvm 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
+			[]string{"ran nowhere:\n  unit\n  machine emulator x86_64\n  linux emulator x86_64 6.1\n" +
+				"  linux emulator x86_64 6.12\n  machine emulator arm64\n  linux emulator arm64 6.1\n" +
+				"  linux emulator arm64 6.12\n  machine kvm x86_64\n  linux kvm x86_64 6.1\n  linux kvm x86_64 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, ci := range []bool{false, true} {
@@ -202,7 +212,7 @@ func TestSkippedTests(t *testing.T) {
 }
 
 func TestLabels(t *testing.T) {
-	for _, l := range []label{{"kvm", "6.12", "bed"}, {"emulator", "", "host"}} {
+	for _, l := range []label{{"kvm", "x86_64", "6.12", "bed"}, {"emulator", "arm64", "", "host"}} {
 		if pkg, got := parseLabel(runPkg + " " + l.String()); pkg != runPkg || got != l {
 			t.Errorf("%s: %q, %v", l, pkg, got)
 		}
@@ -218,7 +228,7 @@ func TestEvents(t *testing.T) {
 	for code, failed := range map[int]bool{0: false, 1: true} {
 		var s strings.Builder
 		e := &events{w: &s}
-		out, err := e.of(runPkg + " [kvm, bed]")
+		out, err := e.of(runPkg + " [kvm, x86_64, bed]")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,7 +35,8 @@ func (arm64Platform) packages() map[string]string {
 // place: all of virt's RAM is one range.
 func (arm64Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
 	offset := func(s vm.Span) uint64 { return uint64(s.Base) - arm64.RAM }
-	return offset(l.Reserved) + l.Reserved.Size, offset
+	end := offset(l.Reserved) + l.Reserved.Size
+	return (end + ramUnit - 1) &^ (ramUnit - 1), offset
 }
 
 func (arm64Platform) args(size uint64, cpus int, threads string) []string {

@@ -1,0 +1,232 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/pkg/accel"
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/linux"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// Messages of random sizes, the same in testdata/ringwriter.c: runs of a pattern, whose begins and lengths come from a
+// xorshift generator.
+const (
+	patternSize    = 4096
+	longestMessage = 300
+)
+
+func ringPattern() []byte {
+	b := make([]byte, patternSize)
+	for i := range b {
+		b[i] = byte(i*7 + i>>8)
+	}
+	return b
+}
+
+type xorshift uint64
+
+func (x *xorshift) next() uint64 {
+	*x ^= *x << 13
+	*x ^= *x >> 7
+	*x ^= *x << 17
+	return uint64(*x)
+}
+
+// message is the next one's payload.
+func (x *xorshift) message(pattern []byte) []byte {
+	r := x.next()
+	at := (r >> 32) % (patternSize - longestMessage)
+	return pattern[at:][:r%(longestMessage+1)]
+}
+
+// mapRing maps the ring as PID 1, which has mounted nothing yet.
+func mapRing() ([]byte, shm.Params, error) {
+	for dir, kind := range map[string]string{"/proc": "proc", "/dev": "devtmpfs"} {
+		_ = os.Mkdir(dir, 0o755)
+		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil {
+			return nil, shm.Params{}, err
+		}
+	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, shm.Params{}, err
+	}
+	p, err := shm.ParseParams(string(cmdline))
+	if err != nil {
+		return nil, p, err
+	}
+	fd, err := unix.Open("/dev/mem", unix.O_RDWR, 0)
+	if err != nil {
+		return nil, p, err
+	}
+	mem, err := unix.Mmap(fd, int64(p.Base), int(p.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return mem, p, err
+}
+
+// writeRing is what ringwriter.c does, by shm.Writer.
+func writeRing(count string) error {
+	mem, p, err := mapRing()
+	if err != nil {
+		return err
+	}
+	memory, err := guestmem.New(guestmem.Region{Base: guestmem.Addr(p.Base), Mem: mem})
+	if err != nil {
+		return err
+	}
+	region, err := memory.Window(guestmem.Addr(p.Base), p.Size)
+	if err != nil {
+		return err
+	}
+	w, err := shm.NewWriter(region)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	pattern, ctx := ringPattern(), context.Background()
+	for x := xorshift(1); n > 0; n-- {
+		if err := w.WriteWait(ctx, shm.RawOutput, x.message(pattern)); err != nil {
+			return err
+		}
+	}
+	code := shm.EncodeCode(0)
+	if err := w.WriteWait(ctx, shm.Exit, code[:]); err != nil {
+		return err
+	}
+	select {} // the host ends the machine
+}
+
+// copyToRing is what writers did before they minded Device memory.
+func copyToRing() error {
+	mem, _, err := mapRing()
+	if err != nil {
+		return err
+	}
+	copy(mem[len(mem)/2+1:], ringPattern()[:100])
+	return errors.New("nothing happened")
+}
+
+// asInit runs a program of a guest's architecture as PID 1 of one with two processors, which QEMU 10 emulates on
+// threads of their own: QEMU takes notice of unaligned accesses to Device memory then alone.
+func asInit(t *testing.T, handle func(shm.Message), program string, args ...string) *run.Result {
+	t.Helper()
+	cfg, files, err := linux.Guest{
+		Kernel: kernel, Sysroot: sysroot, Command: []string{"busybox", "true"},
+		Include: []string{program + ":/probe"},
+		Append:  "rdinit=/probe -- " + strings.Join(args, " "),
+	}.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	cfg.CPUs, cfg.Reserved = 2, 1<<20
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), KernelMode: true})
+	return run.Run(t.Context(), run.Config{
+		VM: cfg, Timeout: 20 * time.Minute,
+		Handlers: func(mux *monitor.Mux) {
+			mux.HandleFunc(shm.RawOutput, func(m shm.Message) monitor.Verdict { handle(m); return monitor.Continue })
+		},
+	})
+}
+
+// ringMessages is how many messages each writer sends; the environment can ask for the ten million that a person has
+// time for.
+func ringMessages(t *testing.T) int {
+	t.Helper()
+	n := 1_000_000
+	if text := os.Getenv("KTSTR_TEST_MESSAGES"); text != "" {
+		if _, err := fmt.Sscan(text, &n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
+}
+
+// Guests' processes have the ring as Device memory on arm64. Writers in Go and in C, on one processor, and the host's
+// reader, on another, agree about every message, of whatever size and wherever it lies.
+func TestArm64RingIsDeviceMemory(t *testing.T) {
+	t.Parallel()
+	for name, writer := range map[string]func(*testing.T, string) (string, []string){
+		"Go": func(_ *testing.T, count string) (string, []string) {
+			return program, []string{"-helper=write-ring", "-messages=" + count}
+		},
+		"C": func(t *testing.T, count string) (string, []string) { return cWriter(t), []string{count} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			count := ringMessages(t)
+			path, args := writer(t, fmt.Sprint(count))
+			pattern, x, read, wrong := ringPattern(), xorshift(1), 0, 0
+			start := time.Now()
+			r := asInit(t, func(m shm.Message) {
+				read++
+				if !bytes.Equal(m.Payload, x.message(pattern)) {
+					wrong++
+				}
+			}, path, args...)
+			t.Logf("%d messages in %v", read, time.Since(start))
+			if r.ExitCode != 0 || read != count || wrong != 0 || r.Ring.CRCErrors != 0 || r.Ring.Drops != 0 ||
+				r.Ring.FaultCount() != 0 {
+				t.Errorf("%v, exit code %d, %d of %d messages, %d wrong, %+v, console %s", r.Outcome, r.ExitCode, read, count,
+					wrong, r.Ring, r.Console)
+			}
+		})
+	}
+}
+
+// cWriter builds ringwriter.c with the embedded guest's writer.
+func cWriter(t *testing.T) string {
+	t.Helper()
+	gcc, err := exec.LookPath("aarch64-linux-gnu-gcc")
+	if err != nil {
+		t.Skipf("this test needs a C compiler for arm64: %v", err)
+	}
+	path, src := filepath.Join(t.TempDir(), "ringwriter"), filepath.Join("..", "..", "guest", "src")
+	build := exec.Command(gcc, "-O2", "-static", "-march=armv8-a+crc", "-I", src, "-o", path,
+		filepath.Join("testdata", "ringwriter.c"), filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"),
+		filepath.Join(src, "crc32_arm64.c"))
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", build, err, out)
+	}
+	return path
+}
+
+// Go's copy in the writers' place is the guest's end: QEMU does fault here, so that the test before shows something.
+func TestArm64CopyFaultsOnDeviceMemory(t *testing.T) {
+	t.Parallel()
+	r := asInit(t, func(shm.Message) {}, program, "-helper=copy-to-ring")
+	if r.Outcome != run.Crashed || !bytes.Contains(r.Console, []byte("SIGBUS")) {
+		t.Errorf("%v, console %s", r.Outcome, r.Console)
+	}
+}
+
+// A ring that is reserved as a part of the kernel's memory can't be mapped on a kernel with STRICT_DEVMEM, which these
+// are: the agent says so.
+func TestArm64CacheableReservation(t *testing.T) {
+	t.Parallel()
+	e, r := reported(t, "--shm-reserve", "cacheable", "--", "busybox", "true")
+	says := "ktstr-vmm agent: mapping KTSTR_SHM_BASE="
+	if e.code != 120 || r.Outcome != "no_verdict" || strings.Count(r.ConsoleTail, says) != 1 ||
+		!strings.Contains(string(e.stderr), says) {
+		t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
+	}
+}
