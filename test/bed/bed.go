@@ -70,7 +70,7 @@ func (b Bed) Run(ctx context.Context, commands []*Command, console io.Writer) er
 		return err
 	}
 	defer os.Remove(image)
-	args := append(qemu, "-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", image, "-append", b.Host.cmdline)
+	args := append(qemu, "-kernel", filepath.Join(kernel, b.Host.image), "-initrd", image, "-append", b.Host.cmdline)
 	return boot(ctx, args, commands, console)
 }
 

@@ -13,6 +13,7 @@ type Host struct {
 	program string   // QEMU's
 	machine []string // and its arguments
 	kernel  string   // the kernel's package
+	image   string   // its file there
 	modules []string // and its modules, in the order in which they are loaded
 	busybox string   // the package with the shell
 	cmdline string   // the kernel's command line
@@ -36,6 +37,7 @@ var x86Host = Host{
 	program: "qemu-system-x86_64",
 	machine: []string{"-cpu", "max"},
 	kernel:  "linux-6.1",
+	image:   "vmlinuz",
 	modules: []string{"irqbypass", "kvm", "kvm-amd"},
 	busybox: "busybox-static",
 	cmdline: "console=ttyS0 panic=-1 loglevel=1 mitigations=off nokaslr highres=off nohz=off",
@@ -48,7 +50,8 @@ func armHost(cpu, kernel string) Host {
 		program: "qemu-system-aarch64",
 		machine: []string{"-M", "virt,virtualization=on,gic-version=3", "-cpu", cpu},
 		kernel:  kernel,
-		busybox: "busybox-static-arm64",
+		image:   "Image",
+		busybox: "sysroot-arm64",
 		cmdline: "console=ttyAMA0 panic=-1 loglevel=1 mitigations=off nokaslr",
 	}
 }
