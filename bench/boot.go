@@ -60,7 +60,8 @@ func kvmBoots(args []string) error {
 		name    string
 		command []string
 	}{
-		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p", linux.Cmdline("x86_64")}},
+		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p",
+			linux.Cmdline("x86_64")}},
 		{"qemu microvm", append(theirs, microvmGuest(*kernel, initrd)...)},
 	}
 	if *microvm == "" {

@@ -21,8 +21,8 @@ lock_cache() {
 	rm -rf "$cache"/tmp.*
 }
 
-# download PACKAGE[/RELEASE] PATTERN...: unpacks the files that match into a temporary folder. Sets unpacked, the folder, and
-# version. Options for apt-get are in apt.
+# download PACKAGE[/RELEASE] PATTERN...: unpacks the files that match into a temporary folder. Sets unpacked, the
+# folder, and version. Options for apt-get are in apt.
 apt=(-o APT::Sandbox::User=root)
 download() {
 	local deb tmp name=${1%/*}

@@ -248,7 +248,8 @@ func openFiles(t *testing.T) map[string]bool {
 
 // check makes the run.
 func (c chaosRun) check(t *testing.T, path string, m needs.Machine) {
-	args := []string{"demo", "--accel", m.Backend.Name(), "--arch", m.Arch, "--scenario", c.scenario, "--timeout", chaosTimeout.String(),
+	args := []string{"demo", "--accel", m.Backend.Name(), "--arch", m.Arch, "--scenario", c.scenario, "--timeout",
+		chaosTimeout.String(),
 		"--grace", "500ms", "--memory", "32M", "--shm-size", "1M"}
 	if c.report != "" {
 		args = append(args, "--report", c.report, "--report-format", c.format)

@@ -302,7 +302,8 @@ func TestDoctorAndAuto(t *testing.T) {
 	if err != nil && needs.EmulatorMissing() == nil {
 		t.Errorf("doctor: %v", err)
 	}
-	for _, line := range []string{`KVM  `, `emulator  .*x86_64 guests`, `emulator  .*arm64 guests`, `memory  .*MiB available`, `Linux guests `} {
+	for _, line := range []string{`KVM  `, `emulator  .*x86_64 guests`, `emulator  .*arm64 guests`,
+		`memory  .*MiB available`, `Linux guests `} {
 		if !regexp.MustCompile(`(?m)^(ok  |warn|fail)  ` + line).Match(out) {
 			t.Errorf("no line %q in\n%s", line, out)
 		}

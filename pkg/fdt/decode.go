@@ -40,7 +40,8 @@ func (m Memory) Ring() (Range, error) {
 		}
 	}
 	if len(rings) != 1 {
-		return Range{}, fmt.Errorf("%w: of %d reserved regions, %d are called %s@…", ErrNoRing, len(m.Reserved), len(rings), ringName)
+		return Range{}, fmt.Errorf("%w: of %d reserved regions, %d are called %s@…", ErrNoRing, len(m.Reserved),
+			len(rings), ringName)
 	}
 	return rings[0], nil
 }

@@ -145,12 +145,16 @@ func TestRefuses(t *testing.T) {
 		{"empty RAM", func(m *fdt.Machine) { m.RAM[0].Size = 0 }, fdt.ErrMemory},
 		{"RAM that begins in a page", func(m *fdt.Machine) { m.RAM[0].Start++ }, fdt.ErrMemory},
 		{"RAM that ends in a page", func(m *fdt.Machine) { m.RAM[0].Size-- }, fdt.ErrMemory},
-		{"RAM up to the last address", func(m *fdt.Machine) { m.RAM[0] = fdt.Range{Start: top, Size: fdt.PageSize} }, fdt.ErrMemory},
+		{"RAM up to the last address", func(m *fdt.Machine) { m.RAM[0] = fdt.Range{Start: top, Size: fdt.PageSize} },
+			fdt.ErrMemory},
 		{"RAM over the last address", func(m *fdt.Machine) { m.RAM[0].Size = top }, fdt.ErrMemory},
 		{"no ring", func(m *fdt.Machine) { m.Ring.Size = 0 }, fdt.ErrMemory},
 		{"ring in RAM", func(m *fdt.Machine) { m.Ring.Start -= fdt.PageSize }, fdt.ErrMemory},
 		{"ring below RAM", func(m *fdt.Machine) { m.Ring.Start = 0x1000000 }, fdt.ErrMemory},
-		{"RAM that is not sorted", func(m *fdt.Machine) { m.RAM = append(m.RAM, fdt.Range{Start: 0x20000000, Size: fdt.PageSize}) }, fdt.ErrMemory},
+		{"RAM that is not sorted", func(m *fdt.Machine) {
+			m.RAM = append(m.RAM, fdt.Range{Start: 0x20000000,
+				Size: fdt.PageSize})
+		}, fdt.ErrMemory},
 		{"initrd below RAM", func(m *fdt.Machine) { m.Initrd.Start = 0x3fffffff }, fdt.ErrMemory},
 		{"initrd that ends in the ring", func(m *fdt.Machine) { m.Initrd.Size = 0x1f000001 - 0x8000000 }, fdt.ErrMemory},
 		{"initrd over the last address", func(m *fdt.Machine) { m.Initrd.Size = top }, fdt.ErrMemory},

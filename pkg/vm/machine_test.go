@@ -196,7 +196,8 @@ func TestLifecycle(t *testing.T) {
 func TestConsole(t *testing.T) {
 	needs.EachMachine(t, func(t *testing.T, on needs.Machine) {
 		var out bytes.Buffer
-		if err := runs(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].hello, Console: &out}); !errors.Is(err, vm.ErrReset) {
+		if err := runs(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].hello, Console: &out}); !errors.Is(err,
+			vm.ErrReset) {
 			t.Fatal(err)
 		}
 		if out.String() != "hello, world\n" {

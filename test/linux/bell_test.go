@@ -4,7 +4,8 @@ package linux
 
 import "testing"
 
-// The guest rings, where it has a doorbell, for the end of its command and of its scheduler, from Linux's user mode, and is heard.
+// The guest rings, where it has a doorbell, for the end of its command and of its scheduler, from Linux's user mode,
+// and is heard.
 func TestX86Doorbell(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -186,7 +186,8 @@ func TestGoTestExec(t *testing.T) {
 		return changing.ReplaceAllString(string(out), "…"), cmd.ProcessState.ExitCode()
 	}
 	want, wantCode := goTest(runtime.GOARCH)
-	got, code := goTest(cmp.Or(map[string]string{"x86_64": "amd64"}[arch], arch), "-exec", vmm+" "+strings.Join(runArgs("--"), " "))
+	got, code := goTest(cmp.Or(map[string]string{"x86_64": "amd64"}[arch], arch), "-exec",
+		vmm+" "+strings.Join(runArgs("--"), " "))
 	if got != want || code != wantCode || code != 1 {
 		t.Errorf("exit code %d, without -exec %d\n%s\nwithout -exec:\n%s", code, wantCode, got, want)
 	}

@@ -179,7 +179,8 @@ func TestSummaryFails(t *testing.T) {
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
 			[]string{"ran nowhere:\n  unit\n  machine emulator x86_64\n  linux emulator x86_64 6.1\n" +
 				"  linux emulator x86_64 6.12\n  machine emulator arm64\n  linux emulator arm64 6.1\n" +
-				"  linux emulator arm64 6.12\n  machine kvm x86_64\n  linux kvm x86_64 6.1\n  linux kvm x86_64 6.12\n", "\n0 passed, 0 failed, 0 skipped\n"}},
+				"  linux emulator arm64 6.12\n  machine kvm x86_64\n  linux kvm x86_64 6.1\n  linux kvm x86_64 6.12\n",
+				"\n0 passed, 0 failed, 0 skipped\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, ci := range []bool{false, true} {

@@ -64,9 +64,11 @@ func (Board) Layout(memory, reserved uint64) (vm.Layout, error) {
 		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, both have to be multiples of %d",
 			vm.ErrConfig, memory, reserved, fdt.PageSize)
 	case memory > maxMemory:
-		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory, at most %d are addressable", vm.ErrConfig, memory, uint64(maxMemory))
+		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory, at most %d are addressable", vm.ErrConfig, memory,
+			uint64(maxMemory))
 	case reserved > memory || memory-reserved < FirmwareRoom:
-		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, %d have to be left", vm.ErrConfig, memory, reserved, FirmwareRoom)
+		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, %d have to be left", vm.ErrConfig,
+			memory, reserved, FirmwareRoom)
 	}
 	ram := vm.Span{Base: RAM, Size: memory - reserved}
 	return vm.Layout{RAM: []vm.Span{ram}, Reserved: vm.Span{Base: ram.Base + guestmem.Addr(ram.Size), Size: reserved}}, nil

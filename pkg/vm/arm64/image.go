@@ -172,7 +172,8 @@ func place(head []byte, ram *guestmem.Memory) (base guestmem.Addr, size uint64, 
 	}
 	base = guestmem.Addr(kernelBase + offset)
 	if _, err := ram.Window(base, size); err != nil {
-		return 0, 0, fmt.Errorf("it takes 0x%x bytes at %v: %w: more than the guest has there: %w", size, base, vm.ErrRoom, err)
+		return 0, 0, fmt.Errorf("it takes 0x%x bytes at %v: %w: more than the guest has there: %w", size, base,
+			vm.ErrRoom, err)
 	}
 	return base, size, nil
 }

@@ -213,11 +213,13 @@ func TestImageRefuses(t *testing.T) {
 		"gzip of gzip":            {packers["gzip"](t, packers["gzip"](t, image())), "what it unpacks to: no arm64 Image"},
 		"gzip's header":           {append([]byte("\x1f\x8b\x07"), make([]byte, 100)...), "gzip"},
 		"zboot, LZMA":             {zboot("lzma", []byte("\x5d\x00\x00\x80\x00......"), fileSize), `packed by "lzma"`},
-		"zboot, no end":           {zboot(strings.Repeat("a", 40), []byte("\x5d\x00\x00\x80\x00......"), fileSize), `packed by "aaa`},
-		"zboot, less":             {zboot("lz4", small, fileSize-1), "more than the 0x150f bytes"},
-		"zboot, more":             {zboot("lz4", small, fileSize+1), "unexpected EOF"},
-		"zboot, too much":         {zboot("lz4", small, packed.Largest+1), "the limit is 0x10000000"},
-		"zboot, elsewhere":        {append(zboot("lz4", small, fileSize)[:8], bytes.Repeat([]byte{0xff}, 0x100)...), "cut short"},
+		"zboot, no end": {zboot(strings.Repeat("a", 40), []byte("\x5d\x00\x00\x80\x00......"), fileSize),
+			`packed by "aaa`},
+		"zboot, less":     {zboot("lz4", small, fileSize-1), "more than the 0x150f bytes"},
+		"zboot, more":     {zboot("lz4", small, fileSize+1), "unexpected EOF"},
+		"zboot, too much": {zboot("lz4", small, packed.Largest+1), "the limit is 0x10000000"},
+		"zboot, elsewhere": {append(zboot("lz4", small, fileSize)[:8], bytes.Repeat([]byte{0xff}, 0x100)...),
+			"cut short"},
 	} {
 		k, _, err := load(t, tc.file, imageSize)
 		if !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), tc.says) {
@@ -227,7 +229,8 @@ func TestImageRefuses(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, k, err)
 		}
 	}
-	if _, _, err := load(t, zboot("lzo", []byte("\x89LZO......"), fileSize), imageSize); !errors.Is(err, packed.ErrPayload) {
+	if _, _, err := load(t, zboot("lzo", []byte("\x89LZO......"), fileSize), imageSize); !errors.Is(err,
+		packed.ErrPayload) {
 		t.Error(err)
 	}
 	if _, _, err := load(t, image(), imageSize-1); !errors.Is(err, vm.ErrRoom) {
@@ -293,7 +296,8 @@ func TestImageBomb(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	_, _, err := load(t, bomb, imageSize)
 	runtime.ReadMemStats(&after)
-	if !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), fmt.Sprintf("more than 0x%x bytes", packed.Largest)) {
+	if !errors.Is(err, vm.ErrKernel) || !strings.Contains(err.Error(), fmt.Sprintf("more than 0x%x bytes",
+		packed.Largest)) {
 		t.Error(err)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {

@@ -57,7 +57,8 @@ func Open(file io.ReaderAt, start, length int64, room uint32) (io.ReadCloser, er
 		err = readAt(file, field[:], start+length-SizeField)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w; the file is cut short", vm.ErrKernel, length, start, err)
+		return nil, fmt.Errorf("%w: 0x%x bytes of payload at file offset 0x%x: %w; the file is cut short", vm.ErrKernel,
+			length, start, err)
 	}
 	size, room := binary.LittleEndian.Uint32(field[:]), min(room, Largest)
 	i := slices.IndexFunc(packings, func(p packing) bool { return strings.HasPrefix(string(magic[:]), p.magic) })

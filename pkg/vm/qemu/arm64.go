@@ -28,7 +28,8 @@ func (arm64Platform) program() string { return "qemu-system-aarch64" }
 
 func (arm64Platform) packages() map[string]string {
 	return map[string]string{
-		"apt": "qemu-system-arm", "dnf": "qemu-system-aarch64-core", "pacman": "qemu-system-aarch64", "apk": "qemu-system-aarch64",
+		"apt": "qemu-system-arm", "dnf": "qemu-system-aarch64-core", "pacman": "qemu-system-aarch64",
+		"apk": "qemu-system-aarch64",
 	}
 }
 
