@@ -50,7 +50,7 @@ func holds(t *testing.T) held {
 		len(vmtest.Children(t, os.Getpid()))}
 }
 
-// 300 runs with mixed endings in one process leave nothing behind.
+// Hundreds of runs with mixed endings in one process leave nothing behind.
 func TestRunsLeaveNothing(t *testing.T) {
 	testenv.EachMachine(t, runsLeaveNothing)
 }
@@ -74,7 +74,11 @@ func runsLeaveNothing(t *testing.T, m testenv.Machine) {
 	}
 	// The Go runtime keeps threads for the next time and now and then needs one more; a leak
 	// would be one or more a run.
-	const runs, warmUp, spareThreads = 300, 100, 8
+	const spareThreads = 8
+	runs, warmUp := 300, 100
+	if m.Arch != "x86_64" { // only what is the platform's own differs, and is the same in each run
+		runs, warmUp = 100, 40
+	}
 	var before held
 	during := 0 // mappings, to know that they are found
 	for i := range runs {

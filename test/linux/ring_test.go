@@ -219,6 +219,16 @@ func TestArm64CopyFaultsOnDeviceMemory(t *testing.T) {
 	}
 }
 
+// The format's golden vectors are on arm64 what they are here.
+func TestArm64Vectors(t *testing.T) {
+	t.Parallel()
+	e := vmmRunIn(t, filepath.Join("..", "..", "pkg", "shm"), "--", os.Getenv("KTSTR_TEST_SHM"), "-test.v",
+		"-test.run=Vectors")
+	if e.code != 0 || !bytes.Contains(e.stdout, []byte("--- PASS: TestVectorsLive")) {
+		t.Errorf("exit code %d, %s%s", e.code, e.stdout, e.stderr)
+	}
+}
+
 // A ring that is reserved as a part of the kernel's memory can't be mapped on a kernel with STRICT_DEVMEM, which these
 // are: the agent says so.
 func TestArm64CacheableReservation(t *testing.T) {

@@ -124,6 +124,9 @@ func (b *builder) linux(p place, kernel, run string) (suite, error) {
 	s.env = []string{"KTSTR_TEST_ACCEL=" + p.backend, "KTSTR_TEST_ARCH=" + p.arch}
 	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch])
 	if p.arch == "arm64" {
+		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
+			return s, err
+		}
 		return s, s.addArm64(kernel)
 	}
 	return s, s.addX86(kernel)
