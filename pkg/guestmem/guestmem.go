@@ -83,7 +83,7 @@ func (m *Memory) Fill(r io.Reader, a Addr, n uint64) error {
 	return m.s.each(uint64(a), n, func(mem []byte) error {
 		for len(mem) > 0 {
 			part := mem[:min(len(mem), readyStep)]
-			populate(part)
+			populateSmall(part)
 			_, err := io.ReadFull(r, part)
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
@@ -130,7 +130,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	if n > w.ready {
 		w.ready = min(w.left, max(n, readyStep))
-		w.m.Populate(w.at, w.ready)
+		_ = w.m.s.each(uint64(w.at), w.ready, func(mem []byte) error { populateSmall(mem); return nil })
 	}
 	if err := w.m.Write(p, w.at); err != nil {
 		return 0, err

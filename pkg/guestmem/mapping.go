@@ -81,30 +81,24 @@ const (
 	page = 4 << 10
 	// worthPopulating is from how many bytes on a system call costs less than the page faults.
 	worthPopulating = 256 << 10
-	// worthCollapsing is from how many bytes on huge pages cost less, of which two may be filled but in part.
-	worthCollapsing = 1 << 20
 )
 
-// populate makes pages for mem before they are touched: huge ones, the last of which may reach into mem's
-// capacity, and small ones around them. It is an offer: a kernel that does not know it (MADV_POPULATE_WRITE is
-// of 5.14, MADV_COLLAPSE of 6.1) refuses, as it does for memory that is no mapping, and nothing changes.
+// populate makes pages for mem before they are touched, huge ones as far as they lie in mem. It is an offer: a kernel
+// that does not know it (MADV_POPULATE_WRITE is of 5.14, MADV_COLLAPSE of 6.1) refuses, as it does for memory that is
+// no mapping, and nothing changes.
 func populate(mem []byte) {
 	start := untilNext(hugePage, mem)
-	end := start
-	if len(mem) >= worthCollapsing {
-		for end < len(mem) && end+hugePage <= cap(mem) {
-			end += hugePage
-		}
-	}
-	if start < end && collapse(mem[start:end:end]) {
+	end := start + (len(mem)-start)/hugePage*hugePage
+	if start < end && collapse(mem[start:end]) {
 		populateSmall(mem[:start])
-		mem = mem[min(end, len(mem)):]
+		mem = mem[end:]
 	}
 	populateSmall(mem)
 }
 
 // collapse makes huge pages of mem, and reports whether it could. Most systems are set up to give shared memory
-// none by themselves; this needs no setting.
+// none by themselves; this needs no setting. The kernel waits for all of its processors each time (lru_add_drain_all),
+// so once for a long run is better than for each piece.
 func collapse(mem []byte) bool {
 	for at := 0; at < len(mem); at += hugePage { // there must be a page to begin with
 		if unix.Madvise(mem[at:at+page], unix.MADV_POPULATE_WRITE) != nil {
@@ -114,6 +108,7 @@ func collapse(mem []byte) bool {
 	return unix.Madvise(mem, unix.MADV_COLLAPSE) == nil
 }
 
+// populateSmall makes pages as the kernel gives them by itself.
 func populateSmall(mem []byte) {
 	if skip := untilNext(page, mem); len(mem) >= worthPopulating {
 		_ = unix.Madvise(mem[skip:skip+(len(mem)-skip)/page*page], unix.MADV_POPULATE_WRITE)

@@ -55,6 +55,9 @@ func (Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	if err != nil {
 		return vm.Entry{}, err
 	}
+	if b.Emulated && b.Initrd != nil {
+		populate(ram, layout)
+	}
 	k, err := loadKernel(ram, b)
 	if err != nil {
 		return vm.Entry{}, err
@@ -62,9 +65,6 @@ func (Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	initrd, err := loadInitrd(ram, layout, k, b.Initrd)
 	if err != nil {
 		return vm.Entry{}, err
-	}
-	if b.Emulated && initrd.Size > 0 {
-		populate(ram, k, layout)
 	}
 	if err := loadACPI(ram, b.CPUs); err != nil {
 		return vm.Entry{}, err
@@ -90,16 +90,17 @@ func loadKernel(ram *guestmem.Memory, b vm.Boot) (vm.Kernel, error) {
 	return b.Kernel.Load(ram)
 }
 
-// populate takes the faults of what Linux touches first: what lies behind it, and the end of its RAM, where its
-// map of pages goes, 64 bytes for each page of 4 KiB. A process that emulates pays for each fault, KVM for few.
-func populate(ram *guestmem.Memory, k vm.Kernel, l *e820.Layout) {
-	const behind, most = 16 << 20, 64 << 20
-	ram.Populate(k.End, behind)
+// populate takes the faults of what Linux touches first: where it lies, with what it allocates behind itself, and the
+// end of its RAM, where the initrd is and its map of pages goes, 64 bytes for each page of 4 KiB. A process that
+// emulates pays for each fault, KVM for few.
+func populate(ram *guestmem.Memory, l *e820.Layout) {
+	const kernel, size, initrd, most = 16 << 20, 68 << 20, 16 << 20, 64 << 20
+	ram.Populate(kernel, min(size, l.Low.End()-min(kernel, l.Low.End())))
 	last := l.Low
 	if l.High.Size > 0 {
 		last = l.High
 	}
-	top := min((l.Low.Size+l.High.Size)/64+behind, most, last.Size)
+	top := min((l.Low.Size+l.High.Size)/64+initrd, most, last.Size)
 	ram.Populate(guestmem.Addr(last.End()-top), top)
 }
 
