@@ -63,9 +63,7 @@ func summarize(all []*results) *summary {
 			id := p.identity(name)
 			ran[id] = ran[id] || t.action != "skip"
 			parents(name, func(above string) { parent[p.identity(above)] = true })
-			if b := p.backendOf(name); b != "" {
-				backend[id] = b
-			}
+			backend[id] = cmp.Or(backend[id], p.saidBackend(name))
 		}
 	}
 	told := map[identity]bool{}
@@ -78,7 +76,7 @@ func summarize(all []*results) *summary {
 			if parent[id] && (!bad || failed[name]) {
 				continue
 			}
-			c := s.count(p.rowOf(backend[id], p.archOf(name)))
+			c := s.count(p.rowOf(cmp.Or(backend[id], p.backend), p.archOf(name)))
 			switch {
 			case bad:
 				c.failed++
@@ -112,8 +110,11 @@ func (s *summary) count(r row) *count {
 }
 
 // backendOf is the back end that a test runs on: its name says so, or it or the label does.
-func (p *results) backendOf(name string) string {
-	return cmp.Or(p.said(name, backends, func(t *outcome) string { return t.backend }), p.backend)
+func (p *results) backendOf(name string) string { return cmp.Or(p.saidBackend(name), p.backend) }
+
+// saidBackend is backendOf wherever the test runs: "" if it runs without a machine, too.
+func (p *results) saidBackend(name string) string {
+	return p.said(name, backends, func(t *outcome) string { return t.backend })
 }
 
 // archOf is the architecture of a test's guest: its name says so, or it or the label does. Where none of them does
@@ -181,6 +182,7 @@ func (s *summary) lacking() []string {
 			wanted = append(wanted, row{tier: "linux", backend: p.backend, arch: p.arch, kernel: k})
 		}
 	}
+	wanted = append(wanted, row{tier: "machine", backend: "kvm", arch: "arm64"})
 	var lacking []string
 	for _, r := range wanted {
 		if !ran[r] {
