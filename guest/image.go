@@ -42,7 +42,7 @@ func Demo(arch string) ([]byte, error) {
 	return image, nil
 }
 
-// Agent returns the agent for an architecture, as uname names it: a static ELF executable. It
+// Agent returns the agent for an architecture: a static ELF executable. It
 // unpacks it anew at every call, in some milliseconds. It fails with ErrArch.
 func Agent(arch string) ([]byte, error) {
 	packed, ok := map[string][]byte{"x86_64": agentX86, "arm64": agentArm64}[arch]

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -55,17 +54,10 @@ func demoCommand() *cobra.Command {
 	c.Flags().StringVar(&scenario, "scenario", "ok",
 		"what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
 			"; parameters: "+strings.Join(scenarioParams, ", "))
-	c.Flags().StringVar(&arch, "arch", hostArch(), "the guest's architecture: "+strings.Join(guest.Architectures, ", "))
+	c.Flags().StringVar(&arch, "arch", kernel.HostArch(),
+		"the guest's architecture: "+strings.Join(guest.Architectures, ", "))
 	o.register(c)
 	return c
-}
-
-// hostArch is this host's architecture, as guests are called; on one that guests do not have, x86_64.
-func hostArch() string {
-	if runtime.GOARCH == "arm64" {
-		return "arm64"
-	}
-	return "x86_64"
 }
 
 // parseScenario turns the flag's value into the guest's command line.

@@ -12,12 +12,11 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 const (
@@ -80,7 +79,7 @@ func summary(kvmRunsLinux, emulatorRunsLinux bool) finding {
 
 // checkKVM also reports whether KVM is right for Linux guests.
 func checkKVM() ([]finding, bool) {
-	if err := (kvm.Backend{}).Check(boards[hostArch()]); err != nil {
+	if err := (kvm.Backend{}).Check(kernel.Board(kernel.HostArch())); err != nil {
 		detail := err.Error()
 		if errors.Is(err, kvm.ErrPermission) {
 			detail += "; for everybody, as on a hosted runner: " + udevRule
@@ -89,7 +88,7 @@ func checkKVM() ([]finding, bool) {
 	}
 	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
 		"capabilities that a machine needs: it runs %s guests",
-		kvm.DefaultDevice, len(kvm.Capabilities()), hostArch())}}
+		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch())}}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
 		return append(findings, finding{"kernel mode", "warn", err.Error()}), false
@@ -102,21 +101,18 @@ func checkKVM() ([]finding, bool) {
 	return append(findings, finding{"kernel mode", "ok", rate}), true
 }
 
-// boards are those of each architecture.
-var boards = map[string]vm.Board{"x86_64": x86.Board{}, "arm64": arm64.Board{}}
-
 // checkEmulators looks at the emulator of each architecture, and also reports whether that of this host's runs Linux
 // guests.
 func checkEmulators() (findings []finding, runsLinux bool) {
 	for _, arch := range guest.Architectures {
-		path, version, err := (qemu.Backend{}).Check(boards[arch])
+		path, version, err := (qemu.Backend{}).Check(kernel.Board(arch))
 		if err != nil {
 			findings = append(findings, finding{"emulator", "warn", fmt.Sprintf("for %s guests: %v", arch, err)})
 			continue
 		}
 		findings = append(findings,
 			finding{"emulator", "ok", fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch)})
-		runsLinux = runsLinux || arch == hostArch()
+		runsLinux = runsLinux || arch == kernel.HostArch()
 	}
 	return findings, runsLinux
 }

@@ -5,12 +5,11 @@ package testenv
 
 import (
 	"os/exec"
-	"runtime"
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
-	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -23,9 +22,6 @@ const (
 	architecture = "arch"
 )
 
-// boards are those that guests are built for, by their architectures.
-var boards = map[string]vm.Board{"x86_64": x86.Board{}, "arm64": arm64.Board{}}
-
 // Machine is a back end and the architecture of the guest that it runs.
 type Machine struct {
 	Backend vm.Backend
@@ -37,9 +33,9 @@ type Machine struct {
 func EachMachine(t *testing.T, test func(*testing.T, Machine)) {
 	t.Helper()
 	t.Run((kvm.Backend{}).Name(), func(t *testing.T) {
-		t.Run(native(), func(t *testing.T) {
-			kvmFor(t, native())
-			test(t, Machine{kvm.Backend{}, native()})
+		t.Run(kernel.HostArch(), func(t *testing.T) {
+			kvmFor(t, kernel.HostArch())
+			test(t, Machine{kvm.Backend{}, kernel.HostArch()})
 		})
 	})
 	t.Run((qemu.Backend{}).Name(), func(t *testing.T) {
@@ -47,14 +43,6 @@ func EachMachine(t *testing.T, test func(*testing.T, Machine)) {
 			t.Run(arch, func(t *testing.T) { test(t, Machine{emulatorFor(t, arch), arch}) })
 		}
 	})
-}
-
-// native is the architecture of this test binary, as guests are called.
-func native() string {
-	if runtime.GOARCH == "arm64" {
-		return "arm64"
-	}
-	return "x86_64"
 }
 
 // EachBackend runs a test with x86_64 code of its own on each back end, as a subtest with the back end's name; one
@@ -88,13 +76,13 @@ func Backend(t testing.TB) vm.Backend {
 func KVM(t testing.TB) {
 	t.Helper()
 	t.Attr(backend, (kvm.Backend{}).Name())
-	t.Attr(architecture, native())
-	kvmFor(t, native())
+	t.Attr(architecture, kernel.HostArch())
+	kvmFor(t, kernel.HostArch())
 }
 
 func kvmFor(t testing.TB, arch string) {
 	t.Helper()
-	if err := (kvm.Backend{}).Check(boards[arch]); err != nil {
+	if err := (kvm.Backend{}).Check(kernel.Board(arch)); err != nil {
 		Missing(t, "a usable /dev/kvm", err)
 	}
 }
@@ -115,7 +103,7 @@ func EmulatorOf(t testing.TB, arch string) qemu.Backend {
 
 func emulatorFor(t testing.TB, arch string) qemu.Backend {
 	t.Helper()
-	if _, err := (qemu.Backend{}).Find(boards[arch]); err != nil {
+	if _, err := (qemu.Backend{}).Find(kernel.Board(arch)); err != nil {
 		Missing(t, "QEMU", err)
 	}
 	return qemu.Backend{}
