@@ -18,8 +18,7 @@ import (
 // there is no libc.
 type builder struct {
 	dir string
-	vmm string // the program, once it is built
-	go_ string // see goInGuest
+	go_ map[string]string // see goInGuest, by architecture
 }
 
 // goCommand runs the go command in a folder and returns what it prints.
@@ -38,16 +37,14 @@ func goCommand(dir string, env []string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// program builds the program under test.
-func (b *builder) program() (string, error) {
-	if b.vmm == "" {
-		path := filepath.Join(b.dir, "ktstr-vmm")
-		if _, err := goCommand("", nil, "build", "-o", path, "./cmd/ktstr-vmm"); err != nil {
-			return "", err
-		}
-		b.vmm = path
+// program builds the program under test for an architecture, once.
+func (b *builder) program(goarch string) (string, error) {
+	path := filepath.Join(b.dir, "ktstr-vmm-"+goarch)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
 	}
-	return b.vmm, nil
+	_, err := goCommand("", []string{"GOARCH=" + goarch}, "build", "-o", path, "./cmd/ktstr-vmm")
+	return path, err
 }
 
 // test builds a package's test binary for an architecture, once.
@@ -68,9 +65,12 @@ type hostHas struct {
 	fast bool // it runs Linux
 }
 
+// nativeFor says whether guests of an architecture need no bed for KVM.
+func (h hostHas) nativeFor(arch string) bool { return h.fast && goNames[arch] == runtime.GOARCH }
+
 // host asks the program's doctor.
 func (b *builder) host() (hostHas, error) {
-	vmm, err := b.program()
+	vmm, err := b.program(runtime.GOARCH)
 	if err != nil {
 		return hostHas{}, err
 	}
@@ -90,14 +90,14 @@ var goNames = map[string]string{"x86_64": "amd64", "arm64": "arm64"}
 var notFor = map[string]string{"x86_64": "^TestArm64", "arm64": "^TestX86"}
 
 // linux is the Linux suite at a place, on a kernel. What runs in its guests is built for their architecture, the
-// suite itself for this host's.
-func (b *builder) linux(p place, kernel, run string) (suite, error) {
+// suite itself for the host's, which is goarch.
+func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 	s := suite{label: label{p.backend, p.arch, kernel, "host"}, pkg: linuxPkg, dir: "test/linux"}
-	vmm, err := b.program()
+	vmm, err := b.program(goarch)
 	if err != nil {
 		return s, err
 	}
-	if s.binary, err = b.test(runtime.GOARCH, linuxPkg, "-tags", "linuxbed"); err != nil {
+	if s.binary, err = b.test(goarch, linuxPkg, "-tags", "linuxbed"); err != nil {
 		return s, err
 	}
 	helper, err := b.test(goNames[p.arch], linuxPkg, "-tags", "linuxbed")
@@ -108,15 +108,15 @@ func (b *builder) linux(p place, kernel, run string) (suite, error) {
 	if err != nil {
 		return s, err
 	}
-	if b.go_ == "" {
-		if b.go_, err = goInGuest(); err != nil {
+	if b.go_[goarch] == "" {
+		if b.go_[goarch], err = goInGuest(goarch); err != nil {
 			return s, err
 		}
 	}
 	s.files = map[string]string{
 		"KTSTR_TEST_VMM":     vmm,
 		"KTSTR_TEST_EXAMPLE": example,
-		"KTSTR_TEST_GO":      b.go_,
+		"KTSTR_TEST_GO":      b.go_[goarch],
 	}
 	if helper != s.binary {
 		s.files["KTSTR_TEST_HELPER"] = helper
@@ -130,6 +130,21 @@ func (b *builder) linux(p place, kernel, run string) (suite, error) {
 		return s, s.addArm64(kernel)
 	}
 	return s, s.addX86(kernel)
+}
+
+// linuxInBed is the Linux suite on KVM in the bed: of arm64, each of the hosts has one of the kernels.
+func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
+	host := "x86_64"
+	if p.arch == "arm64" {
+		host = map[string]string{"6.1": "arm64-nvhe", "6.12": "arm64-vhe"}[kernel]
+	}
+	s, err := b.linux(p, kernel, bed.Hosts[host].Arch, run)
+	s.where, s.host = "bed", host
+	if p.arch == "arm64" {
+		s.where = host
+	}
+	s.args = append(s.args, "-test.short", "-test.parallel=1")
+	return s, err
 }
 
 // addX86 adds what x86_64 guests need.
@@ -179,7 +194,7 @@ func testFlags(run string) []string {
 
 // machine are the suites of the packages that have machine tests, for the bed.
 func (b *builder) machine(c choice) ([]suite, error) {
-	vmm, err := b.program()
+	vmm, err := b.program("amd64")
 	if err != nil {
 		return nil, err
 	}
@@ -224,15 +239,19 @@ func (b *builder) machine(c choice) ([]suite, error) {
 
 // crossPackages are those whose tests run on the bed's hosts of other architectures: machines, and what reads and
 // writes a guest's memory.
-var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/run"}
+var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/run", "cmd/ktstr-vmm"}
 
 // cross are suites for a host of the bed, built for its architecture.
 func (b *builder) cross(c choice, host string) ([]suite, error) {
 	var suites []suite
+	arch := bed.Hosts[host].Arch
+	vmm, err := b.program(arch)
+	if err != nil {
+		return nil, err
+	}
 	for _, dir := range crossPackages {
-		arch := bed.Hosts[host].Arch
-		binary := filepath.Join(b.dir, arch+"-"+strings.ReplaceAll(dir, "/", "-")+".test")
-		if _, err := goCommand("", []string{"GOARCH=" + arch}, "test", "-c", "-o", binary, "./"+dir); err != nil {
+		binary, err := b.test(arch, module+"/"+dir)
+		if err != nil {
 			return nil, err
 		}
 		suites = append(suites, suite{
@@ -241,6 +260,7 @@ func (b *builder) cross(c choice, host string) ([]suite, error) {
 			pkg:    module + "/" + dir,
 			binary: binary,
 			dir:    dir,
+			files:  map[string]string{"KTSTR_TEST_VMM": vmm},
 			args:   append(testFlags(c.run), "-test.short"),
 		})
 	}
@@ -250,17 +270,17 @@ func (b *builder) cross(c choice, host string) ([]suite, error) {
 // goTools are the tools that "go test" runs; it asks for vet even where it is told not to run it.
 var goTools = []string{"asm", "compile", "link", "vet"}
 
-// goInGuest is what "go test" needs where the Linux suite runs it, in the cache: the toolchain, the
-// sources of the packages that the module of that test uses, that module, and a cache in which they
+// goInGuest is what "go test" needs where the Linux suite runs it, on a host of an architecture, in the cache: the
+// toolchain, the sources of the packages that the module of that test uses, that module, and a cache in which they
 // are compiled.
-func goInGuest() (string, error) {
+func goInGuest(goarch string) (string, error) {
 	const source = "test/linux/testdata/module"
 	version, err := goCommand("", nil, "version")
 	if err != nil {
 		return "", err
 	}
 	key := sha256.New()
-	fmt.Fprintln(key, version, goTools, goNames)
+	fmt.Fprintln(key, version, goarch, goTools, goNames)
 	if err := filepath.WalkDir(source, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
@@ -284,7 +304,7 @@ func goInGuest() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	if err := fillGo(tmp, source); err != nil {
+	if err := fillGo(tmp, source, goarch); err != nil {
 		return "", err
 	}
 	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, fs.ErrExist) { // another clone made it
@@ -293,12 +313,8 @@ func goInGuest() (string, error) {
 	return dir, nil
 }
 
-func fillGo(dir, source string) error {
+func fillGo(dir, source, goarch string) error {
 	goroot, err := goCommand("", nil, "env", "GOROOT")
-	if err != nil {
-		return err
-	}
-	tools, err := goCommand("", nil, "env", "GOTOOLDIR")
 	if err != nil {
 		return err
 	}
@@ -306,14 +322,7 @@ func fillGo(dir, source string) error {
 	if err != nil {
 		return err
 	}
-	files := []string{"bin/go", "VERSION", "go.env"}
-	for _, tool := range goTools {
-		rel, err := filepath.Rel(goroot, filepath.Join(tools, tool))
-		if err != nil {
-			return err
-		}
-		files = append(files, rel)
-	}
+	files := []string{"VERSION", "go.env"}
 	folders := []string{"pkg/include", "src", "src/vendor"}
 	for pkg := range strings.FieldsSeq(packages) {
 		rel, err := filepath.Rel(goroot, pkg)
@@ -338,16 +347,33 @@ func fillGo(dir, source string) error {
 			return err
 		}
 	}
+	if err := buildGo(filepath.Join(dir, "root"), goarch); err != nil {
+		return err
+	}
 	if err := os.CopyFS(filepath.Join(dir, "module"), os.DirFS(source)); err != nil {
 		return err
 	}
-	for _, goarch := range goNames {
+	for _, target := range goNames {
 		if _, err := goCommand(filepath.Join(dir, "module"), []string{"GOCACHE=" + filepath.Join(dir, "cache"),
-			"GOARCH=" + goarch}, "test", "-trimpath", "-vet=off", "-exec", "true", "./..."); err != nil {
+			"GOARCH=" + target}, "test", "-trimpath", "-vet=off", "-exec", "true", "./..."); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// buildGo builds the go command and its tools for an architecture: a release of Go has them for one.
+func buildGo(root, goarch string) error {
+	tools := []string{"build", "-trimpath", "-o", filepath.Join(root, "pkg", "tool", "linux_"+goarch) + "/"}
+	for _, tool := range goTools {
+		tools = append(tools, "cmd/"+tool)
+	}
+	env := []string{"GOARCH=" + goarch}
+	if _, err := goCommand("", env, tools...); err != nil {
+		return err
+	}
+	_, err := goCommand("", env, "build", "-trimpath", "-o", filepath.Join(root, "bin")+"/", "cmd/go")
+	return err
 }
 
 func copyFile(from, to string) error {

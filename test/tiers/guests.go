@@ -53,7 +53,7 @@ func runGuests(args []string) (bool, error) {
 		return false, err
 	}
 	defer os.RemoveAll(dir)
-	b := &builder{dir: dir}
+	b := &builder{dir: dir, go_: map[string]string{}}
 	here, boots, err := plan(b, c)
 	if errors.Is(err, bed.ErrMissing) { // the summary says what that means
 		fmt.Fprintf(os.Stderr, "tiers: no tests in guests: %v\n", err)
@@ -86,19 +86,21 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 				continue
 			}
 			for _, kernel := range c.kernels {
-				s, err := b.linux(p, kernel, c.run)
+				if p.backend == "kvm" && !host.nativeFor(p.arch) {
+					s, err := b.linuxInBed(p, kernel, c.run)
+					if err != nil {
+						return nil, nil, err
+					}
+					boots = append(boots, []suite{s})
+					continue
+				}
+				s, err := b.linux(p, kernel, runtime.GOARCH, c.run)
 				if err != nil {
 					return nil, nil, err
 				}
-				if p.backend == "kvm" && !host.fast {
-					s.where, s.host = "bed", "x86_64"
-					s.args = append(s.args, "-test.short", "-test.parallel=1")
-					boots = append(boots, []suite{s})
-				} else {
-					// One more than processors, for some tests wait for a deadline most of their time.
-					s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()+1))
-					here = append(here, s)
-				}
+				// One more than processors, for some tests wait for a deadline most of their time.
+				s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()+1))
+				here = append(here, s)
 			}
 		}
 	}

@@ -28,7 +28,7 @@ var (
 	kernels       = []string{"6.1", "6.12"}
 
 	// places are where the machine and Linux tiers run.
-	places = []place{{"emulator", "x86_64"}, {"emulator", "arm64"}, {"kvm", "x86_64"}}
+	places = []place{{"emulator", "x86_64"}, {"emulator", "arm64"}, {"kvm", "x86_64"}, {"kvm", "arm64"}}
 
 	errUsage = errors.New("usage: tiers guests [-host FILE] [-run REGEXP] [-backend B] [-arch A] [-kernel V] " +
 		"[machine] [linux], or: tiers summary FILE [FILE...]")
