@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
 
 const (
@@ -49,20 +51,21 @@ func kvmBoots(args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	initrd, err := peersInitrd("while :; do /bin/busybox sleep 1000; done")
+	g := linuxGuest{board: x86.Board{}, vmm: *vmm, kernel: *kernel}
+	initrd, err := g.peersInitrd("while :; do /bin/busybox sleep 1000; done")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(initrd)
-	ours := oursInLinux(accel.KVM, *vmm, *kernel, "busybox", "echo", marker)
+	ours := g.ours(accel.KVM, "busybox", "echo", marker)
 	theirs := append(strings.Fields(*microvm), "-M", "microvm,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host")
 	peers := []struct {
 		name    string
 		command []string
 	}{
 		{"gokvm boot", []string{*gokvm, "boot", "-k", *kernel, "-i", initrd, "-m", peersMemory, "-p",
-			linux.Cmdline("x86_64")}},
-		{"qemu microvm", append(theirs, microvmGuest(*kernel, initrd)...)},
+			linux.Cmdline(g.board.Arch())}},
+		{"qemu microvm", append(theirs, g.peers(initrd)...)},
 	}
 	if *microvm == "" {
 		left("qemu microvm", qemu.ErrNotInstalled)
@@ -98,18 +101,30 @@ func kvmBoots(args []string) error {
 		figure(p.name, show(took[i]))
 		goal("ours to "+p.name, fmt.Sprintf("%.2f", r), "≤ 0.9", r <= 0.9)
 	}
-	return errors.Join(parts(kvm.Backend{}, *kernel, *vmm), schedulerEnd(*kernel))
+	return errors.Join(g.parts(kvm.Backend{}), schedulerEnd(*kernel))
 }
 
-// oursInLinux is the program with a command in a Linux guest.
-func oursInLinux(mode accel.Mode, vmm, kernel string, command ...string) []string {
-	ours := []string{vmm, "run", "--accel", string(mode), "--kernel", kernel, "--memory", peersMemory, "--"}
-	return append(ours, command...)
+// linuxGuest is what both ours and the others boot.
+type linuxGuest struct {
+	board   vm.Board
+	vmm     string // ours
+	kernel  string
+	sysroot string // where its programs are; "": they are this host's
+	self    string // this program, for the guest
 }
 
-// microvmGuest is what QEMU's microvm runs and how, whoever runs its instructions.
-func microvmGuest(kernel, initrd string) []string {
-	return []string{"-m", peersMemory, "-kernel", kernel, "-initrd", initrd, "-append", linux.Cmdline("x86_64"),
+// ours is the program with a command in a Linux guest.
+func (g linuxGuest) ours(mode accel.Mode, command ...string) []string {
+	ours := []string{g.vmm, "run", "--accel", string(mode), "--kernel", g.kernel, "--memory", peersMemory}
+	if g.sysroot != "" {
+		ours = append(ours, "--sysroot", g.sysroot)
+	}
+	return append(append(ours, "--"), command...)
+}
+
+// peers is what QEMU's own machine runs and how, whoever runs its instructions.
+func (g linuxGuest) peers(initrd string) []string {
+	return []string{"-m", peersMemory, "-kernel", g.kernel, "-initrd", initrd, "-append", linux.Cmdline(g.board.Arch()),
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"}
 }
 
@@ -154,10 +169,12 @@ func (w *waiting) Write(p []byte) (int, error) {
 
 // peersInitrd writes the others' initramfs to a file, to be removed. Their command goes on with what
 // then says.
-func peersInitrd(then string) (path string, err error) {
-	busybox, err := initramfs.LookPath("busybox")
-	if err != nil {
-		return "", err
+func (g linuxGuest) peersInitrd(then string) (path string, err error) {
+	busybox := filepath.Join(g.sysroot, "bin", "busybox")
+	if g.sysroot == "" {
+		if busybox, err = initramfs.LookPath("busybox"); err != nil {
+			return "", err
+		}
 	}
 	a := initramfs.New()
 	if err := a.AddFile(busybox, "/bin/busybox"); err != nil {
@@ -216,15 +233,17 @@ func untilOutput(command []string) (time.Duration, error) {
 }
 
 // parts says where our time goes, from one run in this process.
-func parts(b vm.Backend, kernel, vmm string) error {
+func (g linuxGuest) parts(b vm.Backend) error {
 	var described, built, agent, output, exit time.Duration
 	start := time.Now()
-	if err := exec.Command(vmm, "version").Run(); err != nil {
-		return fmt.Errorf("%s version: %w", vmm, err)
+	if err := exec.Command(g.vmm, "version").Run(); err != nil {
+		return fmt.Errorf("%s version: %w", g.vmm, err)
 	}
 	process := time.Since(start)
 	start = time.Now()
-	cfg, files, err := linux.Guest{Kernel: kernel, Command: []string{"busybox", "echo", marker}}.Config()
+	cfg, files, err := linux.Guest{
+		Kernel: g.kernel, Sysroot: g.sysroot, Command: []string{"busybox", "echo", marker},
+	}.Config()
 	if err != nil {
 		return err
 	}

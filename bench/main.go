@@ -18,7 +18,7 @@ func main() {
 	args := os.Args[1:]
 	if len(args) > 0 {
 		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells,
-			sleeper: sleeps}[args[0]]
+			sleeper: sleeps, deviceWriter: writeDevice}[args[0]]
 		args = args[1:]
 	}
 	if measure == nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -66,14 +67,14 @@ func targets() (all targetList, cleanUp func(), err error) {
 		all = append(all, target{name: "KVM", backend: kvm.Backend{}, mode: accel.KVM})
 		found("KVM", kvm.DefaultDevice)
 	}
-	emulators, cleanUp, err := emulators()
+	emulators, cleanUp, err := emulators(x86.Board{})
 	return append(all, emulators...), cleanUp, err
 }
 
-// emulators are the installed QEMU and, where that is older, the fetched one.
-func emulators() (all targetList, cleanUp func(), err error) {
+// emulators are the installed QEMU for a board's guests and, where that is older, the fetched one.
+func emulators(b vm.Board) (all targetList, cleanUp func(), err error) {
 	cleanUp = func() {}
-	installed, err := emulator("")
+	installed, err := emulator(b, "")
 	if err != nil {
 		left("QEMU", err)
 	} else {
@@ -84,32 +85,33 @@ func emulators() (all targetList, cleanUp func(), err error) {
 		}
 	}
 	name := fmt.Sprintf("QEMU %d", newQEMU)
-	command, err := bed.QEMU()
-	if err != nil {
+	program, cleanUp, err := fetchedEmulator(b)
+	if errors.Is(err, bed.ErrMissing) {
 		left(name, err)
 		return all, cleanUp, nil
 	}
-	dir, err := wrapper(command)
 	if err != nil {
 		return nil, nil, err
 	}
-	cleanUp = func() { _ = os.RemoveAll(dir) }
-	fetched, err := emulator(filepath.Join(dir, x86Emulator))
+	fetched, err := emulator(b, program)
 	if err != nil {
 		left(name, err)
 		return all, cleanUp, nil
 	}
-	found(fetched.name, command[0])
+	found(fetched.name, program)
 	return append(all, fetched), cleanUp, nil
 }
 
-// x86Emulator is the program as the back end looks for it.
-const x86Emulator = "qemu-system-x86_64"
+// x86Emulator and arm64Emulator are the programs as the back end looks for them.
+const (
+	x86Emulator   = "qemu-system-x86_64"
+	arm64Emulator = "qemu-system-aarch64"
+)
 
 // emulator is a target; "" is the one on PATH.
-func emulator(program string) (target, error) {
+func emulator(board vm.Board, program string) (target, error) {
 	b := qemu.Backend{Program: program}
-	path, version, err := b.Check(x86.Board{})
+	path, version, err := b.Check(board)
 	if err != nil {
 		return target{}, err
 	}
@@ -118,20 +120,32 @@ func emulator(program string) (target, error) {
 	return t, err
 }
 
+// fetchedEmulator is the path of the one that fetch-linux unpacked.
+func fetchedEmulator(b vm.Board) (path string, cleanUp func(), err error) {
+	if b == (arm64.Board{}) {
+		dir, err := bed.Find("qemu-system-arm")
+		return filepath.Join(dir, "usr", "bin", arm64Emulator), func() {}, err
+	}
+	command, err := bed.QEMU()
+	if err != nil {
+		return "", func() {}, err
+	}
+	return wrapper(command)
+}
+
 // wrapper makes a folder in which a QEMU with arguments of its own looks like an installed one.
-func wrapper(command []string) (string, error) {
+func wrapper(command []string) (path string, cleanUp func(), err error) {
 	dir, err := os.MkdirTemp("", "bench-qemu-*")
 	if err != nil {
-		return "", err
+		return "", func() {}, err
 	}
+	cleanUp = func() { _ = os.RemoveAll(dir) }
 	text := "#!/bin/sh\nexec"
 	for _, word := range command {
 		text += " '" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 	}
-	if err := os.WriteFile(filepath.Join(dir, x86Emulator), []byte(text+" \"$@\"\n"), 0o755); err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
-	}
-	return dir, nil
+	path = filepath.Join(dir, x86Emulator)
+	return path, cleanUp, os.WriteFile(path, []byte(text+" \"$@\"\n"), 0o755)
 }
 
 func found(name, where string) { fmt.Printf("%-12s %s\n", name, where) }
