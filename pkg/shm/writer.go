@@ -78,7 +78,7 @@ func (w *Writer) Capacity() uint64 { return w.data.Len() }
 func (w *Writer) Write(t Type, payload []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.write(t, payload)
+	return w.write(t, payload, w.state())
 }
 
 // TryWrite is Write for use in a panic, which may have happened inside
@@ -88,7 +88,7 @@ func (w *Writer) TryWrite(t Type, payload []byte) error {
 		return ErrBusy
 	}
 	defer w.mu.Unlock()
-	return w.write(t, payload)
+	return w.write(t, payload, w.state())
 }
 
 // WriteWait is Write for messages that must not be dropped: if there is no room it waits for the host to make some,
@@ -98,14 +98,14 @@ func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
 	const firstPause, longestPause = 20 * time.Microsecond, 2 * time.Millisecond
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		w.mu.Lock()
-		capacity := uint64(w.capWord.Load())
-		if size > capacity {
+		s := w.state()
+		if size > s.capacity {
 			w.mu.Unlock()
-			return fmt.Errorf("%w: it takes %d bytes, the ring holds %d", ErrTooLarge, size, capacity)
+			return fmt.Errorf("%w: it takes %d bytes, the ring holds %d", ErrTooLarge, size, s.capacity)
 		}
-		if used := w.writePtr.Load() - w.readPtr.Load(); used > capacity || size <= capacity-used {
+		if used := s.used(); used > s.capacity || size <= s.capacity-used {
 			defer w.mu.Unlock()
-			return w.write(t, payload)
+			return w.write(t, payload, s)
 		}
 		w.mu.Unlock()
 		if pause == firstPause {
@@ -119,32 +119,42 @@ func (w *Writer) WriteWait(ctx context.Context, t Type, payload []byte) error {
 	}
 }
 
-func (w *Writer) write(t Type, payload []byte) error {
-	capacity := uint64(w.capWord.Load())
-	if capacity == 0 || capacity > w.data.Len() {
-		return fmt.Errorf("%w: the capacity is %d bytes, the region holds %d", ErrCorrupt, capacity, w.data.Len())
+// ringState is what the header says at one moment, in bytes.
+type ringState struct{ capacity, writePtr, readPtr uint64 }
+
+// used is how much the reader has not read, or more than the capacity if the header is corrupt.
+func (s ringState) used() uint64 { return s.writePtr - s.readPtr }
+
+// state loads each field once: as Device memory, the header is far away.
+func (w *Writer) state() ringState {
+	return ringState{uint64(w.capWord.Load()), w.writePtr.Load(), w.readPtr.Load()}
+}
+
+func (w *Writer) write(t Type, payload []byte, s ringState) error {
+	if s.capacity == 0 || s.capacity > w.data.Len() {
+		return fmt.Errorf("%w: the capacity is %d bytes, the region holds %d", ErrCorrupt, s.capacity, w.data.Len())
 	}
-	writePtr, readPtr := w.writePtr.Load(), w.readPtr.Load()
-	used := writePtr - readPtr
-	if used > capacity {
-		return fmt.Errorf("%w: write_ptr 0x%x, read_ptr 0x%x, capacity %d bytes", ErrCorrupt, writePtr, readPtr, capacity)
+	used := s.used()
+	if used > s.capacity {
+		return fmt.Errorf("%w: write_ptr 0x%x, read_ptr 0x%x, capacity %d bytes", ErrCorrupt, s.writePtr, s.readPtr,
+			s.capacity)
 	}
 	size := MessageHeaderSize + uint64(len(payload))
-	if uint64(len(payload)) > math.MaxUint32 || size > capacity-used {
+	if uint64(len(payload)) > math.MaxUint32 || size > s.capacity-used {
 		if n := w.drops.Load(); n != math.MaxUint64 {
 			w.drops.Store(n + 1)
 		}
-		return fmt.Errorf("%w: it takes %d bytes, %d of %d are free", ErrFull, size, capacity-used, capacity)
+		return fmt.Errorf("%w: it takes %d bytes, %d of %d are free", ErrFull, size, s.capacity-used, s.capacity)
 	}
 	h := messageHeader{typ: t, length: uint32(len(payload)), crc: crc32.ChecksumIEEE(payload)}
 	raw := h.encode()
-	if err := w.put(raw[:], writePtr, capacity); err != nil {
+	if err := w.put(raw[:], s.writePtr, s.capacity); err != nil {
 		return err
 	}
-	if err := w.put(payload, writePtr+MessageHeaderSize, capacity); err != nil {
+	if err := w.put(payload, s.writePtr+MessageHeaderSize, s.capacity); err != nil {
 		return err
 	}
-	w.writePtr.Store(writePtr + size)
+	w.writePtr.Store(s.writePtr + size)
 	if t.endsRun() {
 		w.bell()
 	}
