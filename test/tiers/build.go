@@ -18,7 +18,6 @@ import (
 // there is no libc.
 type builder struct {
 	dir string
-	vmm string // the program, once it is built
 	go_ string // see goInGuest
 }
 
@@ -38,16 +37,14 @@ func goCommand(dir string, env []string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// program builds the program under test.
-func (b *builder) program() (string, error) {
-	if b.vmm == "" {
-		path := filepath.Join(b.dir, "ktstr-vmm")
-		if _, err := goCommand("", nil, "build", "-o", path, "./cmd/ktstr-vmm"); err != nil {
-			return "", err
-		}
-		b.vmm = path
+// program builds the program under test for an architecture, once.
+func (b *builder) program(goarch string) (string, error) {
+	path := filepath.Join(b.dir, "ktstr-vmm-"+goarch)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
 	}
-	return b.vmm, nil
+	_, err := goCommand("", []string{"GOARCH=" + goarch}, "build", "-o", path, "./cmd/ktstr-vmm")
+	return path, err
 }
 
 // test builds a package's test binary for an architecture, once.
@@ -70,7 +67,7 @@ type hostHas struct {
 
 // host asks the program's doctor.
 func (b *builder) host() (hostHas, error) {
-	vmm, err := b.program()
+	vmm, err := b.program(runtime.GOARCH)
 	if err != nil {
 		return hostHas{}, err
 	}
@@ -93,7 +90,7 @@ var notFor = map[string]string{"x86_64": "^TestArm64", "arm64": "^TestX86"}
 // suite itself for this host's.
 func (b *builder) linux(p place, kernel, run string) (suite, error) {
 	s := suite{label: label{p.backend, p.arch, kernel, "host"}, pkg: linuxPkg, dir: "test/linux"}
-	vmm, err := b.program()
+	vmm, err := b.program(runtime.GOARCH)
 	if err != nil {
 		return s, err
 	}
@@ -125,6 +122,9 @@ func (b *builder) linux(p place, kernel, run string) (suite, error) {
 	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch])
 	if p.arch == "arm64" {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
+			return s, err
+		}
+		if s.files["KTSTR_TEST_ARM64_VMM"], err = b.program("arm64"); err != nil {
 			return s, err
 		}
 		return s, s.addArm64(kernel)
@@ -179,7 +179,7 @@ func testFlags(run string) []string {
 
 // machine are the suites of the packages that have machine tests, for the bed.
 func (b *builder) machine(c choice) ([]suite, error) {
-	vmm, err := b.program()
+	vmm, err := b.program(runtime.GOARCH)
 	if err != nil {
 		return nil, err
 	}
