@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -24,7 +25,11 @@ func inspectCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "inspect IMAGE",
-		Short: "Decode the ring in a file: a memory image, a core, a recording",
+		Short: "Decode the ring in a file: a memory image, a core, a recording; or a device tree",
+		Long: `Decode the ring in a file: a memory image, a core, a recording; or a device tree.
+
+The ring is where --offset says, or else where the device tree puts it that is in an
+image of an arm64 guest's RAM; of a device tree alone, what it says of memory is shown.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("inspect takes one IMAGE, %d were given", len(args))
@@ -45,8 +50,8 @@ func inspectCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().Var(&offset, "offset", "where in the file the ring's region starts")
-	c.Flags().Var(&length, "size", "the region's size; all up to the file's end if it is not given")
+	c.Flags().Var(&offset, "offset", "where in the file the ring's region starts, or the RAM")
+	c.Flags().Var(&length, "size", "the size of that; all up to the file's end if it is not given")
 	return c
 }
 
@@ -74,24 +79,71 @@ func regionOf(f *os.File, offset, length uint64, limited bool) (*io.SectionReade
 	return io.NewSectionReader(f, int64(offset), int64(rest)), nil
 }
 
-// inspect prints the ring in an image as far as it can be read.
+// contents is what there is in an image. An arm64 guest's RAM has a device tree that says where the ring is.
+type contents struct {
+	memory *fdt.Memory   // what the device tree says; nil: there is no tree, or the image begins with a ring
+	ring   *shm.Snapshot // nil: there is not even a header
+	err    error         // why no message can be read
+}
+
+// contentsOf finds the ring in a region: at its start, or where a device tree in it puts the ring. A region that is
+// no larger than a tree can be is a tree alone, and no error.
+func contentsOf(region *io.SectionReader) (c contents) {
+	if c.ring, c.err = ringIn(region); !errors.Is(c.err, shm.ErrNoRing) {
+		return c
+	}
+	memory, err := fdt.Find(region, region.Size())
+	switch {
+	case errors.Is(err, fdt.ErrNoTree):
+		return c
+	case err != nil && !errors.Is(err, fdt.ErrNoRing):
+		return contents{err: err}
+	}
+	c = contents{memory: &memory, err: err}
+	if err == nil && region.Size() > fdt.MaxSize {
+		c.ring, c.err = ringInRAM(region, memory)
+	}
+	return c
+}
+
+// ringInRAM is the ring in an image of RAM, where a device tree puts it.
+func ringInRAM(image *io.SectionReader, memory fdt.Memory) (*shm.Snapshot, error) {
+	ring, err := memory.Ring()
+	if err != nil {
+		return nil, err
+	}
+	at, ok := memory.Offset(ring)
+	if size := uint64(image.Size()); !ok || at >= size {
+		return nil, fmt.Errorf("%w: by the device tree it has %s, and the image has 0x%x bytes, from RAM's start",
+			shm.ErrNoRing, ring, size)
+	}
+	return ringIn(io.NewSectionReader(image, int64(at), int64(min(ring.Size, uint64(image.Size())-at))))
+}
+
+// ringIn is the ring at the start of a region. With ErrNoRing there may be a header all the same.
+func ringIn(region *io.SectionReader) (*shm.Snapshot, error) {
+	ring, err := shm.NewSnapshot(region, uint64(region.Size()))
+	if err != nil && !errors.Is(err, shm.ErrNoRing) {
+		return nil, err
+	}
+	return ring, err
+}
+
+// inspect prints what is in an image as far as it can be read.
 func inspect(w io.Writer, region *io.SectionReader, asJSON bool) error {
 	out := bufio.NewWriter(w)
 	print := inspectText
 	if asJSON {
 		print = inspectJSON
 	}
-	ring, err := shm.NewSnapshot(region, uint64(region.Size()))
-	if err != nil && (ring == nil || !errors.Is(err, shm.ErrNoRing)) {
-		ring = nil
-	}
-	readErr, writeErr := print(out, ring, err)
+	c := contentsOf(region)
+	readErr, writeErr := print(out, c)
 	if writeErr = errors.Join(writeErr, out.Flush()); writeErr != nil {
 		return fmt.Errorf("writing what was read: %w", writeErr)
 	}
 	switch {
-	case err != nil:
-		return &exitError{run.CodeFailed, err}
+	case c.err != nil:
+		return &exitError{run.CodeFailed, c.err}
 	case readErr != nil:
 		return &exitError{codeBroken, readErr}
 	}
@@ -110,29 +162,63 @@ type jsonHeader struct {
 	Drops    uint64 `json:"drops"`
 }
 
+// jsonMemory is what a device tree says.
+type jsonMemory struct {
+	RAM        []jsonRange    `json:"ram"`
+	Reserved   []jsonReserved `json:"reserved"`
+	MemReserve []jsonRange    `json:"memreserve"`
+}
+
+type jsonRange struct {
+	Start string `json:"start"`
+	Size  uint64 `json:"size"`
+}
+
+type jsonReserved struct {
+	Name string `json:"name"`
+	jsonRange
+	NoMap bool `json:"no_map"`
+}
+
+func newJSONMemory(m fdt.Memory) jsonMemory {
+	rangeOf := func(r fdt.Range) jsonRange { return jsonRange{fmt.Sprintf("0x%x", r.Start), r.Size} }
+	j := jsonMemory{[]jsonRange{}, []jsonReserved{}, []jsonRange{}} // none is [], not null
+	for _, r := range m.RAM {
+		j.RAM = append(j.RAM, rangeOf(r))
+	}
+	for _, r := range m.Reserved {
+		j.Reserved = append(j.Reserved, jsonReserved{r.Name, rangeOf(r.Range), r.NoMap})
+	}
+	for _, r := range m.MemReserve {
+		j.MemReserve = append(j.MemReserve, rangeOf(r))
+	}
+	return j
+}
+
 // inspectJSON streams the object, for an image may hold more than should lie in memory twice.
-// ring is nil where there is not even a header.
-func inspectJSON(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, writeErr error) {
+func inspectJSON(w *bufio.Writer, c contents) (readErr, writeErr error) {
+	fmt.Fprint(w, "{")
+	if c.memory != nil {
+		memory, _ := json.Marshal(newJSONMemory(*c.memory)) // numbers and names always marshal
+		fmt.Fprintf(w, `"memory": %s, `, memory)
+	}
 	header := []byte("null")
 	drops := uint64(0)
-	if ring != nil {
-		h := ring.Header()
+	if c.ring != nil {
+		h := c.ring.Header()
 		header, _ = json.Marshal(jsonHeader{h.Magic, h.Version, h.Capacity, h.Control[0], h.Control[1],
-			[2]int{int(h.Control[2]), int(h.Control[3])}, h.WritePtr, h.ReadPtr, h.Drops}) // numbers always marshal
-		drops = ring.Drops()
+			[2]int{int(h.Control[2]), int(h.Control[3])}, h.WritePtr, h.ReadPtr, h.Drops})
+		drops = c.ring.Drops()
 	}
-	fmt.Fprintf(w, `{"header": %s, "entries": [`, header)
+	fmt.Fprintf(w, `"header": %s, "entries": [`, header)
 	separator := "\n  "
-	readErr = noRing
-	if noRing == nil {
-		readErr = ring.Drain(func(m shm.Message) error {
-			fmt.Fprintf(w, `%s{"type": "%s", "type_id": %d, "payload": "`, separator, formatName(m.Type), uint32(m.Type))
-			_, _ = hex.NewEncoder(w).Write(m.Payload)
-			_, err := fmt.Fprintf(w, `", "crc_ok": %t}`, m.CRCOK) // w keeps its first error
-			separator = ",\n  "
-			return err
-		})
-	}
+	readErr = c.drain(func(m shm.Message) error {
+		fmt.Fprintf(w, `%s{"type": "%s", "type_id": %d, "payload": "`, separator, formatName(m.Type), uint32(m.Type))
+		_, _ = hex.NewEncoder(w).Write(m.Payload)
+		_, err := fmt.Fprintf(w, `", "crc_ok": %t}`, m.CRCOK) // w keeps its first error
+		separator = ",\n  "
+		return err
+	})
 	text := ""
 	if readErr != nil {
 		text = readErr.Error()
@@ -140,6 +226,14 @@ func inspectJSON(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, wr
 	quoted, _ := json.Marshal(text)
 	_, writeErr = fmt.Fprintf(w, `], "drops": %d, "error": %s}`+"\n", drops, quoted)
 	return readErr, writeErr
+}
+
+// drain passes the unread messages to fn.
+func (c contents) drain(fn func(shm.Message) error) error {
+	if c.err != nil || c.ring == nil {
+		return c.err
+	}
+	return c.ring.Drain(fn)
 }
 
 // formatName is a type's name in the format: what is not of its nine, our own too, is a number.
@@ -150,32 +244,18 @@ func formatName(t shm.Type) string {
 	return t.String()
 }
 
-func inspectText(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, writeErr error) {
-	if ring != nil {
-		h := ring.Header()
-		for _, line := range []struct {
-			name   string
-			format string
-			args   []any
-		}{
-			{"magic", "0x%08x", []any{h.Magic}},
-			{"version", "%d", []any{h.Version}},
-			{"capacity", "%d bytes", []any{h.Capacity}},
-			{"write_ptr", "0x%x", []any{h.WritePtr}},
-			{"read_ptr", "0x%x", []any{h.ReadPtr}},
-			{"unread", "%d bytes", []any{h.WritePtr - h.ReadPtr}},
-			{"drops", "%d", []any{h.Drops}},
-			{"control", "dump 0x%02x, stall 0x%02x, slot 0 0x%02x, slot 1 0x%02x",
-				[]any{h.Control[0], h.Control[1], h.Control[2], h.Control[3]}},
-		} {
-			fmt.Fprintf(w, "%-10s "+line.format+"\n", append([]any{line.name}, line.args...)...)
-		}
+func inspectText(w *bufio.Writer, c contents) (readErr, writeErr error) {
+	if c.memory != nil {
+		memoryText(w, *c.memory)
 	}
-	if noRing != nil {
-		return noRing, nil
+	if c.ring != nil {
+		headerText(w, c.ring.Header())
+	}
+	if c.err != nil || c.ring == nil {
+		return c.err, nil
 	}
 	n := 0
-	readErr = ring.Drain(func(m shm.Message) error {
+	readErr = c.drain(func(m shm.Message) error {
 		crc := ""
 		if !m.CRCOK {
 			crc = "  (CRC is wrong)"
@@ -186,4 +266,40 @@ func inspectText(w *bufio.Writer, ring *shm.Snapshot, noRing error) (readErr, wr
 	})
 	_, writeErr = fmt.Fprintf(w, "%d messages\n", n)
 	return readErr, writeErr
+}
+
+func memoryText(w io.Writer, m fdt.Memory) {
+	for _, r := range m.RAM {
+		fmt.Fprintf(w, "%-10s %v\n", "RAM", r)
+	}
+	for _, r := range m.Reserved {
+		noMap := ""
+		if r.NoMap {
+			noMap = ", no-map"
+		}
+		fmt.Fprintf(w, "%-10s %v, %s%s\n", "reserved", r.Range, r.Name, noMap)
+	}
+	for _, r := range m.MemReserve {
+		fmt.Fprintf(w, "%-10s %v\n", "memreserve", r)
+	}
+}
+
+func headerText(w io.Writer, h shm.Header) {
+	for _, line := range []struct {
+		name   string
+		format string
+		args   []any
+	}{
+		{"magic", "0x%08x", []any{h.Magic}},
+		{"version", "%d", []any{h.Version}},
+		{"capacity", "%d bytes", []any{h.Capacity}},
+		{"write_ptr", "0x%x", []any{h.WritePtr}},
+		{"read_ptr", "0x%x", []any{h.ReadPtr}},
+		{"unread", "%d bytes", []any{h.WritePtr - h.ReadPtr}},
+		{"drops", "%d", []any{h.Drops}},
+		{"control", "dump 0x%02x, stall 0x%02x, slot 0 0x%02x, slot 1 0x%02x",
+			[]any{h.Control[0], h.Control[1], h.Control[2], h.Control[3]}},
+	} {
+		fmt.Fprintf(w, "%-10s "+line.format+"\n", append([]any{line.name}, line.args...)...)
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"testing"
 
@@ -56,6 +55,9 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	add("CUT_IMAGE", "cut.gz", packed.Bytes()[:packed.Len()/2])
+	tree, ram := arm64RAM(t)
+	add("TREE", "tree.dtb", tree)
+	add("RAM", "ram", ram)
 	scripts(t, "plain", variables)
 }
 
@@ -118,44 +120,6 @@ func program(t *testing.T) string {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return path
-}
-
-// A ring image cut anywhere, of zeros or of noise never panics inspect, and always ends it with a
-// code that it is known for.
-func TestInspectAnyImage(t *testing.T) {
-	image, err := os.ReadFile(filepath.Join("..", "..", "pkg", "shm", "testdata", "vectors", "all-types.bin"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	check := func(name string, content []byte, codes ...int) {
-		t.Helper()
-		path := filepath.Join(t.TempDir(), "image")
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		for _, args := range [][]string{{"inspect", "--json", path}, {"inspect", path}} {
-			var out, errOut limited
-			if code := execute(args, &out, &errOut); !slices.Contains(codes, code) {
-				t.Errorf("%s: %s: exit code %d, want one of %v; %s", name, args, code, codes, errOut.text)
-			}
-		}
-	}
-	for n := 0; n < 600; n += 7 {
-		want := 1 // cut
-		if n < 40 {
-			want = 125 // no ring
-		}
-		check(fmt.Sprintf("cut at %d", n), image[:n], want)
-	}
-	check("whole", image, 0)
-	check("zeros", make([]byte, 1<<20), 125)
-	noise := make([]byte, 1<<20)
-	for i := range noise {
-		noise[i] = byte(i * i >> 3)
-	}
-	check("noise", noise, 125)
-	copy(noise, image[:12]) // a ring's first fields, then noise
-	check("noisy ring", noise, 0, 1)
 }
 
 // limited keeps the first bytes that are written to it.

@@ -198,7 +198,7 @@ func TestManyAtOnce(t *testing.T) {
 	case mode == "emulator":
 		runs, most = 8, 0 // its processes are not ours alone to measure
 	case testing.Short():
-		runs, most = 8, 40<<10 // one emulated processor for all of them, whose host has pages of its own mind
+		runs, most = 4, 40<<10 // one emulated processor for all of them, whose host has pages of its own mind
 	}
 	var wg sync.WaitGroup
 	for i := range runs {

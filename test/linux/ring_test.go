@@ -229,6 +229,46 @@ func TestArm64Vectors(t *testing.T) {
 	}
 }
 
+// inspectAll has a program inspect each image, and shows the exit codes.
+const inspectAll = `for image in shm/testdata/vectors/*.bin fdt/testdata/*.dtb; do
+	"$0" inspect --json "$image" 2>&1
+	echo "$image: $?"
+done`
+
+// On arm64, inspect says of rings and device trees what it says on this host.
+func TestArm64Inspect(t *testing.T) {
+	t.Parallel()
+	pkg := filepath.Join("..", "..", "pkg")
+	here := exec.Command("sh", "-c", inspectAll, vmm)
+	here.Dir = pkg
+	want, err := here.Output()
+	if err != nil || !bytes.Contains(want, []byte("\nfdt/testdata/qemu.dtb: 0\n")) {
+		t.Fatalf("%v, %s", err, want)
+	}
+	there := os.Getenv("KTSTR_TEST_ARM64_VMM")
+	vmmRunIn(t, pkg, "--include", "shm/testdata/vectors", "--include", "fdt/testdata", "--include", there, "--",
+		"busybox", "sh", "-c", inspectAll, there).want(t, 0, string(want))
+}
+
+// The device tree that a guest's kernel shows is one that inspect reads here.
+func TestArm64InspectTree(t *testing.T) {
+	t.Parallel()
+	e := vmmRun(t, "--", "busybox", "cat", "/sys/firmware/fdt")
+	if e.code != 0 {
+		t.Fatalf("exit code %d, %s", e.code, e.stderr)
+	}
+	tree := filepath.Join(t.TempDir(), "tree.dtb")
+	if err := os.WriteFile(tree, e.stdout, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := exec.Command(vmm, "inspect", tree).CombinedOutput()
+	want := "RAM        0x20000000 bytes at 0x40000000\n" +
+		"reserved   0x1000000 bytes at 0x5f000000, shm@5f000000, no-map\n"
+	if err != nil || string(got) != want {
+		t.Errorf("%v, %s; want %s", err, got, want)
+	}
+}
+
 // A ring that is reserved as a part of the kernel's memory can't be mapped on a kernel with STRICT_DEVMEM, which these
 // are: the agent says so.
 func TestArm64CacheableReservation(t *testing.T) {

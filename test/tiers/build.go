@@ -127,6 +127,9 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
 			return s, err
 		}
+		if s.files["KTSTR_TEST_ARM64_VMM"], err = b.program("arm64"); err != nil {
+			return s, err
+		}
 		return s, s.addArm64(kernel)
 	}
 	return s, s.addX86(kernel)
