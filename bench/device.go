@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
@@ -118,6 +119,9 @@ func (times *deviceTimes) round(w *shm.Writer, region *guestmem.Window, room []b
 		{&times.Copies, func(i int) error { return region.Write(payload, uint64(i%places*deviceSize)+shm.HeaderSize) }},
 		{&times.CRCs, func(int) error { crc32.ChecksumIEEE(payload); return nil }},
 	} {
+		if err := untilRead(region); err != nil {
+			return err
+		}
 		start := time.Now()
 		for i := range deviceCount {
 			if err := m.do(i); err != nil {
@@ -127,4 +131,21 @@ func (times *deviceTimes) round(w *shm.Writer, region *guestmem.Window, room []b
 		*m.times = append(*m.times, time.Since(start))
 	}
 	return nil
+}
+
+// untilRead waits until the host has read all messages.
+func untilRead(region *guestmem.Window) error {
+	for ; ; time.Sleep(time.Millisecond) {
+		var header [shm.HeaderSize]byte
+		for off := 0; off < len(header); off += 8 { // the only way to read Device memory
+			word, err := region.Uint64(uint64(off))
+			if err != nil {
+				return err
+			}
+			binary.LittleEndian.PutUint64(header[off:], word.Load())
+		}
+		if h := shm.DecodeHeader(header); h.ReadPtr == h.WritePtr {
+			return nil
+		}
+	}
 }
