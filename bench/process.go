@@ -18,12 +18,12 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// binary is what "make build" made.
-const binary = "bin/ktstr-vmm"
+// vmmBinary is what "make build" made.
+const vmmBinary = "bin/ktstr-vmm"
 
 // demo is the program with a scenario, on the target.
 func (t target) demo(scenario string, args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, append([]string{"demo", "--accel", string(t.mode), "--scenario", scenario}, args...)...)
+	cmd := exec.Command(vmmBinary, append([]string{"demo", "--accel", string(t.mode), "--scenario", scenario}, args...)...)
 	cmd.Env = t.env()
 	return cmd
 }
