@@ -89,6 +89,9 @@ func (board Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	if err != nil {
 		return vm.Entry{}, err
 	}
+	if b.Emulated && b.Initrd != nil {
+		populate(ram, layout.RAM[0])
+	}
 	k, err := b.Kernel.Load(ram)
 	if err != nil {
 		return vm.Entry{}, err
@@ -111,6 +114,15 @@ func (board Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 		return vm.Entry{}, fmt.Errorf("%w: the device tree: %w", vm.ErrSetup, err)
 	}
 	return vm.Entry{PC: k.Entry, Arg: at}, nil
+}
+
+// populate takes the faults of what Linux touches first, as x86_64's board does: where it lies, with what it allocates
+// behind itself, and the end of its RAM, where the initrd is and its map of pages goes, 64 bytes for each page of 4 KiB.
+func populate(ram *guestmem.Memory, all vm.Span) {
+	const size, initrd, most = 64 << 20, 16 << 20, 64 << 20
+	ram.Populate(all.Base+FirmwareRoom, min(size, all.Size-FirmwareRoom))
+	top := min(all.Size/64+initrd, most, all.Size)
+	ram.Populate(all.Base+guestmem.Addr(all.Size-top), top)
 }
 
 // treeAlign is more than the 8 bytes that a kernel wants: nothing else shares the tree's pages.
