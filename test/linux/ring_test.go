@@ -139,7 +139,7 @@ func asInit(t *testing.T, handle func(shm.Message), program string, args ...stri
 	}
 	defer files.Close()
 	cfg.CPUs, cfg.Reserved = 2, 1<<20
-	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), KernelMode: true})
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), Linux: true})
 	return run.Run(t.Context(), run.Config{
 		VM: cfg, Timeout: 20 * time.Minute,
 		Handlers: func(mux *monitor.Mux) {

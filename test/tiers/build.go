@@ -224,7 +224,7 @@ func (b *builder) machine(c choice) ([]suite, error) {
 
 // crossPackages are those whose tests run on the bed's hosts of other architectures: machines, and what reads and
 // writes a guest's memory.
-var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/run"}
+var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/accel", "pkg/run"}
 
 // cross are suites for a host of the bed, built for its architecture.
 func (b *builder) cross(c choice, host string) ([]suite, error) {
