@@ -50,6 +50,19 @@ func (b *builder) program() (string, error) {
 	return b.vmm, nil
 }
 
+// release builds what a release consists of, once, and returns the program for an architecture.
+func (b *builder) release(goarch string) (string, error) {
+	dir := filepath.Join(b.dir, "release")
+	path := filepath.Join(dir, "ktstr-vmm-linux-"+goarch)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if out, err := exec.Command("scripts/release", dir).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("scripts/release: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
 // test builds a package's test binary for an architecture, once.
 func (b *builder) test(goarch, pkg string, flags ...string) (string, error) {
 	name := strings.ReplaceAll(strings.TrimPrefix(pkg, module+"/"), "/", "-") + "-" + goarch + ".test"
@@ -113,8 +126,13 @@ func (b *builder) linux(p place, kernel, run string) (suite, error) {
 			return s, err
 		}
 	}
+	release, err := b.release(goNames[p.arch])
+	if err != nil {
+		return s, err
+	}
 	s.files = map[string]string{
 		"KTSTR_TEST_VMM":     vmm,
+		"KTSTR_TEST_RELEASE": release,
 		"KTSTR_TEST_EXAMPLE": example,
 		"KTSTR_TEST_GO":      b.go_,
 	}
