@@ -3,10 +3,15 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
 FUZZTIME ?= 60s
 
-.PHONY: build demo test linux-test lint bench bench-boot fuzz guest
+.PHONY: build release demo test linux-test lint bench bench-boot fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
+
+# Static binaries for linux/amd64 and linux/arm64, and their checksums, in bin/release: the same bytes wherever they are
+# built.
+release:
+	scripts/release bin/release
 
 # Sets up what is missing and boots the embedded guest.
 demo: build

@@ -27,7 +27,7 @@ var images = map[string]string{"x86_64": "demo-x86_64.elf", "arm64": "demo-arm64
 // buildImages builds the images in a folder, with what they are made of in its src.
 func buildImages(t *testing.T) string {
 	t.Helper()
-	for _, gcc := range []string{"gcc", "aarch64-linux-gnu-gcc"} {
+	for _, gcc := range []string{"x86_64-linux-gnu-gcc", "aarch64-linux-gnu-gcc"} {
 		version, err := exec.Command(testenv.Tool(t, gcc), "-dumpfullversion").Output()
 		if err != nil {
 			t.Fatal(err)

@@ -48,7 +48,7 @@ func TestImagesOrderTheirWrites(t *testing.T) {
 	if code := function(t, "aarch64-linux-gnu-objdump", arm, "ring_has_room"); count(code, `\tldar\tx`) != 1 {
 		t.Errorf("arm64: it looks for room without LDAR:\n%s", code)
 	}
-	code = function(t, "objdump", filepath.Join(dir, "src", "x86_64", "ring.o"), "ring_write")
+	code = function(t, "x86_64-linux-gnu-objdump", filepath.Join(dir, "src", "x86_64", "ring.o"), "ring_write")
 	if n := count(code, `\tmov +%r\w+,0x10\(%r[^s]\w*\)`); n != 1 {
 		t.Errorf("x86_64: %d moves to 0x%x of the header, want one of 8 bytes:\n%s", n, published, code)
 	}

@@ -89,6 +89,12 @@ func checkKVM() ([]finding, bool) {
 	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
 		"capabilities that a machine needs: it runs %s guests",
 		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch())}}
+	if kernel.HostArch() == "arm64" {
+		caches := checkCaches()
+		if findings = append(findings, caches); caches.state != "ok" {
+			return findings, false
+		}
+	}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
 		return append(findings, finding{"kernel mode", "warn", err.Error()}), false
@@ -99,6 +105,19 @@ func checkKVM() ([]finding, bool) {
 			rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes"}), false
 	}
 	return append(findings, finding{"kernel mode", "ok", rate}), true
+}
+
+// checkCaches looks at what only arm64 hosts may lack, for Linux guests alone.
+func checkCaches() finding {
+	err := (kvm.Backend{}).CheckUncached()
+	switch {
+	case errors.Is(err, kvm.ErrIncoherent):
+		return finding{"caches", "warn", err.Error() + "; on KVM, Linux guests need --shm-reserve cacheable, and a kernel " +
+			"without CONFIG_STRICT_DEVMEM; demo needs neither"}
+	case err != nil:
+		return finding{"caches", "warn", err.Error()}
+	}
+	return finding{"caches", "ok", "the processors have FEAT_S2FWB: Linux guests share the ring with this host as it is"}
 }
 
 // checkEmulators looks at the emulator of each architecture, and also reports whether that of this host's runs Linux

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -258,10 +259,14 @@ func TestHostWithoutAnything(t *testing.T) {
 		return exec.Command(unshare, append([]string{"--mount", "/bin/sh", "-c", script, "sh", path}, args...)...)
 	}
 	report := filepath.Join(t.TempDir(), "report.json")
+	getKVM, install := "load the kvm_intel or kvm_amd module", "apt install qemu-system-x86"
+	if kernel.HostArch() == "arm64" {
+		getKVM, install = "the firmware has to start it at EL2", "apt install qemu-system-arm"
+	}
 	for name, tc := range map[string]struct{ args, says []string }{
-		"kvm":      {[]string{"--accel", "kvm"}, []string{"no KVM on this host: /dev/kvm", "--accel emulator"}},
-		"emulator": {[]string{"--accel", "emulator"}, []string{"QEMU is not installed", "apt install qemu-system-x86"}},
-		"auto":     {nil, []string{"nothing here can run the guest", "/dev/kvm", "apt install qemu-system-x86"}},
+		"kvm":      {[]string{"--accel", "kvm"}, []string{"no KVM on this host: /dev/kvm", getKVM, "--accel emulator"}},
+		"emulator": {[]string{"--accel", "emulator"}, []string{"QEMU is not installed", install}},
+		"auto":     {nil, []string{"nothing here can run the guest", "/dev/kvm", getKVM, install}},
 	} {
 		// No machine, no metrics: there is nothing to linger for.
 		args := append([]string{"demo", "--report", report, "--report-format", "json", "--metrics-listen", "127.0.0.1:0",

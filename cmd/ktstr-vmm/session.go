@@ -102,7 +102,7 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 	if err := s.checkMemory(board); err != nil {
 		return cfg, nil, errors.Join(err, opened.Close())
 	}
-	backend, note := accel.Choose(accel.Mode(s.accel), accel.Guest{Board: board, KernelMode: s.linux})
+	backend, note := accel.Choose(accel.Mode(s.accel), accel.Guest{Board: board, Linux: s.linux})
 	if note != "" {
 		s.log.Info(note)
 	}
@@ -228,6 +228,9 @@ func advice(err error) string {
 	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy),
 		errors.Is(err, kvm.ErrCapability):
 		return "; or let the emulator run the guest: --accel emulator"
+	case errors.Is(err, kvm.ErrIncoherent):
+		return "; let the emulator run the guest: --accel emulator; or, if the kernel has no CONFIG_STRICT_DEVMEM, make " +
+			"the ring cacheable: --shm-reserve cacheable"
 	}
 	return ""
 }

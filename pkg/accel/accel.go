@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
@@ -34,9 +36,16 @@ const speedLimit = 200 * time.Millisecond
 // Guest describes what is to run, as far as the choice depends on it.
 type Guest struct {
 	Board vm.Board // the board that it is built for
-	// KernelMode reports whether the guest spends its time in kernel mode, as Linux does. A KVM that emulates kernel
-	// mode, instruction by instruction, is of no use to it.
-	KernelMode bool
+	// Linux reports whether the guest is Linux, and not the embedded guest. It spends its time in kernel mode, so a KVM
+	// that emulates that, instruction by instruction, is of no use to it. And the device tree decides how its processes
+	// map the ring.
+	Linux bool
+}
+
+// uncachedRing reports whether the guest maps the ring as memory that is not cached.
+func (g Guest) uncachedRing() bool {
+	board, ok := g.Board.(arm64.Board)
+	return ok && g.Linux && board.Reservation == fdt.NoMap
 }
 
 // ErrSlow means that KVM works, but emulates a guest's kernel mode.
@@ -47,12 +56,16 @@ var ErrSlow = errors.New("KVM emulates the guest's kernel mode here")
 func Choose(mode Mode, g Guest) (b vm.Backend, note string) {
 	switch mode {
 	case KVM:
+		// KVM itself would run the guest, and the host would read what its caches had before.
+		if err := checkRing(g); errors.Is(err, kvm.ErrIncoherent) {
+			return failed{kvm.Backend{}.Name(), err}, ""
+		}
 		return kvm.Backend{}, ""
 	case Emulator:
 		return qemu.Backend{}, ""
 	case Auto, "":
 	default:
-		return nothing{fmt.Errorf("%w: accelerator %q", vm.ErrConfig, mode)}, ""
+		return failed{"none", fmt.Errorf("%w: accelerator %q", vm.ErrConfig, mode)}, ""
 	}
 	whyNot := CheckKVM(g)
 	if whyNot == nil {
@@ -60,24 +73,38 @@ func Choose(mode Mode, g Guest) (b vm.Backend, note string) {
 	}
 	emulator := qemu.Backend{}
 	if _, err := emulator.Find(g.Board); err != nil {
-		return nothing{fmt.Errorf("nothing here can run the guest. KVM: %w. The emulator: %w", whyNot, err)}, ""
+		return failed{"none", fmt.Errorf("nothing here can run the guest. KVM: %w. The emulator: %w", whyNot, err)}, ""
 	}
 	return emulator, fmt.Sprintf("QEMU's emulator runs the guest, more slowly than hardware and with other timing, for "+
 		"KVM can't be used: %v", whyNot)
 }
 
-// nothing is the back end where there is none.
-type nothing struct{ why error }
+// failed is the back end where there is none.
+type failed struct {
+	name string
+	why  error
+}
 
-func (nothing) Name() string { return "none" }
+func (f failed) Name() string { return f.name }
 
-func (n nothing) New(vm.Spec, func(error)) (vm.Instance, error) { return nil, n.why }
+func (f failed) New(vm.Spec, func(error)) (vm.Instance, error) { return nil, f.why }
+
+// checkRing reports why KVM's guest and this host can't share the ring.
+func checkRing(g Guest) error {
+	if !g.uncachedRing() {
+		return nil
+	}
+	return kvm.Backend{}.CheckUncached()
+}
 
 // CheckKVM reports why KVM can't be used for a guest: one of its back end's errors, or ErrSlow. It returns nil if it
 // can.
 func CheckKVM(g Guest) error {
 	b := kvm.Backend{}
-	if err := b.Check(g.Board); err != nil || !g.KernelMode {
+	if err := b.Check(g.Board); err != nil || !g.Linux {
+		return err
+	}
+	if err := checkRing(g); err != nil {
 		return err
 	}
 	// A fast KVM looks slow where the host was busy elsewhere, and never the other way round.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -62,9 +63,13 @@ func TestWriterAgainstReader(t *testing.T) {
 func TestCWriterWritesTheSame(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "cwriter")
 	src := filepath.Join("..", "..", "guest", "src")
-	build := exec.Command(testenv.Tool(t, "gcc"), "-O2", "-Wall", "-Werror", "-mpclmul", "-msse4.1", "-I", src, "-o",
+	crc, features := "crc32_x86_64.c", []string{"-mpclmul", "-msse4.1"}
+	if runtime.GOARCH == "arm64" {
+		crc, features = "crc32_arm64.c", []string{"-march=armv8-a+crc"}
+	}
+	build := exec.Command(testenv.Tool(t, "gcc"), append(features, "-O2", "-Wall", "-Werror", "-I", src, "-o",
 		program, filepath.Join("testdata", "cwriter.c"),
-		filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"), filepath.Join(src, "crc32_x86_64.c"))
+		filepath.Join(src, "ring.c"), filepath.Join(src, "crc32.c"), filepath.Join(src, crc))...)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}

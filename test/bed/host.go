@@ -22,9 +22,13 @@ type Host struct {
 // Hosts are those that there are, by name.
 var Hosts = map[string]Host{
 	"x86_64":     x86Host,
-	"arm64-nvhe": armHost("cortex-a72", "linux-6.1-arm64"),           // KVM in a kernel that runs at EL1
-	"arm64-vhe":  armHost("max,pauth-impdef=on", "linux-6.12-arm64"), // and in one that runs at EL2
+	"arm64-a72":  armHost("cortex-a72", "linux-6.1-arm64", ""),             // a processor without VHE and FEAT_S2FWB
+	"arm64-nvhe": armHost(newest, "linux-6.1-arm64", " kvm-arm.mode=nvhe"), // one that has both; the kernel runs at EL1
+	"arm64-vhe":  armHost(newest, "linux-6.12-arm64", ""),                  // the same, and it runs at EL2
 }
+
+// newest is a processor with all that QEMU emulates.
+const newest = "max,pauth-impdef=on"
 
 // x86Host has a 6.1: as a host, 6.12 does not survive the emulation. It has one processor: guests on two at the same
 // moment corrupt each other and their host, up to QEMU 10.0 at least.
@@ -44,7 +48,7 @@ var x86Host = Host{
 }
 
 // armHost has KVM in its kernel. That is how Debian builds it.
-func armHost(cpu, kernel string) Host {
+func armHost(cpu, kernel, cmdline string) Host {
 	return Host{
 		Arch:    "arm64",
 		program: "qemu-system-aarch64",
@@ -52,7 +56,7 @@ func armHost(cpu, kernel string) Host {
 		kernel:  kernel,
 		image:   "Image",
 		busybox: "sysroot-arm64",
-		cmdline: "console=ttyAMA0 panic=-1 loglevel=1 mitigations=off nokaslr",
+		cmdline: "console=ttyAMA0 panic=-1 loglevel=1 mitigations=off nokaslr" + cmdline,
 	}
 }
 

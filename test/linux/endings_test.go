@@ -138,7 +138,7 @@ func TestControlBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer files.Close()
-	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), KernelMode: true})
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), Linux: true})
 	var mu sync.Mutex
 	var stdout []byte
 	started := make(chan struct{})

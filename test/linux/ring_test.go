@@ -139,7 +139,7 @@ func asInit(t *testing.T, handle func(shm.Message), program string, args ...stri
 	}
 	defer files.Close()
 	cfg.CPUs, cfg.Reserved = 2, 1<<20
-	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), KernelMode: true})
+	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), Linux: true})
 	return run.Run(t.Context(), run.Config{
 		VM: cfg, Timeout: 20 * time.Minute,
 		Handlers: func(mux *monitor.Mux) {
@@ -245,9 +245,8 @@ func TestArm64Inspect(t *testing.T) {
 	if err != nil || !bytes.Contains(want, []byte("\nfdt/testdata/qemu.dtb: 0\n")) {
 		t.Fatalf("%v, %s", err, want)
 	}
-	there := os.Getenv("KTSTR_TEST_ARM64_VMM")
-	vmmRunIn(t, pkg, "--include", "shm/testdata/vectors", "--include", "fdt/testdata", "--include", there, "--",
-		"busybox", "sh", "-c", inspectAll, there).want(t, 0, string(want))
+	vmmRunIn(t, pkg, "--include", "shm/testdata/vectors", "--include", "fdt/testdata", "--include", guestVMM, "--",
+		"busybox", "sh", "-c", inspectAll, guestVMM).want(t, 0, string(want))
 }
 
 // The device tree that a guest's kernel shows is one that inspect reads here.

@@ -27,9 +27,10 @@ var (
 	mode   = cmp.Or(os.Getenv("KTSTR_TEST_ACCEL"), "auto")
 	arch   = cmp.Or(os.Getenv("KTSTR_TEST_ARCH"), "x86_64")
 	// sysroot is where guests of another architecture than this host's have their programs from, but for this
-	// suite's own, program, which is built for theirs.
+	// suite's own, program, and for ours, guestVMM, which are built for theirs.
 	sysroot  = os.Getenv("KTSTR_TEST_SYSROOT")
 	program  = cmp.Or(os.Getenv("KTSTR_TEST_HELPER"), os.Args[0])
+	guestVMM = cmp.Or(os.Getenv("KTSTR_TEST_GUEST_VMM"), vmm)
 	helper   = flag.String("helper", "", "what this binary does inside a guest")
 	messages = flag.String("messages", "0", "how many messages write-ring writes")
 )

@@ -37,14 +37,17 @@ func goCommand(dir string, env []string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// program builds the program under test for an architecture, once.
+// program builds what a release consists of, once, and returns the program for an architecture.
 func (b *builder) program(goarch string) (string, error) {
-	path := filepath.Join(b.dir, "ktstr-vmm-"+goarch)
+	dir := filepath.Join(b.dir, "release")
+	path := filepath.Join(dir, "ktstr-vmm-linux-"+goarch)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	_, err := goCommand("", []string{"GOARCH=" + goarch}, "build", "-o", path, "./cmd/ktstr-vmm")
-	return path, err
+	if out, err := exec.Command("scripts/release", dir).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("scripts/release: %w\n%s", err, out)
+	}
+	return path, nil
 }
 
 // test builds a package's test binary for an architecture, once.
@@ -118,16 +121,16 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 		"KTSTR_TEST_EXAMPLE": example,
 		"KTSTR_TEST_GO":      b.go_[goarch],
 	}
-	if helper != s.binary {
+	if goNames[p.arch] != goarch {
 		s.files["KTSTR_TEST_HELPER"] = helper
+		if s.files["KTSTR_TEST_GUEST_VMM"], err = b.program(goNames[p.arch]); err != nil {
+			return s, err
+		}
 	}
 	s.env = []string{"KTSTR_TEST_ACCEL=" + p.backend, "KTSTR_TEST_ARCH=" + p.arch}
 	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch])
 	if p.arch == "arm64" {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
-			return s, err
-		}
-		if s.files["KTSTR_TEST_ARM64_VMM"], err = b.program("arm64"); err != nil {
 			return s, err
 		}
 		return s, s.addArm64(kernel)
@@ -244,7 +247,8 @@ func (b *builder) machine(c choice) ([]suite, error) {
 
 // crossPackages are those whose tests run on the bed's hosts of other architectures: machines, and what reads and
 // writes a guest's memory.
-var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/run", "cmd/ktstr-vmm"}
+var crossPackages = []string{"pkg/guestmem", "pkg/shm", "pkg/vm", "pkg/vm/kvm", "pkg/accel", "pkg/run",
+	"cmd/ktstr-vmm"}
 
 // cross are suites for a host of the bed, built for its architecture.
 func (b *builder) cross(c choice, host string) ([]suite, error) {

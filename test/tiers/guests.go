@@ -125,7 +125,7 @@ func planMachine(b *builder, c choice, host hostHas) (boots [][]suite, err error
 	if !slices.Contains(c.archs, "arm64") {
 		return boots, nil
 	}
-	for _, name := range []string{"arm64-nvhe", "arm64-vhe"} {
+	for _, name := range []string{"arm64-a72", "arm64-vhe"} {
 		if err := bed.Hosts[name].Missing(); err != nil { // the summary says what that means
 			fmt.Fprintf(os.Stderr, "tiers: no tests in the bed's %s: %v\n", name, err)
 			continue

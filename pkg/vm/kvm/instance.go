@@ -32,6 +32,8 @@ func (b Backend) device() string {
 type processor interface {
 	// machineType is what KVM_CREATE_VM is told: KVM API, 4.2.
 	machineType(kvmFD int) (uintptr, error)
+	// checkVM reports what a machine would lack that capabilities do not tell.
+	checkVM(vmFD int) error
 	// setupVM makes the machine's interrupt controllers and devices, before its vCPUs.
 	setupVM(m *instance) error
 	// setupVCPU makes a vCPU what it is before the machine starts.

@@ -20,6 +20,7 @@ var (
 	ErrPermission = errors.New("no permission to use KVM")
 	ErrBusy       = errors.New("KVM is busy")
 	ErrCapability = errors.New("KVM lacks a capability")
+	ErrIncoherent = errors.New("memory that a guest maps uncached is not coherent with this host's caches")
 )
 
 // unavailable is an error that says what keeps KVM from being used, and what to do about it.
@@ -146,7 +147,7 @@ func (b Backend) Check(board vm.Board) error {
 	if err != nil {
 		return err
 	}
-	return unix.Close(machine)
+	return errors.Join(p.checkVM(machine), unix.Close(machine))
 }
 
 // createVM makes a machine that is empty yet.

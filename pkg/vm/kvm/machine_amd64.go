@@ -66,6 +66,9 @@ func newProcessor(s vm.Spec, _ func(error)) (processor, error) {
 // machineType: there is but one.
 func (*x86Processor) machineType(int) (uintptr, error) { return 0, nil }
 
+// checkVM: capabilities tell all.
+func (*x86Processor) checkVM(int) error { return nil }
+
 func (x *x86Processor) setupVM(m *instance) error {
 	if _, err := ioctl(m.vmFD, kvm.IIO(reqSetTSSAddr), tssAddr); err != nil {
 		return fmt.Errorf("%w: KVM_SET_TSS_ADDR 0x%x: %w", vm.ErrSetup, tssAddr, err)

@@ -74,14 +74,27 @@ func (a *armProcessor) machineType(kvmFD int) (uintptr, error) {
 	return uintptr(kind), nil
 }
 
-// setupVM makes the interrupt controller, whose addresses KVM wants before there is a vCPU.
-func (a *armProcessor) setupVM(m *instance) error {
-	device := struct{ kind, fd, flags uint32 }{kind: deviceGICv3} // struct kvm_create_device
-	if err := ioctlPtr(m.vmFD, kvm.IIOWR(reqCreateDevice, unsafe.Sizeof(device)), &device); err != nil {
-		return unavailable(ErrCapability, "KVM_CREATE_DEVICE of a GICv3: %w; the host's interrupt controller has to be "+
+// createGIC makes the interrupt controller and returns its descriptor, or, with the flag createTest, says whether it
+// could.
+func createGIC(vmFD int, flags uint32) (int, error) {
+	device := struct{ kind, fd, flags uint32 }{kind: deviceGICv3, flags: flags} // struct kvm_create_device
+	if err := ioctlPtr(vmFD, kvm.IIOWR(reqCreateDevice, unsafe.Sizeof(device)), &device); err != nil {
+		return -1, unavailable(ErrCapability, "KVM_CREATE_DEVICE of a GICv3: %w; the host's interrupt controller has to be "+
 			"one too, or newer", err)
 	}
-	a.gic = int(device.fd)
+	return int(device.fd), nil
+}
+
+func (a *armProcessor) checkVM(vmFD int) error {
+	_, err := createGIC(vmFD, createTest)
+	return err
+}
+
+// setupVM makes the interrupt controller, whose addresses KVM wants before there is a vCPU.
+func (a *armProcessor) setupVM(m *instance) (err error) {
+	if a.gic, err = createGIC(m.vmFD, 0); err != nil {
+		return err
+	}
 	m.devices = append(m.devices, a.gic)
 	for _, s := range []struct {
 		what        string
@@ -117,6 +130,7 @@ func (a *armProcessor) finish(*instance) error {
 // The interrupt controller as a KVM device: linux/kvm.h, and KVM, devices/arm-vgic-v3.rst.
 const (
 	deviceGICv3   = 7
+	createTest    = 1 << 0 // KVM API, 4.79 KVM_CREATE_DEVICE
 	gicAddress    = 0
 	gicInterrupts = 3
 	gicControl    = 4

@@ -16,7 +16,7 @@ func TestFirmwareIsBuiltFromItsSource(t *testing.T) {
 	if err := os.CopyFS(dir, os.DirFS("firmware")); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Tool(t, "gcc")
+	testenv.Tool(t, "x86_64-linux-gnu-gcc")
 	testenv.Tool(t, "aarch64-linux-gnu-gcc")
 	if out, err := exec.Command(testenv.Tool(t, "make"), "-B", "-C", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
