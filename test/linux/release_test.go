@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// The binary of a release, as all of this suite's are, works in a guest that has nothing else for it. There it finds neither KVM nor QEMU, and says
+// The binary of a release, works in a guest that has nothing else for it. There it finds neither KVM nor QEMU, and says
 // how a host of its architecture gets them.
 func TestRelease(t *testing.T) {
 	t.Parallel()
