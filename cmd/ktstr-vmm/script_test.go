@@ -16,6 +16,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
+	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 )
 
 func TestMain(m *testing.M) {
@@ -49,6 +50,10 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	add("IMAGE", "Image", image)
+	variables["KERNEL"] = variables["STATIC_X86"] // an ELF file is one as far as these scripts go
+	if kernel.HostArch() == "arm64" {
+		variables["KERNEL"] = variables["IMAGE"]
+	}
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
 	if _, err := z.Write(image); err != nil || z.Close() != nil {
