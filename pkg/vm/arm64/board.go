@@ -117,7 +117,8 @@ func (board Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 }
 
 // populate takes the faults of what Linux touches first, as x86_64's board does: where it lies, with what it allocates
-// behind itself, and the end of its RAM, where the initrd is and its map of pages goes, 64 bytes for each page of 4 KiB.
+// behind itself, and the end of its RAM, where the initrd is and its map of pages goes, 64 bytes for each page of
+// 4 KiB.
 func populate(ram *guestmem.Memory, all vm.Span) {
 	const size, initrd, most = 64 << 20, 16 << 20, 64 << 20
 	ram.Populate(all.Base+FirmwareRoom, min(size, all.Size-FirmwareRoom))
