@@ -10,8 +10,6 @@ import (
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -60,27 +58,7 @@ func (t target) deviceFlood(g linuxGuest) error {
 
 // writeDevice is that command. The agent writes nothing to the ring until its output comes.
 func writeDevice([]string) error {
-	cmdline, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return err
-	}
-	p, err := shm.ParseParams(string(cmdline))
-	if err != nil {
-		return err
-	}
-	fd, err := unix.Open("/dev/mem", unix.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	mem, err := unix.Mmap(fd, int64(p.Base), int(p.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
-	memory, err := guestmem.New(guestmem.Region{Base: guestmem.Addr(p.Base), Mem: mem})
-	if err != nil {
-		return err
-	}
-	region, err := memory.Window(guestmem.Addr(p.Base), p.Size)
+	region, mem, err := shm.MapRing("/proc/cmdline", "/dev/mem")
 	if err != nil {
 		return err
 	}

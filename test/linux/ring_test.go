@@ -57,40 +57,19 @@ func (x *xorshift) message(pattern []byte) []byte {
 }
 
 // mapRing maps the ring as PID 1, which has mounted nothing yet.
-func mapRing() ([]byte, shm.Params, error) {
+func mapRing() (*guestmem.Window, []byte, error) {
 	for dir, kind := range map[string]string{"/proc": "proc", "/dev": "devtmpfs"} {
 		_ = os.Mkdir(dir, 0o755)
 		if err := unix.Mount(kind, dir, kind, 0, ""); err != nil {
-			return nil, shm.Params{}, err
+			return nil, nil, err
 		}
 	}
-	cmdline, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return nil, shm.Params{}, err
-	}
-	p, err := shm.ParseParams(string(cmdline))
-	if err != nil {
-		return nil, p, err
-	}
-	fd, err := unix.Open("/dev/mem", unix.O_RDWR, 0)
-	if err != nil {
-		return nil, p, err
-	}
-	mem, err := unix.Mmap(fd, int64(p.Base), int(p.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	return mem, p, err
+	return shm.MapRing("/proc/cmdline", "/dev/mem")
 }
 
 // writeRing is what ringwriter.c does, by shm.Writer.
 func writeRing(count string) error {
-	mem, p, err := mapRing()
-	if err != nil {
-		return err
-	}
-	memory, err := guestmem.New(guestmem.Region{Base: guestmem.Addr(p.Base), Mem: mem})
-	if err != nil {
-		return err
-	}
-	region, err := memory.Window(guestmem.Addr(p.Base), p.Size)
+	region, _, err := mapRing()
 	if err != nil {
 		return err
 	}
@@ -117,7 +96,7 @@ func writeRing(count string) error {
 
 // copyToRing is what writers did before they minded Device memory.
 func copyToRing() error {
-	mem, _, err := mapRing()
+	_, mem, err := mapRing()
 	if err != nil {
 		return err
 	}
