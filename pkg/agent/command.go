@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -90,11 +91,15 @@ func (a *agent) spare(spared bool) error {
 func (a *agent) connect(ctx context.Context, p *program) (ends []*os.File, outputs *sync.WaitGroup, err error) {
 	outputs = &sync.WaitGroup{}
 	output := func(open func() (r, w *os.File, err error), typ shm.Type) (*os.File, error) {
-		r, w, err := open()
+		file, w, err := open()
 		if err != nil {
 			return nil, err
 		}
 		ends = append(ends, w)
+		var r io.ReadCloser = file
+		if a.job.TTY {
+			r = terminalOutput{file}
+		}
 		outputs.Go(func() {
 			defer a.reportPanic()
 			a.forward(ctx, r, typ)
@@ -157,7 +162,7 @@ func (a *agent) wait(ctx context.Context, command *process) {
 }
 
 // forward sends what the command writes, in order and all of it.
-func (a *agent) forward(ctx context.Context, r *os.File, typ shm.Type) {
+func (a *agent) forward(ctx context.Context, r io.ReadCloser, typ shm.Type) {
 	defer r.Close()
 	buf := make([]byte, outputChunk)
 	for {

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -32,4 +34,17 @@ func openTerminal() (master, terminal *os.File, err error) {
 		return nil, nil, fmt.Errorf("making a terminal: %w", err)
 	}
 	return master, terminal, nil
+}
+
+// terminalOutput is what comes out of a terminal, to its end. Linux looks for output before it looks for the last
+// close of the other side, so that what was written between the two looks is behind the EIO that means the end: it
+// is there for another read (n_tty_read in drivers/tty/n_tty.c).
+type terminalOutput struct{ io.ReadCloser }
+
+func (o terminalOutput) Read(buf []byte) (int, error) {
+	n, err := o.ReadCloser.Read(buf)
+	if errors.Is(err, unix.EIO) {
+		n, err = o.ReadCloser.Read(buf)
+	}
+	return n, err
 }
