@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // JobPath is where the agent finds its job.
@@ -35,6 +36,8 @@ type Job struct {
 
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string
+	// SchedulerWait is how long the scheduler may take until it is in charge; 0: the agent decides.
+	SchedulerWait time.Duration
 
 	// OpenFiles is how many files a process may have open; if Hard is 0, the guest's kernel decides.
 	OpenFiles Limit
@@ -51,6 +54,7 @@ const (
 	nameTTY       = "tty"
 	nameOneOutput = "one-output"
 	nameScheduler = "scheduler"
+	nameWait      = "scheduler-wait"
 	nameOpenFiles = "open-files"
 )
 
@@ -68,6 +72,7 @@ func (j Job) Encode() string {
 	item(nameTTY, strconv.FormatBool(j.TTY))
 	item(nameOneOutput, strconv.FormatBool(j.OneOutput))
 	item(nameScheduler, j.Scheduler...)
+	item(nameWait, j.SchedulerWait.String())
 	item(nameOpenFiles, fmt.Sprint(j.OpenFiles.Soft, " ", j.OpenFiles.Hard))
 	return b.String()
 }
@@ -105,6 +110,8 @@ func (j *Job) set(name, value string) (err error) {
 		j.OneOutput, err = strconv.ParseBool(value)
 	case nameScheduler:
 		j.Scheduler = append(j.Scheduler, value)
+	case nameWait:
+		j.SchedulerWait, err = time.ParseDuration(value)
 	case nameOpenFiles:
 		j.OpenFiles, err = parseLimit(value)
 	default:

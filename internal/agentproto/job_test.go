@@ -4,6 +4,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -23,7 +24,8 @@ func TestRoundTrip(t *testing.T) {
 		want := agentproto.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
 			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
-			Scheduler: list.Draw(t, "scheduler"),
+			Scheduler:     list.Draw(t, "scheduler"),
+			SchedulerWait: time.Duration(rapid.Int64().Draw(t, "scheduler wait")),
 			OpenFiles: agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
 		}
 		got, err := agentproto.ParseJob(want.Encode())
@@ -47,6 +49,7 @@ dir "/"
 tty "true"
 one-output "false"
 scheduler "/s"
+scheduler-wait "0s"
 open-files "1024 4096"
 `
 	if got := j.Encode(); got != want {
@@ -57,7 +60,7 @@ open-files "1024 4096"
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", "dir \"/\"\n", "\n", "arg", "arg \"a", "arg a\n", "arg \"a\"\nwhat \"b\"\n",
-		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
+		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\nscheduler-wait \"soon\"\n", "arg \"a\"\n\n",
 		"arg \"a\"\nopen-files \"1\"\n", "arg \"a\"\nopen-files \"-1 2\"\n", "arg \"a\"\nopen-files \"1 2 3\"\n",
 	} {
 		if j, err := agentproto.ParseJob(text); !errors.Is(err, agentproto.ErrJob) {
@@ -70,7 +73,7 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"arg \"/bin/echo\"\narg \"two\\nlines\"\nenv \"HOME=/root\"\ndir \"/src\"\ntty \"true\"\n" +
-			"one-output \"false\"\nscheduler \"/s\"\nopen-files \"1024 4096\"\n",
+			"one-output \"false\"\nscheduler \"/s\"\nscheduler-wait \"10s\"\nopen-files \"1024 4096\"\n",
 		"arg `raw`", "arg 'c'\n", "arg \"\\x00\\xff\"\n", "arg \"a\"\r\n", "arg\n", "tty \"1\"\narg \"\"\n",
 		"open-files \"0 18446744073709551615\"\narg \"a\"\n",
 	} {
