@@ -133,7 +133,7 @@ func TestScheduler(t *testing.T) {
 		},
 		"thrown out when asked to go": {
 			scheduler: "end() { " + throwsOut + "exit 0; }; trap end TERM; " + enabled + "while :; do sleep 0.01; done",
-			script: "exit 0", phase: shm.SchedulerLost,
+			script:    "exit 0", phase: shm.SchedulerLost,
 			reason: "was disabled by the kernel (runnable task stall)",
 		},
 		"takes itself back": {
@@ -194,7 +194,9 @@ func TestSchedulersWords(t *testing.T) {
 	g := newScheduled(t, "echo hello; trap 'echo stats >&2; exit 3' TERM; "+enabled+"while :; do sleep 0.01; done", "exit 4")
 	got := g.boot()
 	said := of(shm.SchedulerOutput, got)
-	wantMessages(t, []string{said[0], said[len(said)-1]}, "SXOU \x01hello\n", "SXOU \x02stats\n")
+	if said[0] != "SXOU \x01hello\n" || !strings.HasSuffix(said[len(said)-1], "stats\n") {
+		t.Errorf("%q", said) // and the shell's own word for the TERM
+	}
 	wantMessages(t, got[len(got)-1:], code(shm.Exit, 4))
 	all := states(t, got)
 	var phases []shm.SchedulerPhase
