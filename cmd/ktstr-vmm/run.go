@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +22,7 @@ func runCommand() *cobra.Command {
 	var o options
 	var g linux.Guest
 	var scheduler, reserve string
+	var dumps dumpFlags
 	c := &cobra.Command{
 		Use:   "run --kernel FILE [flags] -- CMD [ARG...]",
 		Short: "Boot a Linux kernel and run a command in it",
@@ -35,6 +37,13 @@ func runCommand() *cobra.Command {
 			if g.Reservation, ok = reservations[reserve]; !ok {
 				return fmt.Errorf("--shm-reserve %q: it is one of no-map, cacheable", reserve)
 			}
+			if g.SchedulerWait < time.Millisecond || g.SchedulerWait > maxWait {
+				return fmt.Errorf("--scheduler-wait %v: it can be %v to %v", g.SchedulerWait, time.Millisecond, maxWait)
+			}
+			when, err := dumps.check(scheduler != "" || c.Flags().Changed("dump-on"))
+			if err != nil {
+				return err
+			}
 			if len(args) == 0 {
 				return errors.New("run takes a command behind --")
 			}
@@ -44,7 +53,7 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)},
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel), Dumps: when},
 				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
 					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 					cfg, files, err := g.Config()
@@ -66,6 +75,9 @@ func runCommand() *cobra.Command {
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
 	f.StringVar(&scheduler, "scheduler", "",
 		"'PATH ARG...', the scheduler under test: started before the command, and watched")
+	f.DurationVar(&g.SchedulerWait, "scheduler-wait", 10*time.Second,
+		"how long it may take to become the scheduler, before the command starts")
+	dumps.register(c)
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
 	f.StringVar(&reserve, "shm-reserve", "no-map", "how an arm64 kernel is kept off the ring: no-map, for every kernel; "+
 		"cacheable, faster, for one without STRICT_DEVMEM")
@@ -78,6 +90,9 @@ func runCommand() *cobra.Command {
 	o.register(c)
 	return c
 }
+
+// maxWait bounds --scheduler-wait.
+const maxWait = 24 * time.Hour
 
 // reservations are the values of --shm-reserve.
 var reservations = map[string]fdt.Reservation{"no-map": fdt.NoMap, "cacheable": fdt.Cacheable}

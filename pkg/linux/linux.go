@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,11 +48,13 @@ type Guest struct {
 	Include   []string // SRC or SRC:DST: what else the guest gets; a DST that ends in / is its folder
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
-	TTY       bool     // the command gets a controlling terminal
-	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
-	Verbose   bool     // the kernel prints all of its messages
-	Initrd    string   // path of a base initramfs, to which the one made here is added; "": none
-	Sysroot   string   // folder in which programs and the files that they need are looked up; "": this host's root
+	// SchedulerWait is how long it may take to become the scheduler; 0: the agent's default.
+	SchedulerWait time.Duration
+	TTY           bool   // the command gets a controlling terminal
+	OneOutput     bool   // the command's stdout and stderr are one, in the order in which it writes
+	Verbose       bool   // the kernel prints all of its messages
+	Initrd        string // path of a base initramfs, to which the one made here is added; "": none
+	Sysroot       string // folder in which programs and the files that they need are looked up; "": this host's root
 
 	// Reservation is how an arm64 kernel is kept off the ring.
 	Reservation fdt.Reservation
@@ -198,6 +201,7 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 			return nil, &FieldError{Field: "Scheduler", Err: err}
 		}
 		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
+		j.SchedulerWait = g.SchedulerWait
 	}
 	if err := g.addIncluded(a); err != nil {
 		return nil, err
