@@ -22,14 +22,14 @@ func runCommand() *cobra.Command {
 	var g linux.Guest
 	var scheduler, reserve string
 	c := &cobra.Command{
-		Use:   "run --kernel FILE [flags] -- CMD [ARG...]",
+		Use:   "run --kernel FILE|DIR [flags] -- CMD [ARG...]",
 		Short: "Boot a Linux kernel and run a command in it",
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
 			if g.Kernel == "" {
-				return errors.New("--kernel is needed: a bzImage, a vmlinux or an arm64 Image")
+				return errors.New("--kernel is needed: " + kernelIs)
 			}
 			var ok bool
 			if g.Reservation, ok = reservations[reserve]; !ok {
@@ -57,7 +57,9 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&g.Kernel, "kernel", "", "the kernel: a bzImage, a vmlinux or an arm64 Image")
+	f.StringVar(&g.Kernel, "kernel", "", "the kernel: "+kernelIs)
+	f.StringArrayVar(&g.Modules, "module", nil,
+		"'NAME [PARAM=VALUE...]', a module of the kernel's to load, after what it needs; from DIR, or beside FILE")
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
@@ -79,13 +81,15 @@ func runCommand() *cobra.Command {
 	return c
 }
 
+const kernelIs = "a bzImage, a vmlinux or an arm64 Image, or the folder of one: a build tree or an unpacked package"
+
 // reservations are the values of --shm-reserve.
 var reservations = map[string]fdt.Reservation{"no-map": fdt.NoMap, "cacheable": fdt.Cacheable}
 
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{
 	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
-	"Sysroot": "--sysroot",
+	"Sysroot": "--sysroot", "Modules": "--module",
 }
 
 // byFlag puts the flag in the place of the field that an error names. The command has none.

@@ -137,6 +137,9 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.doors.close()
+	if err := a.loadModules(); err != nil {
+		return err
+	}
 	if err := a.startScheduler(ctx); err != nil {
 		return err
 	}

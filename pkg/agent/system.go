@@ -16,10 +16,11 @@ type kernel struct {
 	mount       func(source, target, fstype string, flags uintptr, data string) error
 	setHostname func([]byte) error
 	setLimit    func(resource int, limit *unix.Rlimit) error
+	loadModule  func(fd int, params string, flags int) error
 	ringBell    func()
 }
 
-var theKernel = kernel{unix.Mount, unix.Sethostname, unix.Setrlimit, ringBell}
+var theKernel = kernel{unix.Mount, unix.Sethostname, unix.Setrlimit, unix.FinitModule, ringBell}
 
 // required is how many of the mounts below must be there.
 const required = 3
