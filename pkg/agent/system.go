@@ -121,9 +121,10 @@ func (a *agent) limitOpenFiles(soft, hard uint64) error {
 	return nil
 }
 
-// environment is the command's and the scheduler's: what the host says, and what the guest knows.
+// environment is the command's and the scheduler's: what the host says, what the guest knows, and where both can put
+// messages.
 func (a *agent) environment() []string {
-	return slices.Concat([]string{"USER=root", "HOSTNAME=" + a.hostname}, a.job.Env)
+	return slices.Concat([]string{"USER=root", "HOSTNAME=" + a.hostname}, a.job.Env, a.doors.env())
 }
 
 // loopbackUp brings lo up; the kernel gives it 127.0.0.1 and ::1 then. netdevice(7).
