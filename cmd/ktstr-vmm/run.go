@@ -44,7 +44,7 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)},
+			return o.run(c, run.Config{Name: g.Name(), KernelName: kernelName(g.Kernel)},
 				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
 					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 					cfg, files, err := g.Config()
@@ -85,6 +85,14 @@ const kernelIs = "a bzImage, a vmlinux or an arm64 Image, or the folder of one: 
 
 // reservations are the values of --shm-reserve.
 var reservations = map[string]fdt.Reservation{"no-map": fdt.NoMap, "cacheable": fdt.Cacheable}
+
+// kernelName is what reports call a kernel: its file, or its folder, which may be "." to its user.
+func kernelName(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	return filepath.Base(path)
+}
 
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{

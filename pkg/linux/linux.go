@@ -99,6 +99,9 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if err == nil {
 		file, err = os.Open(found.Image)
 	}
+	if errors.Is(err, kernel.ErrNotFound) || errors.Is(err, kernel.ErrAmbiguous) {
+		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
+	}
 	if err != nil {
 		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
