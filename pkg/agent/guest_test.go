@@ -81,6 +81,7 @@ func newGuestFor(t *testing.T, j agentproto.Job) *guest {
 		mount:       func(string, string, string, uintptr, string) error { return nil },
 		setHostname: func([]byte) error { return nil },
 		setLimit:    func(int, *unix.Rlimit) error { return nil },
+		loadModule:  func(int, string, int) error { return nil },
 		ringBell:    func() { g.rings.Add(1) },
 	})
 	g.write("/proc/cmdline", "quiet "+p.String()+" panic=-1\n")

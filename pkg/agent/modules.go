@@ -64,7 +64,7 @@ func (l kernelLog) words() string {
 	record := make([]byte, 8<<10)
 	for range most {
 		n, err := unix.Read(int(l), record)
-		if err != nil {
+		if err != nil || n == 0 {
 			break
 		}
 		_, text, _ := strings.Cut(string(record[:n]), ";")
