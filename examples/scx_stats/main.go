@@ -5,8 +5,11 @@
 //		--scheduler './scx_stats /scx_simple' -- ./stress
 //
 // All that the scheduler prints is passed on. A line's words of the form NAME=NUMBER are its statistics: of
-// "local=3 global=17", which scx_simple prints every second, {"local":3,"global":17} is sent. The scheduler gets the
-// signals that this program gets, and this program ends as it does.
+// "local=3 global=17", which scx_simple prints every second, a message PMET is made:
+//
+//	{"payload_index":0,"metrics":[{"name":"local","value":3},{"name":"global","value":17}]}
+//
+// The scheduler gets the signals that this program gets, and this program ends as it does.
 package main
 
 import (
@@ -39,12 +42,12 @@ func run(args []string) (int, error) {
 	if len(args) == 0 {
 		return 0, errors.New("usage: scx_stats SCHEDULER [ARG...]")
 	}
-	send := func(map[string]int64) error { return nil }
+	send := func(metrics) error { return nil }
 	host, err := ktstr.Connect()
 	switch {
 	case err == nil:
 		defer host.Close()
-		send = func(stats map[string]int64) error { return host.Metrics(stats) }
+		send = func(m metrics) error { return host.Metrics(m) }
 	case !errors.Is(err, ktstr.ErrNotInGuest):
 		return 0, err
 	}
@@ -76,7 +79,7 @@ func run(args []string) (int, error) {
 }
 
 // passOn copies lines, and sends what statistics are in them. What can't be sent keeps no line from being passed on.
-func passOn(from io.Reader, to io.Writer, send func(map[string]int64) error) error {
+func passOn(from io.Reader, to io.Writer, send func(metrics) error) error {
 	var failed error
 	lines := bufio.NewReader(from)
 	for {
@@ -84,8 +87,8 @@ func passOn(from io.Reader, to io.Writer, send func(map[string]int64) error) err
 		if _, err := io.WriteString(to, line); err != nil {
 			return err
 		}
-		if stats := parse(line); len(stats) > 0 && failed == nil {
-			failed = send(stats)
+		if m := parse(line); len(m.Metrics) > 0 && failed == nil {
+			failed = send(m)
 		}
 		if err == io.EOF {
 			return failed
@@ -96,16 +99,26 @@ func passOn(from io.Reader, to io.Writer, send func(map[string]int64) error) err
 	}
 }
 
+// metrics is the content of a message PMET.
+type metrics struct {
+	PayloadIndex int      `json:"payload_index"`
+	Metrics      []metric `json:"metrics"`
+}
+
+type metric struct {
+	Name  string `json:"name"`
+	Value int64  `json:"value"`
+}
+
 // parse returns the statistics of a line.
-func parse(line string) map[string]int64 {
-	stats := map[string]int64{}
+func parse(line string) (m metrics) {
 	for word := range strings.FieldsSeq(line) {
 		name, number, _ := strings.Cut(word, "=")
 		if n, err := strconv.ParseInt(number, 10, 64); err == nil && name != "" {
-			stats[name] = n
+			m.Metrics = append(m.Metrics, metric{name, n})
 		}
 	}
-	return stats
+	return m
 }
 
 // shellCode is the exit code of a process that ended, or 128 and the signal's number.
