@@ -19,7 +19,7 @@ func kernelCommand() *cobra.Command {
 	}
 	c.AddCommand(&cobra.Command{
 		Use:   "config [NAME...]",
-		Short: "Print fragments for scripts/kconfig/merge_config.sh: guest, the least, and sched_ext; both where none is named",
+		Short: "Print fragments for merge_config.sh: guest, the least, and sched_ext; both where none is named",
 		RunE: func(c *cobra.Command, names []string) error {
 			if len(names) == 0 {
 				names = []string{"guest", "sched_ext"}

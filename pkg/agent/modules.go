@@ -12,8 +12,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/agentproto"
 )
 
-// loadModules loads the kernel modules of the job. One that is loaded already is no error: the kernel may have asked for
-// it itself.
+// loadModules loads the kernel modules of the job. One that is loaded already is no error: the kernel may have asked
+// for it itself.
 func (a *agent) loadModules() error {
 	if len(a.job.Modules) == 0 {
 		return nil

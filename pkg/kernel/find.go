@@ -26,16 +26,16 @@ var (
 	ErrAmbiguous = errors.New("there are several kernels; name the file of one")
 )
 
-// images are where kernels are below a folder: of the groups, the first of which something is there counts. What a build
-// tree boots is Linux's KBUILD_IMAGE; packages of distributions differ.
+// images are where kernels are below a folder: of the groups, the first of which something is there counts. What a
+// build tree boots is Linux's KBUILD_IMAGE; packages of distributions differ.
 var images = [][]string{
 	{"arch/x86/boot/bzImage", "arch/arm64/boot/Image"}, {"arch/arm64/boot/Image.gz"}, {"vmlinux"},
 	{"boot/vmlinuz-*"}, {"lib/modules/*/vmlinuz"}, {"usr/lib/modules/*/vmlinuz"},
 }
 
 // Find returns the files of the kernel at a path. A folder is a build tree, also one that make O= built, or an unpacked
-// package of one kernel: it fails with ErrNotFound or ErrAmbiguous if it has none or several. A file is a kernel's image
-// itself, and what belongs to it is found if it is where a build or a package puts it.
+// package of one kernel: it fails with ErrNotFound or ErrAmbiguous if it has none or several. A file is a kernel's
+// image itself, and what belongs to it is found if it is where a build or a package puts it.
 func Find(path string) (Files, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -107,9 +107,10 @@ func TestFindFails(t *testing.T) {
 		is    error
 		says  string
 	}{
-		"nothing":       {nil, "none", fs.ErrNotExist, "none"},
-		"no kernel":     {[]string{"README"}, "", kernel.ErrNotFound, "arch/x86/boot/bzImage"},
-		"kernels":       {[]string{"boot/vmlinuz-1", "boot/vmlinuz-2"}, "", kernel.ErrAmbiguous, "boot/vmlinuz-1, boot/vmlinuz-2"},
+		"nothing":   {nil, "none", fs.ErrNotExist, "none"},
+		"no kernel": {[]string{"README"}, "", kernel.ErrNotFound, "arch/x86/boot/bzImage"},
+		"kernels": {[]string{"boot/vmlinuz-1", "boot/vmlinuz-2"}, "", kernel.ErrAmbiguous,
+			"boot/vmlinuz-1, boot/vmlinuz-2"},
 		"architectures": {[]string{"arch/x86/boot/bzImage", "arch/arm64/boot/Image"}, "", kernel.ErrAmbiguous, "arm64"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -28,8 +28,8 @@ func TestSchedExtKernelFolder(t *testing.T) {
 	}
 }
 
-// Modules come with what they need, before the command and the scheduler start, and with their parameters; what is built
-// in needs no loading.
+// Modules come with what they need, before the command and the scheduler start, and with their parameters; what is
+// built in needs no loading.
 func TestSchedExtModules(t *testing.T) {
 	t.Parallel()
 	e := vmmRun(t, "--module", "ipip", "--module", "dummy numdummies=3", "--module", "printk", "--module", "8250",

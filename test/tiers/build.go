@@ -155,7 +155,8 @@ func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	if p.arch == "arm64" {
 		s.where = host
 		// QEMU looks for what faults on Device memory where there is more than one processor, and the bed has no compiler.
-		s.args = append(s.args, "-test.skip="+notFor[p.arch]+"|"+schedExtTests+"|^TestArm64CopyFaults|^TestArm64RingIsDeviceMemory$/^C$")
+		s.args = append(s.args, "-test.skip="+notFor[p.arch]+"|"+schedExtTests+
+			"|^TestArm64CopyFaults|^TestArm64RingIsDeviceMemory$/^C$")
 	}
 	return s, err
 }

@@ -186,7 +186,8 @@ func TestSummaryFails(t *testing.T) {
 		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "19 passed, 0 failed, 1 skipped"}},
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
 			[]string{"ran nowhere:\n  unit\n  machine emulator x86_64\n  linux emulator x86_64 6.1\n" +
-				"  linux emulator x86_64 6.12\n  linux emulator x86_64 6.12-scx\n  machine emulator arm64\n  linux emulator arm64 6.1\n" +
+				"  linux emulator x86_64 6.12\n  linux emulator x86_64 6.12-scx\n" +
+				"  machine emulator arm64\n  linux emulator arm64 6.1\n" +
 				"  linux emulator arm64 6.12\n  machine kvm x86_64\n  linux kvm x86_64 6.1\n  linux kvm x86_64 6.12\n" +
 				"  machine kvm arm64\n  linux kvm arm64 6.1\n  linux kvm arm64 6.12\n",
 				"\n0 passed, 0 failed, 0 skipped\n"}},
