@@ -20,13 +20,19 @@ func TestRoundTrip(t *testing.T) {
 		}
 		return s
 	})
+	modules := rapid.Map(list, func(params []string) (m []agentproto.Module) {
+		for _, p := range params {
+			m = append(m, agentproto.Module{Path: agentproto.ModulesDir + "/m.ko", Params: p})
+		}
+		return m
+	})
 	rapid.Check(t, func(t *rapid.T) {
 		want := agentproto.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
 			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
-			Scheduler:     list.Draw(t, "scheduler"),
+			Modules: modules.Draw(t, "modules"), Scheduler: list.Draw(t, "scheduler"),
 			SchedulerWait: time.Duration(rapid.Int64().Draw(t, "scheduler wait")),
-			OpenFiles: agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
+			OpenFiles:     agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
 		}
 		got, err := agentproto.ParseJob(want.Encode())
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -38,6 +44,7 @@ func TestRoundTrip(t *testing.T) {
 func TestFormat(t *testing.T) {
 	j := agentproto.Job{
 		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true,
+		Modules:   []agentproto.Module{{Path: "/m.ko"}, {Path: "/n.ko", Params: "a=1 b=\"2 3\""}},
 		Scheduler: []string{"/s"},
 		OpenFiles: agentproto.Limit{Soft: 1024, Hard: 4096},
 	}
@@ -48,6 +55,8 @@ env "A=b"
 dir "/"
 tty "true"
 one-output "false"
+module "/m.ko "
+module "/n.ko a=1 b=\"2 3\""
 scheduler "/s"
 scheduler-wait "0s"
 open-files "1024 4096"

@@ -139,6 +139,9 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.doors.close()
+	if err := a.loadModules(); err != nil {
+		return err
+	}
 	if up, err := a.startScheduler(ctx); err != nil || !up {
 		return err
 	}

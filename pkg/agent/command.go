@@ -48,7 +48,7 @@ func (a *agent) runCommand(ctx context.Context) int {
 	}
 	p := program{
 		args: a.job.Args,
-		env:  slices.Concat(a.environment(), a.doors.env()),
+		env:  a.environment(),
 		dir:  a.path(a.job.Dir),
 		sys:  unix.SysProcAttr{Setsid: true},
 	}

@@ -82,6 +82,7 @@ func newGuestFor(t *testing.T, j agentproto.Job) *guest {
 		setHostname: func([]byte) error { return nil },
 		setLimit:    func(int, *unix.Rlimit) error { return nil },
 		setRealTime: func(int, bool) error { return nil },
+		loadModule:  func(int, string, int) error { return nil },
 		ringBell:    func() { g.rings.Add(1) },
 	})
 	g.write("/proc/cmdline", "quiet "+p.String()+" panic=-1\n")

@@ -48,9 +48,10 @@ func TestRunFails(t *testing.T) {
 		path, text string
 		says       string
 	}{
-		"no ring":  {"/proc/cmdline", "quiet", "KTSTR_SHM_BASE"},
-		"no job":   {agentproto.JobPath, "", "it has no command"},
-		"bad ring": {"/proc/cmdline", "KTSTR_SHM_BASE=0x100800 KTSTR_SHM_SIZE=0x100000", "mapping"},
+		"no ring":   {"/proc/cmdline", "quiet", "KTSTR_SHM_BASE"},
+		"no job":    {agentproto.JobPath, "", "it has no command"},
+		"no module": {agentproto.JobPath, "arg \"/bin/true\"\nmodule \"/none.ko \"\n", "/none.ko: no such file"},
+		"bad ring":  {"/proc/cmdline", "KTSTR_SHM_BASE=0x100800 KTSTR_SHM_SIZE=0x100000", "mapping"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t, "exit 0")

@@ -42,9 +42,10 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Guest is a Linux guest and its command. Every field except Kernel and Command may be left zero.
 type Guest struct {
-	Kernel  string   // path of a bzImage or a vmlinux, or of an arm64 Image
+	Kernel  string   // a kernel's file, or the folder of one, as kernel.Find takes them
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
+	Modules   []string // 'NAME [PARAM=VALUE...]': kernel modules that are loaded before anything is started
 	Include   []string // SRC or SRC:DST: what else the guest gets; a DST that ends in / is its folder
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
@@ -96,7 +97,14 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if len(g.Command) == 0 {
 		return cfg, nil, &FieldError{Field: "Command", Err: errors.New("there is none")}
 	}
-	file, err := os.Open(g.Kernel)
+	found, err := kernel.Find(g.Kernel)
+	var file *os.File
+	if err == nil {
+		file, err = os.Open(found.Image)
+	}
+	if errors.Is(err, kernel.ErrNotFound) || errors.Is(err, kernel.ErrAmbiguous) {
+		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
+	}
 	if err != nil {
 		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
@@ -105,7 +113,11 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if err != nil {
 		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
 	}
-	archive, err := g.archive(cfg.Kernel.Board().Arch())
+	modules, err := found.LoadOrder(g.Modules)
+	if err != nil {
+		return cfg, nil, &FieldError{Field: "Modules", Err: err}
+	}
+	archive, err := g.archive(cfg.Kernel.Board().Arch(), modules)
 	if err != nil {
 		return cfg, nil, err
 	}
@@ -160,8 +172,8 @@ func (c closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// archive is the initramfs of a guest of an architecture.
-func (g Guest) archive(arch string) (*initramfs.Archive, error) {
+// archive is the initramfs of a guest of an architecture, with modules for its kernel.
+func (g Guest) archive(arch string, modules []kernel.Module) (*initramfs.Archive, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, err
@@ -193,6 +205,11 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 	j := agentproto.Job{
 		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
 		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+	}
+	for _, m := range modules {
+		path := agentproto.ModulesDir + "/" + m.Name + ".ko"
+		a.AddBytes(path, m.Content, 0o644)
+		j.Modules = append(j.Modules, agentproto.Module{Path: path, Params: m.Params})
 	}
 	if len(g.Scheduler) > 0 {
 		a.Dir = "/" // where the agent starts it
