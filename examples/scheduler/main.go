@@ -120,14 +120,13 @@ func setTimeout(ops *ebpf.MapSpec, d time.Duration) error {
 
 // wait returns when the scheduler is to end.
 func (o *options) wait() {
-	term := make(chan os.Signal, 1)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
 	if o.ignoreTerm {
-		signal.Ignore(syscall.SIGTERM)
-	} else {
-		signal.Notify(term, syscall.SIGTERM, os.Interrupt)
+		signals = nil // the signals come, and nobody looks
 	}
 	select {
-	case <-term:
+	case <-signals:
 	case <-after(o.exitAfter):
 	case <-after(o.panicAfter):
 		panic("fifo: as -panic-after asks")

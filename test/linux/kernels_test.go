@@ -3,6 +3,9 @@
 package linux
 
 import (
+	"bytes"
+	"compress/gzip"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +16,36 @@ import (
 
 // ofKernel is one of the kernel's own schedulers, in its build tree.
 func ofKernel(name string) string { return filepath.Join(kernel, "tools", "sched_ext", name) }
+
+// A package of Debian's, unpacked, whose modules come with what they need.
+func TestX86KernelPackage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, from := range map[string]string{
+		"boot/vmlinuz-7.0": kernel,
+		"lib/modules/7.0/kernel/arch/x86/kvm/kvm.ko.gz": os.Getenv("KTSTR_TEST_MODULE_KVM"),
+		"lib/modules/7.0/kernel/virt/lib/irqbypass.ko":  os.Getenv("KTSTR_TEST_MODULE_IRQBYPASS"),
+	} {
+		content, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(name, ".gz") {
+			var packed bytes.Buffer
+			z := gzip.NewWriter(&packed)
+			if _, err := z.Write(content); err != nil || z.Close() != nil {
+				t.Fatal(err)
+			}
+			content = packed.Bytes()
+		}
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := vmmRun(t, "--kernel", dir, "--module", "kvm", "--", "busybox", "cut", "-d", " ", "-f", "1,4", "/proc/modules")
+	e.want(t, 0, "kvm -\nirqbypass kvm,\n")
+}
 
 // The suite's kernel is a folder, and so are all of its tests tests of one; here it is looked at what was booted.
 func TestSchedExtKernelFolder(t *testing.T) {

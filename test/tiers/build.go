@@ -173,6 +173,8 @@ func (s *suite) addX86(kernel string) error {
 	}
 	s.files["KTSTR_TEST_KERNEL"] = filepath.Join(dir, "vmlinuz")
 	s.files["KTSTR_TEST_OTHER_KERNEL"] = filepath.Join(dir, "vmlinux")
+	s.files["KTSTR_TEST_MODULE_KVM"] = filepath.Join(dir, "kvm.ko")
+	s.files["KTSTR_TEST_MODULE_IRQBYPASS"] = filepath.Join(dir, "irqbypass.ko")
 	s.path = []string{filepath.Dir(busybox)}
 	return nil
 }
@@ -192,7 +194,8 @@ func (b *builder) addSchedExt(s *suite) error {
 		"KTSTR_TEST_SCHEDULER": "scheduler", "KTSTR_TEST_WORKLOAD": "workload", "KTSTR_TEST_SCX_STATS": "scx_stats",
 	} {
 		path := filepath.Join(b.dir, example)
-		if _, err := goCommand("", []string{"GOARCH=amd64"}, "build", "-o", path, "./examples/"+example); err != nil {
+		if _, err := goCommand("", []string{"GOARCH=amd64"}, "build", "-trimpath", "-o", path,
+			"./examples/"+example); err != nil {
 			return err
 		}
 		s.files[name] = path
