@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,8 @@ func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 		s.tenure.before = before.enableSeq
 		if s.log, err = openKernelLog(a.path(logDevice)); err != nil {
 			a.complain(err)
+		} else {
+			a.try(s.log.setClock(a.path(logDevice)))
 		}
 		a.watchDumps(ctx)
 	}
@@ -480,8 +483,24 @@ const (
 	lastBytes = 600
 )
 
+// verifiersTrace reports whether a line is one of those in which the verifier says how far it came: an instruction or
+// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c, print_verifier_state,
+// print_verification_stats).
+func verifiersTrace(line string) bool {
+	number, rest, ok := strings.Cut(line, ":")
+	if _, err := strconv.Atoi(number); ok && err == nil && strings.HasPrefix(rest, " ") {
+		return true
+	}
+	for _, mark := range []string{"; ", "cur state: ", "old state: "} {
+		if strings.HasPrefix(line, mark) {
+			return true
+		}
+	}
+	return strings.HasPrefix(line, "processed ") && strings.Contains(line, " insns (limit ")
+}
+
 // last returns the last lines in one, behind a colon, or "" where there are none. A program of Go's that panics says
-// what happened first, and then where.
+// what happened first, and then where; the kernel's verifier of BPF says it between what it went through.
 func (w *words) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -492,7 +511,7 @@ func (w *words) last() string {
 			lines = []string{line}
 			break
 		}
-		if line != "" {
+		if line != "" && !verifiersTrace(line) {
 			lines = append(lines, line)
 		}
 	}
