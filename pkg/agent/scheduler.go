@@ -206,8 +206,8 @@ func (s *scheduler) look(ctx context.Context) (gone bool) {
 	case s.words.thrownOut() && !s.tenure.enabled:
 		return s.conclude(ctx, shm.SchedulerRefused, "")
 	case !s.tenure.enabled && time.Now().After(s.deadline):
-		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
-			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState)))
+		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q%s",
+			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState), s.output.last()))
 	}
 	return false
 }
@@ -273,7 +273,9 @@ func (s *scheduler) unready(phase shm.SchedulerPhase) shm.SchedulerPhase {
 const (
 	// wordsLimit is how long the kernel may take to say why it throws a scheduler out.
 	wordsLimit = time.Second
-	// lastWordsLimit is how long its process may take to end by itself then, and how long its output may take to come.
+	// stepDownLimit is how long a process may take to end that was the scheduler and gave that up.
+	stepDownLimit = 2 * time.Second
+	// lastWordsLimit is how long the process of another may take, and how long output may take to come.
 	lastWordsLimit = 100 * time.Millisecond
 )
 
@@ -286,7 +288,11 @@ func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reas
 		s.log.read(s.words.hear)
 	}
 	code := codeNotScheduler
-	if s.ends(lastWordsLimit) {
+	patience := lastWordsLimit
+	if s.words.reason == unregisteredByUser {
+		patience = stepDownLimit
+	}
+	if s.ends(patience) {
 		code = shellCode(s.status)
 		s.awaitOutput(lastWordsLimit)
 	}
