@@ -107,8 +107,8 @@ func TestSchedExtOfKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			program := ofKernel(name)
-			e, r := reported(t, "--cpus", "2", "--include", program, "--include", workload, "--scheduler", scxStats+" "+program, "--",
-				"busybox", "sh", "-c", "busybox cat /sys/kernel/sched_ext/root/ops; "+workload+" pingpong -time 2s")
+			e, r := reported(t, "--cpus", "2", "--include", program, "--include", workload,
+				"--scheduler", scxStats+" "+program, "--", "busybox", "sh", "-c", "busybox cat /sys/kernel/sched_ext/root/ops; "+workload+" pingpong -time 2s")
 			if e.code != 0 || r.Outcome != "exited" || r.Ring.ByType["PMET"] == 0 {
 				t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
 			}
