@@ -44,7 +44,7 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel)},
+			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel), Symbols: g.Symbols},
 				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
 					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 					cfg, files, err := g.Config()

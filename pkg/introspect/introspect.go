@@ -10,6 +10,7 @@ package introspect
 import (
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -22,8 +23,23 @@ type CPU struct {
 	Idle      bool          // the idle task runs
 	PID       int32         // of the running task
 	Comm      string        // its name: up to 15 bytes, any that the guest likes
-	Policy    uint32        // its scheduling policy: linux, include/uapi/linux/sched.h
+	Policy    Policy        // its scheduling policy
 	SCX       *SCX          // nil for a kernel without sched_ext
+}
+
+// Policy is a scheduling policy: linux, include/uapi/linux/sched.h.
+type Policy uint32
+
+var policies = map[Policy]string{
+	0: "normal", 1: "fifo", 2: "rr", 3: "batch", 5: "idle", 6: "deadline", 7: "ext",
+}
+
+// String returns the policy's name in lower case, or its number.
+func (p Policy) String() string {
+	if name, ok := policies[p]; ok {
+		return name
+	}
+	return strconv.FormatUint(uint64(p), 10)
 }
 
 // SCX is what sched_ext says of a CPU.
@@ -66,7 +82,7 @@ func (v *View) cpu(index int) (c CPU, err error) {
 		return c, ErrNotUp
 	}
 	c.Idle = curr == idle
-	c.PID, c.Policy = int32(f.number(curr, v.pid)), uint32(f.number(curr, v.policy))
+	c.PID, c.Policy = int32(f.number(curr, v.pid)), Policy(f.number(curr, v.policy))
 	var comm [commSize]byte
 	f.read(comm[:], curr+uint64(v.comm.offset))
 	c.Comm = cString(comm[:])

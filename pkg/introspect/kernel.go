@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cilium/ebpf/btf"
-
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
@@ -116,11 +114,15 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if k.banner, err = readBanner(f, k.symbols[symBanner]); err != nil {
 		return nil, err
 	}
-	spec, err := btf.LoadSpecFromReader(file)
+	types := f.Section(".BTF")
+	if types == nil || types.Size > maxBTF {
+		return nil, fmt.Errorf("%w are not in its vmlinux", ErrTypes)
+	}
+	data, err := types.Data()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTypes, err)
 	}
-	k.layout, err = readLayout(spec)
+	k.layout, err = parseTypes(data)
 	return k, err
 }
 

@@ -16,17 +16,19 @@ const kernelHalf = 0xff00_0000_0000_0000
 // format describes page tables: of x86_64, Intel SDM volume 3, section 4.5; of arm64, Arm Architecture Reference
 // Manual, section D8.3.
 type format struct {
-	page   uint // a page has 2^page bytes, and a table as many: an entry has 8 bytes
-	levels int  // of tables
-	bits   uint // of an address that are translated; the others are all 1
+	page   uint   // a page has 2^page bytes, and a table as many: an entry has 8 bytes
+	levels int    // of tables
+	bits   uint   // of an address that are translated; the others are all 1
+	mask   uint64 // what of an entry is an address; arm64's has more bits of it, but only above what guests have
 	leaf   func(entry uint64, level int) bool
 }
 
 const (
-	present     = 1 << 0 // in an entry of either architecture
-	x86Large    = 1 << 7
-	arm64Table  = 1 << 1
-	addressMask = 0x000f_ffff_ffff_f000 // what an entry says of an address, at most; guests have less memory
+	present    = 1 << 0 // in an entry of either architecture
+	x86Large   = 1 << 7
+	x86Mask    = 0x000f_ffff_ffff_f000
+	arm64Table = 1 << 1
+	arm64Mask  = 0x0000_ffff_ffff_f000
 )
 
 func x86Leaf(entry uint64, level int) bool {
@@ -40,15 +42,19 @@ func arm64Leaf(entry uint64, level int) bool {
 // formats are those that a kernel of an architecture may use. The larger ones are tried last.
 func formats(arch string, page uint) []format {
 	if arch == "x86_64" {
-		return []format{{12, 4, 48, x86Leaf}, {12, 5, 57, x86Leaf}}
+		return []format{{12, 4, 48, x86Mask, x86Leaf}, {12, 5, 57, x86Mask, x86Leaf}}
 	}
 	switch page {
 	case 14:
-		return []format{{14, 2, 36, arm64Leaf}, {14, 3, 47, arm64Leaf}, {14, 4, 48, arm64Leaf}, {14, 4, 52, arm64Leaf}}
+		return []format{arm64(14, 2, 36), arm64(14, 3, 47), arm64(14, 4, 48), arm64(14, 4, 52)}
 	case 16:
-		return []format{{16, 2, 42, arm64Leaf}, {16, 3, 48, arm64Leaf}, {16, 3, 52, arm64Leaf}}
+		return []format{arm64(16, 2, 42), arm64(16, 3, 48), arm64(16, 3, 52)}
 	}
-	return []format{{12, 3, 39, arm64Leaf}, {12, 4, 48, arm64Leaf}, {12, 5, 52, arm64Leaf}}
+	return []format{arm64(12, 3, 39), arm64(12, 4, 48), arm64(12, 5, 52)}
+}
+
+func arm64(page uint, levels int, bits uint) format {
+	return format{page, levels, bits, arm64Mask, arm64Leaf}
 }
 
 // tables are a guest's page tables, which it may change at any time, and into anything: a translation takes one read
@@ -83,9 +89,9 @@ func (t *tables) translate(va uint64) (guestmem.Addr, error) {
 		}
 		if t.leaf(entry, level) {
 			offset := uint64(1)<<shift - 1
-			return guestmem.Addr(entry&addressMask&^offset | va&offset), nil
+			return guestmem.Addr(entry&t.mask&^offset | va&offset), nil
 		}
-		table = entry & addressMask &^ (1<<t.page - 1)
+		table = entry & t.mask &^ (1<<t.page - 1)
 	}
 }
 

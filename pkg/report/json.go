@@ -34,6 +34,7 @@ type jsonReport struct {
 	Doorbell      jsonDoorbell        `json:"doorbell"`
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
 	Crash         *jsonCrash          `json:"crash"`
+	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
 	Stimuli       []shm.StimulusEvent `json:"stimuli"`
 	Results       []json.RawMessage   `json:"results"`
 	ConsoleTail   string              `json:"console_tail"`
@@ -125,6 +126,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Results:     []json.RawMessage{},
 		ConsoleTail: string(r.Console),
 	}
+	j.CPUs = cpusJSON(r)
 	for name, n := range r.Ring.ByType {
 		if n > 0 {
 			j.Ring.ByType[name] = n

@@ -96,6 +96,7 @@ func (w *watcher) softDeadline() {
 	if w.giveUp == nil {
 		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
 			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
+		w.requestLook(AtSoftDeadline)
 		w.askToStop()
 	}
 }
