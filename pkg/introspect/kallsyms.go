@@ -227,7 +227,7 @@ func (k *kallsyms) offsetsFit() bool {
 			return false
 		}
 	}
-	return true
+	return k.address(k.count-1) > k.address(0) // else all of it is 0
 }
 
 // address returns the address of a symbol. In a kernel with CONFIG_KALLSYMS_ABSOLUTE_PERCPU an offset that is not

@@ -165,17 +165,17 @@ func ReadMemory(mem *guestmem.Memory, arch string) (*Kernel, error) {
 		return nil, err
 	}
 	k := &Kernel{arch: a}
-	image := make([]byte, 0, maxImage) // of which only what is used takes memory
-	for len(image) < maxImage && err != ErrTypes {
-		n := readable(mem, a.first+guestmem.Addr(len(image)), imageStep)
+	var image []byte
+	for len(image) < maxImage {
+		from := a.first + guestmem.Addr(len(image))
+		n := readable(mem, from, imageStep)
 		if n == 0 {
 			break
 		}
-		part := image[len(image) : len(image)+n]
-		if err := mem.Read(part, a.first+guestmem.Addr(len(image))); err != nil {
+		image = slices.Grow(image, n)[:len(image)+n]
+		if err := mem.Read(image[len(image)-n:], from); err != nil {
 			return nil, err
 		}
-		image = image[:len(image)+n]
 		if k.symbols == nil {
 			k.symbols, _ = lookup(image, a.wanted())
 		}
