@@ -66,8 +66,8 @@ func cpuJSON(c introspect.CPU) jsonCPU {
 
 // moments are how a sentence goes on that says when the CPUs were looked at.
 var moments = map[run.Moment]string{
-	run.AtSoftDeadline: "when it was asked to stop",
-	run.AtStop:         "when it had stopped",
+	run.AskedToStop: "when it was asked to stop",
+	run.Stopped:     "when it had stopped",
 }
 
 // cpusText is a paragraph for each look.

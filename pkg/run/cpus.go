@@ -26,15 +26,16 @@ type Moment string
 
 // The moments of a run at which its report shows what the guest's CPUs were doing.
 const (
-	AtSoftDeadline Moment = "soft_deadline" // before the guest is asked to stop
-	AtStop         Moment = "stop"          // after nothing of the guest runs any more
+	AskedToStop Moment = "asked_to_stop" // the guest, at its soft deadline or by a signal
+	Stopped     Moment = "stopped"       // after nothing of the guest runs any more
 )
 
 // How the kernel is looked for in the guest: it may not be there yet.
 const (
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 8 * time.Second
-	// lookAhead is how long before the soft deadline the kernel is looked for, so that the look is at once.
+	// lookAhead is how long before the soft deadline the kernel is looked for, so that the look is at once. At a signal
+	// it is not, so the guest may have begun to stop.
 	lookAhead = time.Second
 	// symbolsLimit is how long the end of a run waits for a kernel's file.
 	symbolsLimit = 2 * time.Second
@@ -199,7 +200,7 @@ func (o *observer) sample() {
 func (o *observer) last(r *Result) {
 	ctx, cancel := context.WithTimeout(context.Background(), symbolsLimit)
 	defer cancel()
-	o.look(ctx, AtStop)
+	o.look(ctx, Stopped)
 	r.Looks, r.LookError = o.looks, o.err
 	if o.err != nil {
 		o.log.Debug("what the guest's CPUs were doing is not known", zap.Error(o.err))

@@ -96,7 +96,7 @@ func (w *watcher) softDeadline() {
 	if w.giveUp == nil {
 		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
 			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
-		w.requestLook(AtSoftDeadline)
+		w.requestLook(AskedToStop)
 		w.askToStop()
 	}
 }
@@ -119,6 +119,7 @@ func (w *watcher) signalled(s os.Signal) {
 		w.stop(errInterrupt)
 	default:
 		w.signal = s
+		w.requestLook(AskedToStop)
 		w.askToStop()
 		w.graceOver = time.After(w.cfg.Grace)
 	}

@@ -151,6 +151,7 @@ type report struct {
 	Stimuli       []shm.StimulusEvent
 	Results       []any
 	ConsoleTail   string `json:"console_tail"`
+	CPUs          cpus
 }
 
 // reported runs a command in a guest and reads the run's report.

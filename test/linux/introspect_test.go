@@ -1,0 +1,130 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// cpus is what a report says of the guest's CPUs.
+type cpus struct {
+	Looks []look
+	Error string
+}
+
+type look struct {
+	When string
+	CPUs []cpu
+}
+
+type cpu struct {
+	Index     int
+	Online    bool
+	Idle      bool
+	NrRunning int     `json:"nr_running"`
+	Clock     float64 `json:"clock_seconds"`
+	PID       int
+	Comm      string
+	SCX       *struct{ Flags string }
+}
+
+// traits are what a guest says of its own kernel.
+const traits = `busybox uname -r; [ -e /sys/kernel/sched_ext ] && echo sched_ext || echo none; `
+
+// wantLook checks the last look, for which the guest ran more commands than it has CPUs: at least one was seen.
+func (c cpus) wantLook(t *testing.T, count int, comm string) {
+	t.Helper()
+	if c.Error != "" || len(c.Looks) == 0 {
+		t.Fatalf("no look: %+v", c)
+	}
+	last := c.Looks[len(c.Looks)-1]
+	if last.When != "stopped" || len(last.CPUs) != count {
+		t.Fatalf("%+v, want %d CPUs when it had stopped", last, count)
+	}
+	for i, c := range last.CPUs {
+		if c.Index != i || !c.Online || c.Clock <= 0 || !c.Idle && (c.PID <= 0 && c.Comm == "" || c.NrRunning < 1) {
+			t.Errorf("%+v can't be", c)
+		}
+	}
+	if !slices.ContainsFunc(last.CPUs, func(c cpu) bool { return c.Comm == comm && c.PID > 1 && !c.Idle }) {
+		t.Errorf("no CPU runs %s: %+v", comm, last.CPUs)
+	}
+}
+
+// unreadable reports whether nothing can be known of a kernel from outside: Debian's 6.1 for arm64 names no data in its
+// symbol table (CONFIG_KALLSYMS_ALL), and comes without its vmlinux.
+func unreadable(release string) bool { return arch == "arm64" && strings.HasPrefix(release, "6.1.") }
+
+// A guest that is busy and is stopped: what its CPUs were doing is known without its help.
+func TestBusyGuestIsLookedAt(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "report.json")
+	cmd := exec.Command(vmm, runArgs("--grace", "0s", "--cpus", "2", "--report", path, "--report-format", "json", "--",
+		"busybox", "sh", "-c", traits+`for i in 1 2 3; do `+busybox(t)+` sh -c 'echo busy; while :; do :; done' & done; wait`)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for s := bufio.NewScanner(stdout); s.Scan(); {
+		if lines = append(lines, s.Text()); len(lines) == 5 { // all of them are busy
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+		}
+	}
+	_ = cmd.Wait()
+	if cmd.ProcessState.ExitCode() != 143 || len(lines) != 5 {
+		t.Fatalf("exit code %d, %q, %s", cmd.ProcessState.ExitCode(), lines, stderr.Bytes())
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if unreadable(lines[0]) {
+		if len(r.CPUs.Looks) > 0 || !strings.Contains(r.CPUs.Error, "CONFIG_KALLSYMS_ALL") {
+			t.Errorf("%+v", r.CPUs)
+		}
+		return
+	}
+	r.CPUs.wantLook(t, 2, "busybox")
+	for _, c := range r.CPUs.Looks[0].CPUs {
+		if want := lines[1] == "sched_ext"; (c.SCX != nil) != want || want && c.SCX.Flags != "0x1" { // SCX_RQ_ONLINE
+			t.Errorf("a kernel with %s says %+v", lines[1], c.SCX)
+		}
+	}
+	if shown := "what each of the guest's CPUs was doing when it had stopped"; !strings.Contains(stderr.String(), shown) ||
+		!strings.Contains(stderr.String(), "busybox, process ") {
+		t.Errorf("not shown: %s", stderr.Bytes())
+	}
+}
+
+// A kernel that has panicked, and does nothing any more, can be asked which process brought it down.
+func TestPanickedGuestIsLookedAt(t *testing.T) {
+	t.Parallel()
+	e, r := reported(t, "--cpus", "2", "--append", "panic=0", "--", "busybox", "sh", "-c",
+		"exec >/proc/sysrq-trigger; echo c")
+	if e.code != 122 {
+		t.Fatalf("exit code %d, %s", e.code, e.stderr)
+	}
+	if arch == "arm64" && r.CPUs.Error != "" && strings.Contains(r.CPUs.Error, "CONFIG_KALLSYMS_ALL") {
+		return // TestBusyGuestIsLookedAt says of which kernel
+	}
+	r.CPUs.wantLook(t, 2, "busybox")
+}
