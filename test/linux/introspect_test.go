@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/ktstr/ktstr-vmm/pkg/linux"
 )
 
 // cpus is what a report says of the guest's CPUs.
@@ -115,16 +117,25 @@ func TestBusyGuestIsLookedAt(t *testing.T) {
 	}
 }
 
-// A kernel that has panicked, and does nothing any more, can be asked which process brought it down.
+// A kernel that has panicked, and does nothing any more, can be asked which process brought it down, also if it has
+// moved itself to random addresses.
 func TestPanickedGuestIsLookedAt(t *testing.T) {
 	t.Parallel()
-	e, r := reported(t, "--cpus", "2", "--append", "panic=0", "--", "busybox", "sh", "-c",
-		"exec >/proc/sysrq-trigger; echo c")
-	if e.code != 122 {
-		t.Fatalf("exit code %d, %s", e.code, e.stderr)
+	for name, flags := range map[string][]string{
+		"in its place": {"--append", "panic=0"},
+		"randomized":   {"--cmdline-only", strings.Replace(linux.Cmdline(arch), "nokaslr", "", 1) + " panic=0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, r := reported(t, append(flags, "--cpus", "2", "--", "busybox", "sh", "-c",
+				"exec >/proc/sysrq-trigger; echo c")...)
+			if e.code != 122 {
+				t.Fatalf("exit code %d, %s", e.code, e.stderr)
+			}
+			if arch == "arm64" && strings.Contains(r.CPUs.Error, "CONFIG_KALLSYMS_ALL") {
+				return // TestBusyGuestIsLookedAt knows of which kernel
+			}
+			r.CPUs.wantLook(t, 2, "busybox")
+		})
 	}
-	if arch == "arm64" && r.CPUs.Error != "" && strings.Contains(r.CPUs.Error, "CONFIG_KALLSYMS_ALL") {
-		return // TestBusyGuestIsLookedAt says of which kernel
-	}
-	r.CPUs.wantLook(t, 2, "busybox")
 }
