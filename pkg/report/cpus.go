@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,24 +71,53 @@ var moments = map[run.Moment]string{
 	run.Stopped:     "when it had stopped",
 }
 
-// cpusText is a paragraph for each look.
+// cpusText is a paragraph for each look: a line for each CPU that runs something, and one for all others.
 func cpusText(r *run.Result) string {
 	var b strings.Builder
 	for _, l := range r.Looks {
 		fmt.Fprintf(&b, "\nwhat each of the guest's CPUs was doing %s, after %v:\n", moments[l.When],
 			l.At.Round(time.Millisecond))
+		var idle, offline []int
 		for _, c := range l.CPUs {
-			fmt.Fprintf(&b, "  CPU %-3d %s\n", c.Index, cpuText(c))
+			switch {
+			case !c.Online:
+				offline = append(offline, c.Index)
+			case c.Idle && c.NrRunning == 0:
+				idle = append(idle, c.Index)
+			default:
+				fmt.Fprintf(&b, "  CPU %-3d %s\n", c.Index, cpuText(c))
+			}
+		}
+		if len(idle) > 0 {
+			fmt.Fprintf(&b, "  idle    CPU %s\n", ranges(idle))
+		}
+		if len(offline) > 0 {
+			fmt.Fprintf(&b, "  offline CPU %s\n", ranges(offline))
 		}
 	}
 	return b.String()
 }
 
-func cpuText(c introspect.CPU) string {
-	if !c.Online {
-		return "offline"
+// ranges shows ascending numbers as Linux's lists of CPUs do.
+func ranges(n []int) string {
+	var parts []string
+	for i := 0; i < len(n); {
+		j := i
+		for j+1 < len(n) && n[j+1] == n[j]+1 {
+			j++
+		}
+		part := strconv.Itoa(n[i])
+		if j > i {
+			part += "-" + strconv.Itoa(n[j])
+		}
+		parts = append(parts, part)
+		i = j + 1
 	}
-	task := "idle"
+	return strings.Join(parts, ",")
+}
+
+func cpuText(c introspect.CPU) string {
+	task := "idle" // with a task that waits for it
 	if !c.Idle {
 		task = fmt.Sprintf("%s, process %d", Printable(c.Comm), c.PID)
 		if c.Policy != 0 {
