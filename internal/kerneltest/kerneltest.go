@@ -62,13 +62,14 @@ const Size = 8 << 20
 
 // Where things lie in an image, from its start on.
 const (
+	TypesAt = 0x40000
+	RootAt  = 0x100000 // the page tables' root
+
 	offBanner  = 0x1000
 	offPhys    = 0x2000 // phys_base, kimage_voffset
 	offOffsets = 0x3000 // __per_cpu_offset
 	offPerCPU  = 0x4000 // the per-CPU variables as they are linked, on arm64
 	offSymbols = 0x10000
-	offTypes   = 0x40000
-	offRoot    = 0x100000
 	offTables  = 0x110000 // each 64 KiB
 	offRQ      = 0x300000 // each 4 KiB
 	offTasks   = 0x380000
@@ -143,13 +144,13 @@ func (k Kernel) Region(t testing.TB) guestmem.Region {
 	text := k.text()
 	m.string(text+offBanner, banner)
 	k.header(m)
-	if table := k.kallsyms(); len(table) > offTypes-offSymbols {
+	if table := k.kallsyms(); len(table) > TypesAt-offSymbols {
 		t.Fatalf("%d bytes of symbols", len(table))
 	} else {
 		copy(m.at(text+offSymbols), table)
 	}
 	if !k.NoTypes {
-		copy(m.at(text+offTypes), k.Types(t))
+		copy(m.at(text+TypesAt), k.Types(t))
 	}
 	k.pageTables(t, m)
 	k.queues(m)
@@ -256,5 +257,5 @@ func (k Kernel) symbols() []symbol {
 	if k.Arch != "x86_64" {
 		list = append(list, percpu)
 	}
-	return append(list, symbol{"D" + a.root, a.link + offRoot}, symbol{"B_end", a.link + Size})
+	return append(list, symbol{"D" + a.root, a.link + RootAt}, symbol{"B_end", a.link + Size})
 }

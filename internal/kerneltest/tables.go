@@ -7,7 +7,7 @@ import "testing"
 func (k Kernel) pageTables(t testing.TB, m memory) {
 	t.Helper()
 	a, text := k.arch(), k.text()
-	w := &tableWriter{t: t, m: m, Paging: k.Paging, x86: k.Arch == "x86_64", root: text + offRoot, next: text + offTables}
+	w := &tableWriter{t: t, m: m, Paging: k.Paging, x86: k.Arch == "x86_64", root: text + RootAt, next: text + offTables}
 	for off := uint64(0); off < Size-k.Moved; off += w.block() {
 		w.mapBlock(a.image+k.Slid+off, text+off)
 	}
@@ -51,7 +51,7 @@ func (w *tableWriter) mapBlock(va, pa uint64) {
 			return
 		}
 		if le.Uint64(w.m.at(entry)) == 0 {
-			if w.next-w.root > offRQ-offRoot-tableRoom {
+			if w.next-w.root > offRQ-RootAt-tableRoom {
 				w.t.Fatal("too many page tables")
 			}
 			w.m.uint64(entry, w.next|3) // present, or valid and a table

@@ -19,11 +19,7 @@ type guest struct {
 func newGuest(t testing.TB, arch string) guest {
 	t.Helper()
 	region := running(arch).Region(t)
-	mem, err := guestmem.New(region)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return guest{mem, region.Mem}
+	return guest{memoryOf(t, region), region.Mem}
 }
 
 // patch changes 8-byte words, by patches of 4 bytes that say where, and 8 bytes. It returns what undoes that.

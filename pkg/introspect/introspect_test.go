@@ -57,6 +57,15 @@ func wantFacts(t *testing.T, k *introspect.Kernel, err error, mem *guestmem.Memo
 	}
 }
 
+func memoryOf(t testing.TB, region guestmem.Region) *guestmem.Memory {
+	t.Helper()
+	mem, err := guestmem.New(region)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mem
+}
+
 var architectures = []string{"x86_64", "arm64"}
 
 // Symbols come from the kernel's own table in memory, in the orders of all versions, or from its vmlinux, also if it
@@ -143,10 +152,7 @@ func TestMissing(t *testing.T) {
 			}
 		}
 		kernel := running(arch)
-		empty, err := guestmem.New(guestmem.Region{Base: kernel.Base(), Mem: make([]byte, kerneltest.Size)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		empty := memoryOf(t, guestmem.Region{Base: kernel.Base(), Mem: make([]byte, kerneltest.Size)})
 		if _, err := introspect.ReadMemory(empty, arch); !errors.Is(err, introspect.ErrSymbols) {
 			t.Errorf("%s, empty memory: %v", arch, err)
 		}
@@ -195,12 +201,8 @@ func TestEarly(t *testing.T) {
 		t.Errorf("%v of a kernel that has no run queues", cpus)
 	}
 	region := running("x86_64").Region(t)
-	clear(region.Mem[0x100000:0x200000])
-	mem, err := guestmem.New(region)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := k.Open(mem); !errors.Is(err, introspect.ErrUnmapped) {
+	clear(region.Mem[kerneltest.RootAt:][:4096])
+	if _, err := k.Open(memoryOf(t, region)); !errors.Is(err, introspect.ErrUnmapped) {
 		t.Errorf("without page tables: %v, want %v", err, introspect.ErrUnmapped)
 	}
 }

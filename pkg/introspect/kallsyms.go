@@ -16,12 +16,12 @@ import (
 // and since then the first two, and the sequences, follow the last. Each part is aligned to 8 bytes.
 const (
 	tokens       = 256
-	markerStride = 256     // there is a marker for each so many names: its offset
-	maxSymbols   = 1 << 20 // those of distributions have 200,000
-	maxNameSize  = 0x3fff  // a name's length in tokens is one byte, or two that carry 7 bits each
-	maxName      = 512     // bytes of a name that is kept: KSYM_NAME_LEN
-	maxSteps     = 8 << 20 // names that are looked at until the table is found, or given up
-	maxTries     = 256     // places where a table may be
+	markerStride = 256      // there is a marker for each so many names: its offset
+	maxSymbols   = 1 << 20  // those of distributions have 200,000
+	maxNameSize  = 0x3fff   // a name's length in tokens is one byte, or two that carry 7 bits each
+	maxName      = 512      // bytes of a name that is kept: KSYM_NAME_LEN
+	maxLooks     = 16 << 20 // markers and names that are looked at until the table is found, or given up
+	maxTries     = 256      // places where a table may be
 	tableAlign   = 8
 )
 
@@ -39,7 +39,7 @@ type kallsyms struct {
 	count   int // of symbols
 	offsets int // where the offsets begin
 	base    uint64
-	steps   int // names that were looked at in vain
+	looks   int // markers and names that were looked at
 }
 
 // lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked. It
@@ -115,7 +115,7 @@ func (k *kallsyms) findNames(tokens int) bool {
 // at most.
 func (k *kallsyms) findFirstName(first, last, markers int) bool {
 	for names := (first - last) &^ (tableAlign - 1); names >= tableAlign; names -= tableAlign {
-		if first-last-names > markerStride*maxName {
+		if first-last-names > markerStride*maxName || !k.look() {
 			return false
 		}
 		count := int(binary.LittleEndian.Uint32(k.image[names-tableAlign:]))
@@ -134,27 +134,34 @@ func markersFor(symbols int) int { return (symbols + markerStride - 1) / markerS
 // findMarkers returns where the markers begin that end at a place, the last of them, and how many there are: they
 // ascend from 0, and are as many as a table of some size behind them is for.
 func (k *kallsyms) findMarkers(end, table int) (first, last, count int) {
-	if end < 4 {
-		return 0, 0, 0
-	}
+	least, most := 1, maxSymbols/markerStride
 	if table > 0 {
-		least, most := markersFor(max(1, (table-tableAlign)/3)), markersFor(table/3)
+		least, most = markersFor(max(1, (table-tableAlign)/3)), markersFor(table/3)
 		if !k.zero(end-4*least) && !k.zero(end-4*most) {
 			return 0, 0, 0
 		}
 	}
+	if end < 4 {
+		return 0, 0, 0
+	}
 	last = int(binary.LittleEndian.Uint32(k.image[end-4:]))
-	for at, above := end-4, last+1; at >= 0 && count < maxSymbols/markerStride; at -= 4 {
+	for at, above := end-4, last+1; at >= 0 && count < most && k.look(); at -= 4 {
 		marker := int(binary.LittleEndian.Uint32(k.image[at:]))
 		if marker >= above {
 			break
 		}
 		above = marker
-		if count++; marker == 0 {
+		if count++; marker == 0 && count >= least {
 			return at, last, count
 		}
 	}
 	return 0, 0, 0
+}
+
+// look counts one more marker or name, and reports whether it may be looked at.
+func (k *kallsyms) look() bool {
+	k.looks++
+	return k.looks <= maxLooks
 }
 
 func (k *kallsyms) zero(at int) bool {
@@ -165,7 +172,7 @@ func (k *kallsyms) zero(at int) bool {
 func (k *kallsyms) namesFit(markers int) bool {
 	at := k.names
 	for i := range k.count {
-		if k.steps++; k.steps > maxSteps {
+		if !k.look() {
 			return false
 		}
 		if i%markerStride == 0 && at-k.names != int(binary.LittleEndian.Uint32(k.image[markers+i/markerStride*4:])) {

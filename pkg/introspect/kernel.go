@@ -95,7 +95,8 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 		return nil, fmt.Errorf("%w: no ELF file: %w", ErrSymbols, err)
 	}
 	k := &Kernel{symbols: map[string]uint64{}}
-	if k.arch, err = archOf(map[elf.Machine]string{elf.EM_X86_64: "x86_64", elf.EM_AARCH64: "arm64"}[f.Machine]); err != nil {
+	machines := map[elf.Machine]string{elf.EM_X86_64: "x86_64", elf.EM_AARCH64: "arm64"}
+	if k.arch, err = archOf(machines[f.Machine]); err != nil {
 		return nil, err
 	}
 	symbols, err := f.Symbols()
@@ -122,7 +123,7 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTypes, err)
 	}
-	k.layout, err = parseTypes(data)
+	k.layout, err = readLayout(data)
 	return k, err
 }
 
@@ -182,7 +183,7 @@ func ReadMemory(mem *guestmem.Memory, arch string) (*Kernel, error) {
 		if k.symbols == nil {
 			continue
 		}
-		if k.layout, err = findTypes(image); err == nil {
+		if k.layout, err = findLayout(image); err == nil {
 			return k, k.check()
 		}
 	}

@@ -70,8 +70,9 @@ func unreadable(release string) bool { return arch == "arm64" && strings.HasPref
 func TestBusyGuestIsLookedAt(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "report.json")
+	const busy = ` sh -c 'echo busy; while :; do :; done'`
 	cmd := exec.Command(vmm, runArgs("--grace", "0s", "--cpus", "2", "--report", path, "--report-format", "json", "--",
-		"busybox", "sh", "-c", traits+`for i in 1 2 3; do `+busybox(t)+` sh -c 'echo busy; while :; do :; done' & done; wait`)...)
+		"busybox", "sh", "-c", traits+"for i in 1 2 3; do "+busybox(t)+busy+" & done; wait")...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
