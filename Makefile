@@ -24,12 +24,14 @@ demo: build
 test:
 	scripts/install-deps
 	scripts/fetch-linux
+	scripts/build-linux
 	$(MAKE) --no-print-directory lint
 	scripts/test
 
 # The Linux suite alone.
 linux-test:
 	scripts/fetch-linux
+	scripts/build-linux
 	scripts/guest-tests linux
 
 # Lines have at most 120 characters, but for the rows of a Markdown table.

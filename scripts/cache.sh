@@ -42,3 +42,19 @@ keep() {
 	mv -T "$unpacked" "$cache/$1_$version"
 	rm -rf "${unpacked%/*}"
 }
+
+# sources ARCH: makes apt, for what follows, one with a state of its own, for an architecture that may not be the
+# machine's, and with the backports: the machine's own setup stays as it is.
+sources() {
+	local codename key=/usr/share/keyrings/debian-archive-keyring.gpg
+	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+	root=$(mktemp -d "$cache/tmp.XXXXXX")
+	mkdir -p "$root"/{lists,cache/archives}/partial
+	: >"$root/status"
+	apt-get indextargets --format 'deb [signed-by='$key'] $(REPO_URI) $(CODENAME) main' |
+		sed "p; s/ $codename main\$/ $codename-backports main/" | sort -u >"$root/list"
+	apt=(-o APT::Sandbox::User=root -o "APT::Architecture=$1" -o "APT::Architectures::=$1"
+		-o "Dir::Etc::sourcelist=$root/list" -o Dir::Etc::sourceparts=- -o "Dir::State=$root"
+		-o "Dir::State::status=$root/status" -o "Dir::Cache=$root/cache")
+	apt-get "${apt[@]}" update -qq
+}

@@ -44,7 +44,8 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), versionCommand())
+	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(),
+		versionCommand())
 	return executeCommand(root, args, stdout, stderr)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,19 +22,27 @@ func runCommand() *cobra.Command {
 	var o options
 	var g linux.Guest
 	var scheduler, reserve string
+	var dumps dumpFlags
 	c := &cobra.Command{
-		Use:   "run --kernel FILE [flags] -- CMD [ARG...]",
+		Use:   "run --kernel FILE|DIR [flags] -- CMD [ARG...]",
 		Short: "Boot a Linux kernel and run a command in it",
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
 			}
 			if g.Kernel == "" {
-				return errors.New("--kernel is needed: a bzImage, a vmlinux or an arm64 Image")
+				return errors.New("--kernel is needed: " + kernelIs)
 			}
 			var ok bool
 			if g.Reservation, ok = reservations[reserve]; !ok {
 				return fmt.Errorf("--shm-reserve %q: it is one of no-map, cacheable", reserve)
+			}
+			if g.SchedulerWait < time.Millisecond || g.SchedulerWait > maxWait {
+				return fmt.Errorf("--scheduler-wait %v: it can be %v to %v", g.SchedulerWait, time.Millisecond, maxWait)
+			}
+			when, err := dumps.check(scheduler != "" || c.Flags().Changed("dump-on"))
+			if err != nil {
+				return err
 			}
 			if len(args) == 0 {
 				return errors.New("run takes a command behind --")
@@ -44,7 +53,7 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: filepath.Base(g.Kernel), Symbols: g.Symbols},
+			return o.run(c, run.Config{Name: g.Name(), KernelName: kernelName(g.Kernel), Dumps: when, Symbols: g.Symbols},
 				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
 					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 					cfg, files, err := g.Config()
@@ -57,7 +66,9 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&g.Kernel, "kernel", "", "the kernel: a bzImage, a vmlinux or an arm64 Image")
+	f.StringVar(&g.Kernel, "kernel", "", "the kernel: "+kernelIs)
+	f.StringArrayVar(&g.Modules, "module", nil,
+		"'NAME [PARAM=VALUE...]', a module of the kernel's to load, after what it needs; from DIR, or beside FILE")
 	f.StringVar(&g.Initrd, "initrd", "", "an initramfs to put below what is made for the command")
 	f.StringVar(&g.Append, "append", "", "what to add to the kernel's command line")
 	f.StringVar(&g.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
@@ -66,6 +77,9 @@ func runCommand() *cobra.Command {
 	f.StringArrayVar(&g.Include, "include", nil, "SRC[:DST], a file or a folder that the guest gets")
 	f.StringVar(&scheduler, "scheduler", "",
 		"'PATH ARG...', the scheduler under test: started before the command, and watched")
+	f.DurationVar(&g.SchedulerWait, "scheduler-wait", 10*time.Second,
+		"how long it may take to become the scheduler, before the command starts")
+	dumps.register(c)
 	f.StringArrayVar(&g.Env, "env", nil, "NAME=VALUE, in the command's environment")
 	f.StringVar(&reserve, "shm-reserve", "no-map", "how an arm64 kernel is kept off the ring: no-map, for every kernel; "+
 		"cacheable, faster, for one without STRICT_DEVMEM")
@@ -79,13 +93,26 @@ func runCommand() *cobra.Command {
 	return c
 }
 
+const kernelIs = "a bzImage, a vmlinux or an arm64 Image, or the folder of one: a build tree or an unpacked package"
+
+// maxWait bounds --scheduler-wait.
+const maxWait = 24 * time.Hour
+
 // reservations are the values of --shm-reserve.
 var reservations = map[string]fdt.Reservation{"no-map": fdt.NoMap, "cacheable": fdt.Cacheable}
+
+// kernelName is what reports call a kernel: its file, or its folder, which may be "." to its user.
+func kernelName(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	return filepath.Base(path)
+}
 
 // guestFlags are the flags that set a guest's fields.
 var guestFlags = map[string]string{
 	"Kernel": "--kernel", "Initrd": "--initrd", "Include": "--include", "Env": "--env", "Scheduler": "--scheduler",
-	"Sysroot": "--sysroot",
+	"Sysroot": "--sysroot", "Modules": "--module",
 }
 
 // byFlag puts the flag in the place of the field that an error names. The command has none.

@@ -5,10 +5,14 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// JobPath is where the agent finds its job.
-const JobPath = "/ktstr/job"
+// Where the agent finds its job, and the kernel modules that it is to load.
+const (
+	JobPath    = "/ktstr/job"
+	ModulesDir = "/ktstr/modules"
+)
 
 // ErrJob means that a text is not a job.
 var ErrJob = errors.New("this is no job for the agent")
@@ -33,12 +37,21 @@ type Job struct {
 	// OneOutput makes the command's stdout and stderr one, so that their order is kept.
 	OneOutput bool
 
+	// Modules are loaded into the kernel, in this order, before anything is started.
+	Modules []Module
+
 	// Scheduler is the scheduler under test and its arguments; empty: the kernel's own.
 	Scheduler []string
+	// SchedulerWait is how long the scheduler may take until it is in charge; 0: the agent decides.
+	SchedulerWait time.Duration
 
 	// OpenFiles is how many files a process may have open; if Hard is 0, the guest's kernel decides.
 	OpenFiles Limit
 }
+
+// Module is a kernel module: a file in the guest, whose path has no blank, and its parameters, as finit_module(2) takes
+// them.
+type Module struct{ Path, Params string }
 
 // Limit is a limit of setrlimit(2).
 type Limit struct{ Soft, Hard uint64 }
@@ -50,7 +63,9 @@ const (
 	nameDir       = "dir"
 	nameTTY       = "tty"
 	nameOneOutput = "one-output"
+	nameModule    = "module"
 	nameScheduler = "scheduler"
+	nameWait      = "scheduler-wait"
 	nameOpenFiles = "open-files"
 )
 
@@ -67,7 +82,11 @@ func (j Job) Encode() string {
 	item(nameDir, j.Dir)
 	item(nameTTY, strconv.FormatBool(j.TTY))
 	item(nameOneOutput, strconv.FormatBool(j.OneOutput))
+	for _, m := range j.Modules {
+		item(nameModule, m.Path+" "+m.Params)
+	}
 	item(nameScheduler, j.Scheduler...)
+	item(nameWait, j.SchedulerWait.String())
 	item(nameOpenFiles, fmt.Sprint(j.OpenFiles.Soft, " ", j.OpenFiles.Hard))
 	return b.String()
 }
@@ -103,8 +122,13 @@ func (j *Job) set(name, value string) (err error) {
 		j.TTY, err = strconv.ParseBool(value)
 	case nameOneOutput:
 		j.OneOutput, err = strconv.ParseBool(value)
+	case nameModule:
+		path, params, _ := strings.Cut(value, " ")
+		j.Modules = append(j.Modules, Module{path, params})
 	case nameScheduler:
 		j.Scheduler = append(j.Scheduler, value)
+	case nameWait:
+		j.SchedulerWait, err = time.ParseDuration(value)
 	case nameOpenFiles:
 		j.OpenFiles, err = parseLimit(value)
 	default:

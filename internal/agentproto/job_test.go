@@ -4,6 +4,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -19,12 +20,19 @@ func TestRoundTrip(t *testing.T) {
 		}
 		return s
 	})
+	modules := rapid.Map(list, func(params []string) (m []agentproto.Module) {
+		for _, p := range params {
+			m = append(m, agentproto.Module{Path: agentproto.ModulesDir + "/m.ko", Params: p})
+		}
+		return m
+	})
 	rapid.Check(t, func(t *rapid.T) {
 		want := agentproto.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
 			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
-			Scheduler: list.Draw(t, "scheduler"),
-			OpenFiles: agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
+			Modules: modules.Draw(t, "modules"), Scheduler: list.Draw(t, "scheduler"),
+			SchedulerWait: time.Duration(rapid.Int64().Draw(t, "scheduler wait")),
+			OpenFiles:     agentproto.Limit{Soft: rapid.Uint64().Draw(t, "soft"), Hard: rapid.Uint64().Draw(t, "hard")},
 		}
 		got, err := agentproto.ParseJob(want.Encode())
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -36,6 +44,7 @@ func TestRoundTrip(t *testing.T) {
 func TestFormat(t *testing.T) {
 	j := agentproto.Job{
 		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true,
+		Modules:   []agentproto.Module{{Path: "/m.ko"}, {Path: "/n.ko", Params: "a=1 b=\"2 3\""}},
 		Scheduler: []string{"/s"},
 		OpenFiles: agentproto.Limit{Soft: 1024, Hard: 4096},
 	}
@@ -46,7 +55,10 @@ env "A=b"
 dir "/"
 tty "true"
 one-output "false"
+module "/m.ko "
+module "/n.ko a=1 b=\"2 3\""
 scheduler "/s"
+scheduler-wait "0s"
 open-files "1024 4096"
 `
 	if got := j.Encode(); got != want {
@@ -57,7 +69,7 @@ open-files "1024 4096"
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", "dir \"/\"\n", "\n", "arg", "arg \"a", "arg a\n", "arg \"a\"\nwhat \"b\"\n",
-		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\n\n",
+		"arg \"a\"\ntty \"perhaps\"\n", "arg \"a\"\nscheduler-wait \"soon\"\n", "arg \"a\"\n\n",
 		"arg \"a\"\nopen-files \"1\"\n", "arg \"a\"\nopen-files \"-1 2\"\n", "arg \"a\"\nopen-files \"1 2 3\"\n",
 	} {
 		if j, err := agentproto.ParseJob(text); !errors.Is(err, agentproto.ErrJob) {
@@ -70,7 +82,7 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"arg \"/bin/echo\"\narg \"two\\nlines\"\nenv \"HOME=/root\"\ndir \"/src\"\ntty \"true\"\n" +
-			"one-output \"false\"\nscheduler \"/s\"\nopen-files \"1024 4096\"\n",
+			"one-output \"false\"\nscheduler \"/s\"\nscheduler-wait \"10s\"\nopen-files \"1024 4096\"\n",
 		"arg `raw`", "arg 'c'\n", "arg \"\\x00\\xff\"\n", "arg \"a\"\r\n", "arg\n", "tty \"1\"\narg \"\"\n",
 		"open-files \"0 18446744073709551615\"\narg \"a\"\n",
 	} {

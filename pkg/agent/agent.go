@@ -77,7 +77,9 @@ type agent struct {
 	running  sync.WaitGroup // the agent's own goroutines
 
 	scheduler *scheduler // nil where none was started
-	schedGone sync.Once  // the host was told that it is gone
+
+	openDumps sync.Once
+	dumps     atomic.Pointer[dumps] // nil where the kernel's can't be read
 
 	stopping chan struct{} // closed when the run is to end before the command does by itself
 	stop     sync.Once
@@ -137,7 +139,10 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.doors.close()
-	if err := a.startScheduler(ctx); err != nil {
+	if err := a.loadModules(); err != nil {
+		return err
+	}
+	if up, err := a.startScheduler(ctx); err != nil || !up {
 		return err
 	}
 	if err := a.writer.WriteWait(ctx, shm.ScenarioStart, nil); err != nil {
@@ -145,7 +150,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	code := a.runCommand(ctx)
 	a.doors.flush()
-	a.lookAtScheduler(ctx)
+	a.dismissScheduler(ctx)
 	if err := a.writer.WriteWait(ctx, shm.ScenarioEnd, nil); err != nil {
 		return err
 	}

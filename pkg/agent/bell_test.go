@@ -13,17 +13,17 @@ func TestRingsForTheEnd(t *testing.T) {
 	gone := shellJob("exit 0")
 	gone.Scheduler = []string{"/no/such/scheduler"}
 	for name, tc := range map[string]struct {
-		job   agentproto.Job
-		rings int32
+		job agentproto.Job
+		end shm.Type
 	}{
-		"EXIT":          {script, 1},
-		"SCDX and EXIT": {gone, 2},
+		"EXIT": {script, shm.Exit},
+		"SCDX": {gone, shm.SchedulerExit},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuestFor(t, tc.job)
 			got := g.boot()
-			if n := g.rings.Load(); n != tc.rings || len(of(shm.Exit, got)) != 1 {
-				t.Errorf("%d rings, want %d; %q", n, tc.rings, got)
+			if n := g.rings.Load(); n != 1 || len(of(tc.end, got)) != 1 {
+				t.Errorf("%d rings, want 1; %q", n, got)
 			}
 		})
 	}

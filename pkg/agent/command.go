@@ -27,6 +27,8 @@ type limits struct {
 	// schedulerSettles is how long it has to live where the kernel has no word for it, and how long
 	// its end may take to be seen at the run's end.
 	schedulerSettles time.Duration
+	// schedulerTerm is how long it may take to go at the run's end.
+	schedulerTerm time.Duration
 	// crash is how long the host may take to make room for what ended the agent.
 	crash time.Duration
 }
@@ -35,6 +37,7 @@ var defaultLimits = limits{
 	term:             2 * time.Second,
 	schedulerUp:      10 * time.Second,
 	schedulerSettles: 100 * time.Millisecond,
+	schedulerTerm:    2 * time.Second,
 	crash:            10 * time.Second,
 }
 
@@ -45,7 +48,7 @@ func (a *agent) runCommand(ctx context.Context) int {
 	}
 	p := program{
 		args: a.job.Args,
-		env:  slices.Concat(a.environment(), a.doors.env()),
+		env:  a.environment(),
 		dir:  a.path(a.job.Dir),
 		sys:  unix.SysProcAttr{Setsid: true},
 	}

@@ -67,7 +67,7 @@ func (a *agent) watch(ctx context.Context, asked <-chan os.Signal) {
 			a.asked.CompareAndSwap(nil, s)
 			a.askToStop()
 		case <-tick.C:
-			a.answerControl()
+			a.answerControl(ctx)
 		}
 	}
 }
@@ -76,8 +76,9 @@ func (a *agent) watch(ctx context.Context, asked <-chan os.Signal) {
 func (a *agent) askToStop() { a.stop.Do(func() { close(a.stopping) }) }
 
 // answerControl looks at the control bytes once.
-func (a *agent) answerControl() {
+func (a *agent) answerControl(ctx context.Context) {
 	if a.control.TakeDump() {
+		a.watchDumps(ctx)
 		a.try(os.WriteFile(a.path("/proc/sysrq-trigger"), []byte("D"), 0))
 	}
 	if a.control.TakeStall() {

@@ -81,6 +81,8 @@ func newGuestFor(t *testing.T, j agentproto.Job) *guest {
 		mount:       func(string, string, string, uintptr, string) error { return nil },
 		setHostname: func([]byte) error { return nil },
 		setLimit:    func(int, *unix.Rlimit) error { return nil },
+		setRealTime: func(int, bool) error { return nil },
+		loadModule:  func(int, string, int) error { return nil },
 		ringBell:    func() { g.rings.Add(1) },
 	})
 	g.write("/proc/cmdline", "quiet "+p.String()+" panic=-1\n")
@@ -196,6 +198,11 @@ func (g *guest) drain(messages []string) []string {
 func code(t shm.Type, c int32) string {
 	p := shm.EncodeCode(c)
 	return fmt.Sprintf("%v %s", t, p[:])
+}
+
+// without returns the messages of other types.
+func without(t shm.Type, messages []string) []string {
+	return slices.DeleteFunc(slices.Clone(messages), func(m string) bool { return strings.HasPrefix(m, t.String()+" ") })
 }
 
 // of returns the messages of a type.

@@ -36,13 +36,18 @@ func (p *process) signalGroup(s unix.Signal) error {
 // reaper waits for all children, as PID 1 has to: its own and those whose parents are gone.
 type reaper struct {
 	signals chan os.Signal // holds one, so that a child which ends between two looks is not missed
+	// fork calls what forks a child.
+	fork func(func() (pid int, err error)) (int, error)
 
 	mu      sync.Mutex // held from a child's start until it is known
 	started map[int]*process
 }
 
 func startReaper() *reaper {
-	r := &reaper{signals: make(chan os.Signal, 1), started: map[int]*process{}}
+	r := &reaper{
+		signals: make(chan os.Signal, 1), started: map[int]*process{},
+		fork: func(fork func() (int, error)) (int, error) { return fork() },
+	}
 	signal.Notify(r.signals, unix.SIGCHLD)
 	return r
 }
@@ -51,7 +56,7 @@ func startReaper() *reaper {
 func (r *reaper) start(p *program) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	pid, err := p.start()
+	pid, err := r.fork(p.start)
 	if err != nil {
 		return nil, err
 	}

@@ -48,9 +48,10 @@ func TestRunFails(t *testing.T) {
 		path, text string
 		says       string
 	}{
-		"no ring":  {"/proc/cmdline", "quiet", "KTSTR_SHM_BASE"},
-		"no job":   {agentproto.JobPath, "", "it has no command"},
-		"bad ring": {"/proc/cmdline", "KTSTR_SHM_BASE=0x100800 KTSTR_SHM_SIZE=0x100000", "mapping"},
+		"no ring":   {"/proc/cmdline", "quiet", "KTSTR_SHM_BASE"},
+		"no job":    {agentproto.JobPath, "", "it has no command"},
+		"no module": {agentproto.JobPath, "arg \"/bin/true\"\nmodule \"/none.ko \"\n", "/none.ko: no such file"},
+		"bad ring":  {"/proc/cmdline", "KTSTR_SHM_BASE=0x100800 KTSTR_SHM_SIZE=0x100000", "mapping"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t, "exit 0")
@@ -186,93 +187,6 @@ func TestDoorsExitIsTheLast(t *testing.T) {
 		Args: []string{os.Args[0], "-test.run=^TestExitHelper$"}, Env: []string{"AGENT_TEST_HELPER=1"},
 	})
 	wantMessages(t, of(shm.Exit, g.boot()), code(shm.Exit, 9))
-}
-
-// A scheduler has what a folder of the test's says of it, where the kernel's would.
-func TestScheduler(t *testing.T) {
-	const forever = "exec sleep 1000"
-	enabled := "echo mine > $S/root/ops; echo enabled > $S/state; "
-	for name, tc := range map[string]struct {
-		scheduler, script string
-		code              int32 // of SCDX
-		says              string
-		none              bool // no SCDX is wanted
-	}{
-		"in charge": {scheduler: "sleep 0.1; " + enabled + forever, script: "cat $S/root/ops", none: true},
-		"never in charge": {
-			scheduler: forever, script: "exit 0", code: codeNotScheduler,
-			says: `did not become the scheduler within 1s: /sys/kernel/sched_ext/state is "disabled"`,
-		},
-		"thrown out": {
-			scheduler: enabled + forever, script: "echo disabled > $S/state", code: codeNotScheduler,
-			says: `/sys/kernel/sched_ext/state is "disabled"`,
-		},
-		"another": {
-			scheduler: enabled + forever, script: "echo other > $S/root/ops", code: codeNotScheduler,
-			says: `root/ops was "mine" and is "other"`,
-		},
-		"ends at once":    {scheduler: "exit 3", script: "exit 0", code: 3},
-		"ends in between": {scheduler: enabled + "sleep 0.2; exit 42", script: "sleep 1000", code: 42},
-		"ends with command": {scheduler: "echo $$ > $S/pid; " + enabled + forever,
-			script: "kill -9 $(cat $S/pid)", code: 137},
-		"ends in the linger": {
-			scheduler: enabled + "while [ ! -e $S/die ]; do sleep 0.01; done; exit 42",
-			script:    "(trap ': > $S/die' TERM; while :; do sleep 0.01; done) & exit 0", code: 42,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			j := shellJob(tc.script)
-			j.Scheduler = []string{"/bin/sh", "-c", tc.scheduler}
-			g := newGuestFor(t, j)
-			j.Env = append(j.Env, "S="+g.path("/sys/kernel/sched_ext"))
-			g.write(agentproto.JobPath, j.Encode())
-			g.write(schedExtState, "disabled\n")
-			g.write(schedExtOps, "\n")
-			g.limits.schedulerUp = time.Second
-			g.on = func(m string) {
-				if strings.HasPrefix(m, "SCDX") { // as the host stops the machine
-					g.askToStop()
-				}
-			}
-			got := g.boot()
-			var want []string
-			if !tc.none {
-				want = []string{code(shm.SchedulerExit, tc.code)}
-			}
-			wantMessages(t, of(shm.SchedulerExit, got), want...)
-			if said := output(shm.Stderr, got); !strings.Contains(said, tc.says) {
-				t.Errorf("stderr %q", said)
-			}
-			g.endScheduler()
-		})
-	}
-}
-
-// endScheduler ends the scheduler, which lives on where a machine would end.
-func (g *guest) endScheduler() {
-	if g.scheduler == nil {
-		return
-	}
-	_ = g.scheduler.signalGroup(unix.SIGKILL)
-	for end := time.Now().Add(hangs); len(descendants(os.Getpid(), 0)) > 0 && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
-	g.reaper.reap()
-}
-
-// A kernel that has no word for it, and a scheduler that can't be started.
-func TestSchedulerWithoutSchedExt(t *testing.T) {
-	j := shellJob("exit 0")
-	j.Scheduler = []string{"/no/such/scheduler"}
-	got := newGuestFor(t, j).boot()
-	wantMessages(t, of(shm.SchedulerExit, got), code(shm.SchedulerExit, 127))
-	if said := output(shm.Stderr, got); !strings.Contains(said, "could not be started") {
-		t.Errorf("stderr %q", said)
-	}
-	j.Scheduler = []string{"/bin/sh", "-c", "exec sleep 1000"}
-	g := newGuestFor(t, j)
-	wantMessages(t, g.boot(), "SCST ", "SCEN ", code(shm.Exit, 0))
-	g.endScheduler()
 }
 
 // The OOM killer spares the agent and the scheduler, and not the command.

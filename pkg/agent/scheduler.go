@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,119 +16,439 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// What the kernel says of sched_ext schedulers: Linux 6.12 and later, where it is configured.
-const (
-	schedExtState = "/sys/kernel/sched_ext/state"    // whether one is in charge
-	schedExtOps   = "/sys/kernel/sched_ext/root/ops" // its name, where one is
-
-	schedExtEnabled = "enabled"
-)
-
 // codeNotScheduler is the code of a scheduler that is not in charge and whose process has not ended:
 // no process ends with it.
 const codeNotScheduler = -1
 
-// schedulerPoll is how often the kernel is asked whether it is in charge.
-const schedulerPoll = 5 * time.Millisecond
+const (
+	// schedulerPoll is how often the kernel is asked whether the scheduler is in charge.
+	schedulerPoll = 10 * time.Millisecond
+	// schedulerWords is how much of a scheduler's output is kept to say what its last words were, in bytes.
+	schedulerWords = 8 << 10
+)
 
-// scheduler is the scheduler under test.
+// scheduler is the scheduler under test, from before its start. A goroutine of its own watches it and sends what
+// becomes of it; others ask it by channels.
 type scheduler struct {
 	*process
-	known bool   // the kernel says whether it is in charge
-	ops   string // the name by which the kernel has it in charge, "" where it says none
+	a       *agent
+	known   bool // the kernel says whether it is in charge
+	log     *kernelLog
+	tenure  tenure
+	words   kernelWords
+	output  words
+	outputs sync.WaitGroup // goroutines that send its output
+
+	last     shm.SchedulerState // what was sent
+	lost     shm.SchedulerPhase // how it ended, before it was asked to go; 0: it has not
+	asked    atomic.Bool        // to go
+	killed   atomic.Bool        // for it did not
+	deadline time.Time          // for becoming the scheduler
+
+	up    chan struct{}      // closed when it is in charge
+	looks chan chan struct{} // asks the watching goroutine for a look now
+	over  chan struct{}      // closed when that has ended
 }
 
-// startScheduler starts the scheduler under test and waits until it is in charge. What ends it, or
-// keeps it from that, is told to the host at once.
-func (a *agent) startScheduler(ctx context.Context) error {
+// startScheduler starts the scheduler under test and returns when it is in charge, or it is known that it will not be,
+// or the run is to end. What ends it, or keeps it from that, is told to the host at once.
+func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 	if len(a.job.Scheduler) == 0 {
-		return nil
+		return true, nil
 	}
-	// In a session of its own, by which its processes are told from the command's.
+	a.try(a.goRealTime())
+	s := &scheduler{
+		a: a, output: words{limit: schedulerWords},
+		up: make(chan struct{}), looks: make(chan chan struct{}), over: make(chan struct{}),
+	}
+	before, known := a.readSchedExt()
+	if s.known = known; known {
+		s.tenure.before = before.enableSeq
+		if s.log, err = openKernelLog(a.path(logDevice)); err != nil {
+			a.complain(err)
+		}
+		a.watchDumps(ctx)
+	}
+	if err := s.start(ctx); err != nil {
+		s.process = &process{}
+		s.end(ctx, shm.SchedulerRefused, startCode(err), fmt.Sprintf("could not be started: %v", err))
+		s.closeLog()
+		return false, nil
+	}
+	a.scheduler = s
+	s.send(ctx, a.state(schedExt{phase: shm.SchedulerLoading, ops: before.ops, enableSeq: before.enableSeq}))
+	a.background(func() { s.watch(ctx) })
+	select {
+	case <-s.up:
+		return true, nil
+	case <-s.over:
+		return false, nil
+	case <-a.stopping:
+	case <-ctx.Done():
+	}
+	return true, nil // the command's start says what becomes of a run that is to end
+}
+
+// start starts the scheduler's process, in a session of its own, by which its processes are told from the command's.
+func (s *scheduler) start(ctx context.Context) error {
+	a := s.a
 	p := program{
-		args: a.job.Scheduler, env: a.environment(), dir: a.path("/"), stdout: os.Stdout, stderr: os.Stderr,
-		sys: unix.SysProcAttr{Setsid: true},
+		args: a.job.Scheduler, env: a.environment(), dir: a.path("/"), sys: unix.SysProcAttr{Setsid: true},
+	}
+	for _, o := range []struct {
+		file   **os.File
+		stream shm.OutputStream
+	}{{&p.stdout, shm.OutputStdout}, {&p.stderr, shm.OutputStderr}} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		*o.file = w
+		s.outputs.Add(1)
+		a.background(func() {
+			defer s.outputs.Done()
+			s.forward(ctx, r, o.stream)
+		})
 	}
 	child, err := a.reaper.start(&p)
-	if err != nil {
-		a.schedulerGone(ctx, startCode(err), fmt.Sprintf("could not be started: %v", err))
-		return nil
-	}
-	a.scheduler = &scheduler{process: child}
-	a.background(func() {
-		select {
-		case <-child.ended:
-			a.schedulerGone(ctx, shellCode(child.status), "")
-		case <-ctx.Done():
-		}
-	})
-	if _, err := os.Stat(a.path(schedExtState)); err != nil {
-		a.scheduler.endsWithin(ctx, a.limits.schedulerSettles)
-		return nil
-	}
-	a.scheduler.known = true
-	a.awaitScheduler(ctx)
-	return nil
+	s.process = child
+	return err
 }
 
-// awaitScheduler waits until the kernel has the scheduler in charge.
-func (a *agent) awaitScheduler(ctx context.Context) {
-	for end := time.Now().Add(a.limits.schedulerUp); ; {
-		state := a.kernelSays(schedExtState)
-		if state == schedExtEnabled {
-			a.scheduler.ops = a.kernelSays(schedExtOps)
+// forward sends what the scheduler writes, until nobody can write any more or ctx ends.
+func (s *scheduler) forward(ctx context.Context, r *os.File, stream shm.OutputStream) {
+	stop := context.AfterFunc(ctx, func() { r.Close() })
+	defer r.Close()
+	defer stop()
+	buf := make([]byte, min(outputChunk, s.a.chunk()))
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			s.output.Write(buf[:n])
+			p := shm.OutputPiece{Stream: stream, Text: buf[:n]}
+			if err := s.a.writer.WriteWait(ctx, shm.SchedulerOutput, p.Encode()); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+				s.a.complain(err)
+			}
 			return
 		}
-		if time.Now().After(end) {
-			a.schedulerGone(ctx, codeNotScheduler, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
-				a.limits.schedulerUp, schedExtState, state))
-			return
-		}
+	}
+}
+
+// watch looks at the scheduler again and again, until its end is known or ctx ends. Where the kernel does not say
+// whether it is in charge, it is when it has lived for a time.
+func (s *scheduler) watch(ctx context.Context) {
+	defer close(s.over)
+	defer s.closeLog()
+	s.deadline = time.Now().Add(s.a.schedulerWait())
+	if !s.known {
+		s.deadline = time.Now().Add(s.a.limits.schedulerSettles)
+	}
+	for ctx.Err() == nil {
+		s.pause(ctx)
+		var asked chan struct{}
 		select {
-		case <-a.stopping:
-			return
+		case asked = <-s.looks:
 		default:
 		}
-		if a.scheduler.endsWithin(ctx, schedulerPoll) {
+		over := s.look(ctx)
+		if asked != nil {
+			close(asked)
+		}
+		if over {
 			return
 		}
 	}
 }
 
-// endsWithin reports whether the scheduler ends, waiting for that at most for d.
-func (s *scheduler) endsWithin(ctx context.Context, d time.Duration) bool {
+// pause waits for the kernel's log to say something, or for the next look's time.
+func (s *scheduler) pause(ctx context.Context) {
+	start := time.Now()
+	if s.log != nil {
+		s.log.wait(schedulerPoll)
+		if s.log.read(s.words.hear) {
+			return
+		}
+	}
 	select {
-	case <-s.ended:
-		return true
+	case <-time.After(schedulerPoll - time.Since(start)):
 	case <-ctx.Done():
-	case <-time.After(d):
+	}
+}
+
+// look sends what has changed, and reports whether the scheduler is gone.
+func (s *scheduler) look(ctx context.Context) (gone bool) {
+	phase, reason := shm.SchedulerPhase(0), ""
+	if now, ok := s.a.readSchedExt(); ok && s.known {
+		phase, reason = s.tenure.see(now)
+		if now.phase != s.last.Phase && now.enableSeq != s.tenure.before || now.phase == shm.SchedulerEnabling {
+			s.sendOnce(ctx, now)
+		}
+	}
+	ended := s.ends(0)
+	switch {
+	case s.asked.Load():
+		return s.goes(ctx, phase, ended)
+	case phase == shm.SchedulerLost || phase == shm.SchedulerReplaced:
+		return s.conclude(ctx, phase, reason)
+	case ended:
+		return s.conclude(ctx, s.unready(shm.SchedulerLost), "")
+	case phase == shm.SchedulerEnabled, !s.known && time.Now().After(s.deadline):
+		s.ready()
+	case s.words.thrownOut() && !s.tenure.enabled:
+		return s.conclude(ctx, shm.SchedulerRefused, "")
+	case !s.tenure.enabled && time.Now().After(s.deadline):
+		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
+			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState)))
 	}
 	return false
 }
 
-// lookAtScheduler sees to it that a scheduler which is gone at the run's end is told to be: one that
-// ended with the command, and one that the kernel threw out though its process lives on.
-func (a *agent) lookAtScheduler(ctx context.Context) {
+// goes looks at a scheduler that was asked to go. Going is what it was asked to; but the kernel may throw it out
+// before it does.
+func (s *scheduler) goes(ctx context.Context, phase shm.SchedulerPhase, ended bool) (gone bool) {
+	if ended && s.log != nil {
+		s.log.read(s.words.hear)
+	}
+	if s.words.thrownOut() && (phase == shm.SchedulerLost || ended) {
+		return s.conclude(ctx, shm.SchedulerLost, "")
+	}
+	if !ended {
+		return false
+	}
+	s.awaitOutput(lastWordsLimit)
+	reason := endText(s.status)
+	if s.killed.Load() {
+		reason = fmt.Sprintf("ignored a TERM for %v and was killed; it %s", s.a.schedulerTerm(), reason)
+	}
+	s.sendEnd(ctx, shm.SchedulerLeft, reason)
+	return true
+}
+
+// sendOnce sends a state of sched_ext that was not the last one.
+func (s *scheduler) sendOnce(ctx context.Context, now schedExt) {
+	if now.phase == s.last.Phase && now.enableSeq == s.last.EnableSeq {
+		return
+	}
+	state := s.a.state(now)
+	if now.phase == shm.SchedulerDisabled || now.phase == shm.SchedulerDisabling {
+		state.Noticed, state.Reason = s.words.noticed, s.words.reason
+	}
+	s.send(ctx, state)
+}
+
+func (s *scheduler) send(ctx context.Context, state shm.SchedulerState) {
+	state.PID = int32(s.pid)
+	s.last = state
+	s.a.try(s.a.writer.WriteWait(ctx, shm.SchedulerChange, state.Encode()))
+}
+
+func (s *scheduler) ready() {
+	select {
+	case <-s.up:
+	default:
+		close(s.up)
+	}
+}
+
+// unready returns phase where the scheduler has been in charge, and SchedulerRefused where it has not.
+func (s *scheduler) unready(phase shm.SchedulerPhase) shm.SchedulerPhase {
+	select {
+	case <-s.up:
+		return phase
+	default:
+		return shm.SchedulerRefused
+	}
+}
+
+// How long the end of a scheduler is looked into, before it is told to the host.
+const (
+	// wordsLimit is how long the kernel may take to say why it throws a scheduler out.
+	wordsLimit = time.Second
+	// lastWordsLimit is how long its process may take to end by itself then, and how long its output may take to come.
+	lastWordsLimit = 100 * time.Millisecond
+)
+
+// conclude tells the host how the scheduler ended, with all that is known of it: the kernel's words come after its
+// state, the process's end after both. It returns true.
+func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reason string) bool {
+	for end := time.Now().Add(wordsLimit); s.tenure.enabled && s.words.reason == "" && s.log != nil &&
+		time.Now().Before(end) && ctx.Err() == nil && phase != shm.SchedulerReplaced; {
+		s.log.wait(schedulerPoll)
+		s.log.read(s.words.hear)
+	}
+	code := codeNotScheduler
+	if s.ends(lastWordsLimit) {
+		code = shellCode(s.status)
+		s.awaitOutput(lastWordsLimit)
+	}
+	if s.log != nil {
+		s.log.read(s.words.hear)
+	}
+	if reason == "" {
+		reason = s.why(phase)
+	}
+	s.end(ctx, phase, code, reason)
+	return true
+}
+
+// why says how the scheduler ended: what the kernel says first, then what its process says.
+func (s *scheduler) why(phase shm.SchedulerPhase) string {
+	process := "its process lives"
+	ended := s.ends(0)
+	if ended {
+		process = "its process " + endText(s.status)
+	}
+	switch {
+	case s.words.reason != "" && s.words.reason != unregisteredByUser:
+		return fmt.Sprintf("was disabled by the kernel %v; %s", s.words, process)
+	case !ended && s.words.reason != "":
+		return fmt.Sprintf("is not the scheduler any more, though its process lives: %v", s.words)
+	case !ended:
+		return fmt.Sprintf("is not the scheduler any more, though its process lives: %s is %q", schedExtState,
+			s.a.kernelSays(schedExtState))
+	case phase == shm.SchedulerRefused && s.known:
+		return endText(s.status) + " before it was the scheduler" + s.output.last()
+	}
+	return endText(s.status) + s.output.last()
+}
+
+// endText is the end of a process, as the end of a sentence.
+func endText(s unix.WaitStatus) string {
+	if s.Signaled() {
+		return fmt.Sprintf("exited with code %d (%s)", shellCode(s), unix.SignalName(s.Signal()))
+	}
+	return fmt.Sprintf("exited with code %d", shellCode(s))
+}
+
+// end tells the host, once, that the scheduler is gone: a last state with the reason, and then a code as a shell gives
+// them, at which the host ends the run.
+func (s *scheduler) end(ctx context.Context, phase shm.SchedulerPhase, code int, reason string) {
+	if s.lost != 0 {
+		return
+	}
+	s.lost = phase
+	s.sendEnd(ctx, phase, reason)
+	s.a.complain(errors.New("the scheduler under test " + reason))
+	payload := shm.EncodeCode(int32(code))
+	s.a.try(s.a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:]))
+}
+
+// sendEnd sends the last state, and what was not sent of a dump.
+func (s *scheduler) sendEnd(ctx context.Context, phase shm.SchedulerPhase, reason string) {
+	now, _ := s.a.readSchedExt()
+	state := s.a.state(now)
+	state.Phase, state.Noticed, state.Reason = phase, s.words.noticed, reason
+	s.send(ctx, state)
+	if d := s.a.dumps.Load(); d != nil {
+		d.flush(ctx)
+	}
+}
+
+func (s *scheduler) closeLog() {
+	if s.log != nil {
+		s.log.close()
+	}
+}
+
+// ends reports whether the scheduler's process ends, waiting for that at most for d.
+func (s *scheduler) ends(d time.Duration) bool {
+	s.a.reaper.reap()
+	select {
+	case <-s.ended:
+		return true
+	default:
+	}
+	if d == 0 {
+		return false
+	}
+	select {
+	case <-s.ended:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// awaitOutput waits until the scheduler's output was sent, at most for d: who has its descriptors may live on.
+func (s *scheduler) awaitOutput(d time.Duration) {
+	sent := make(chan struct{})
+	go func() {
+		s.outputs.Wait()
+		close(sent)
+	}()
+	select {
+	case <-sent:
+	case <-time.After(d):
+	}
+}
+
+// lookNow returns when the scheduler was looked at, from now on, or its end is known.
+func (s *scheduler) lookNow(ctx context.Context) {
+	looked := make(chan struct{})
+	select {
+	case s.looks <- looked:
+	case <-s.over:
+		return
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-looked:
+	case <-s.over:
+	case <-ctx.Done():
+	}
+}
+
+// dismissScheduler sees to it that a scheduler which is gone at the run's end is told to be; one that is in place is
+// asked to go, and ended if it does not.
+func (a *agent) dismissScheduler(ctx context.Context) {
 	s := a.scheduler
 	if s == nil {
 		return
 	}
-	gone := s.endsWithin(ctx, a.limits.schedulerSettles)
-	a.reaper.reap()
+	s.ends(a.limits.schedulerSettles) // one that ended with the command
+	s.lookNow(ctx)
 	select {
-	case <-s.ended:
-		gone = true
+	case <-s.over:
+		return
 	default:
 	}
-	state, ops := a.kernelSays(schedExtState), a.kernelSays(schedExtOps)
-	const thrownOut = "is not the scheduler any more, though its process lives: "
-	switch {
-	case gone:
-		a.schedulerGone(ctx, shellCode(s.status), "")
-	case s.known && state != schedExtEnabled:
-		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s is %q", schedExtState, state))
-	case s.known && ops != s.ops && s.ops != "":
-		a.schedulerGone(ctx, codeNotScheduler, thrownOut+fmt.Sprintf("%s was %q and is %q", schedExtOps, s.ops, ops))
+	s.asked.Store(true)
+	_ = s.signalGroup(unix.SIGTERM)
+	if !s.ends(a.schedulerTerm()) {
+		s.killed.Store(true)
+		_ = s.signalGroup(unix.SIGKILL)
+		if !s.ends(leftoverKill) {
+			return // the kernel does not let go of it
+		}
+	}
+	select {
+	case <-s.over:
+	case <-ctx.Done():
+	}
+}
+
+// schedulerWait is how long the scheduler may take to be in charge.
+func (a *agent) schedulerWait() time.Duration {
+	if a.job.SchedulerWait > 0 {
+		return a.job.SchedulerWait
+	}
+	return a.limits.schedulerUp
+}
+
+// schedulerTerm is how long it has from a TERM to a KILL: less where the host waits.
+func (a *agent) schedulerTerm() time.Duration {
+	select {
+	case <-a.stopping:
+		return a.limits.schedulerTerm / 4
+	default:
+		return a.limits.schedulerTerm
 	}
 }
 
@@ -135,14 +458,50 @@ func (a *agent) kernelSays(path string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// schedulerGone tells the host, once, that the scheduler is gone: with a code, as a shell gives them,
-// and on stderr with a reason where the code does not say all.
-func (a *agent) schedulerGone(ctx context.Context, code int, reason string) {
-	a.schedGone.Do(func() {
-		if reason != "" {
-			a.warn(errors.New("the scheduler under test " + reason))
+// words is the end of a process's output.
+type words struct {
+	limit int // bytes
+
+	mu   sync.Mutex
+	text []byte
+}
+
+// Write never fails.
+func (w *words) Write(p []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.text = append(w.text, p...)
+	w.text = w.text[max(0, len(w.text)-w.limit):]
+}
+
+// What last says at most.
+const (
+	lastLines = 3
+	lastBytes = 600
+)
+
+// last returns the last lines in one, behind a colon, or "" where there are none. A program of Go's that panics says
+// what happened first, and then where.
+func (w *words) last() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var lines []string
+	for line := range strings.Lines(string(w.text)) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+			lines = []string{line}
+			break
 		}
-		payload := shm.EncodeCode(int32(code))
-		a.try(a.writer.WriteWait(ctx, shm.SchedulerExit, payload[:]))
-	})
+		if line != "" {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 0 {
+		return ""
+	}
+	text := strings.Join(lines[max(0, len(lines)-lastLines):], "; ")
+	if len(text) > lastBytes {
+		text = "…" + strings.ToValidUTF8(text[len(text)-lastBytes:], "")
+	}
+	return ": " + text
 }

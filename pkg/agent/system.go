@@ -16,10 +16,12 @@ type kernel struct {
 	mount       func(source, target, fstype string, flags uintptr, data string) error
 	setHostname func([]byte) error
 	setLimit    func(resource int, limit *unix.Rlimit) error
+	setRealTime func(tid int, resets bool) error
+	loadModule  func(fd int, params string, flags int) error
 	ringBell    func()
 }
 
-var theKernel = kernel{unix.Mount, unix.Sethostname, unix.Setrlimit, ringBell}
+var theKernel = kernel{unix.Mount, unix.Sethostname, unix.Setrlimit, setRealTime, unix.FinitModule, ringBell}
 
 // required is how many of the mounts below must be there.
 const required = 3
@@ -120,9 +122,10 @@ func (a *agent) limitOpenFiles(soft, hard uint64) error {
 	return nil
 }
 
-// environment is the command's and the scheduler's: what the host says, and what the guest knows.
+// environment is the command's and the scheduler's: what the host says, what the guest knows, and where both can put
+// messages.
 func (a *agent) environment() []string {
-	return slices.Concat([]string{"USER=root", "HOSTNAME=" + a.hostname}, a.job.Env)
+	return slices.Concat([]string{"USER=root", "HOSTNAME=" + a.hostname}, a.job.Env, a.doors.env())
 }
 
 // loopbackUp brings lo up; the kernel gives it 127.0.0.1 and ::1 then. netdevice(7).

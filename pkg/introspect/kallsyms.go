@@ -99,7 +99,7 @@ func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
 // findNames finds the markers, and the names, which end where the markers begin. The markers end where the token table
 // begins or, in Linux 6.2 and 6.3 and where that was put into older ones, before a table of 3 bytes for each symbol.
 func (k *kallsyms) findNames(tokens int) bool {
-	for table := 0; table <= min(3*maxSymbols, tokens); table += tableAlign {
+	for table := 0; table <= min(3*maxSymbols, tokens) && k.looks <= maxLooks; table += tableAlign {
 		end := tokens - table
 		for padding := 0; padding < tableAlign; padding += 4 {
 			first, last, markers := k.findMarkers(end-padding, table)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,17 +42,20 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Guest is a Linux guest and its command. Every field except Kernel and Command may be left zero.
 type Guest struct {
-	Kernel  string   // path of a bzImage or a vmlinux, or of an arm64 Image
+	Kernel  string   // a kernel's file, or the folder of one, as kernel.Find takes them
 	Command []string // a program, as a shell finds it on this host, and its arguments
 
+	Modules   []string // 'NAME [PARAM=VALUE...]': kernel modules that are loaded before anything is started
 	Include   []string // SRC or SRC:DST: what else the guest gets; a DST that ends in / is its folder
 	Env       []string // NAME=VALUE, in the command's environment
 	Scheduler []string // the scheduler under test and its arguments; empty: the kernel's own
-	TTY       bool     // the command gets a controlling terminal
-	OneOutput bool     // the command's stdout and stderr are one, in the order in which it writes
-	Verbose   bool     // the kernel prints all of its messages
-	Initrd    string   // path of a base initramfs, to which the one made here is added; "": none
-	Sysroot   string   // folder in which programs and the files that they need are looked up; "": this host's root
+	// SchedulerWait is how long it may take to become the scheduler; 0: the agent's default.
+	SchedulerWait time.Duration
+	TTY           bool   // the command gets a controlling terminal
+	OneOutput     bool   // the command's stdout and stderr are one, in the order in which it writes
+	Verbose       bool   // the kernel prints all of its messages
+	Initrd        string // path of a base initramfs, to which the one made here is added; "": none
+	Sysroot       string // folder in which programs and the files that they need are looked up; "": this host's root
 
 	// Reservation is how an arm64 kernel is kept off the ring.
 	Reservation fdt.Reservation
@@ -93,7 +97,14 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if len(g.Command) == 0 {
 		return cfg, nil, &FieldError{Field: "Command", Err: errors.New("there is none")}
 	}
-	file, err := os.Open(g.Kernel)
+	found, err := kernel.Find(g.Kernel)
+	var file *os.File
+	if err == nil {
+		file, err = os.Open(found.Image)
+	}
+	if errors.Is(err, kernel.ErrNotFound) || errors.Is(err, kernel.ErrAmbiguous) {
+		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
+	}
 	if err != nil {
 		return cfg, nil, &FieldError{Field: "Kernel", Err: err}
 	}
@@ -102,7 +113,11 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 	if err != nil {
 		return cfg, nil, &FieldError{"Kernel", g.Kernel, err}
 	}
-	archive, err := g.archive(cfg.Kernel.Board().Arch())
+	modules, err := found.LoadOrder(g.Modules)
+	if err != nil {
+		return cfg, nil, &FieldError{Field: "Modules", Err: err}
+	}
+	archive, err := g.archive(cfg.Kernel.Board().Arch(), modules)
 	if err != nil {
 		return cfg, nil, err
 	}
@@ -157,8 +172,8 @@ func (c closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// archive is the initramfs of a guest of an architecture.
-func (g Guest) archive(arch string) (*initramfs.Archive, error) {
+// archive is the initramfs of a guest of an architecture, with modules for its kernel.
+func (g Guest) archive(arch string, modules []kernel.Module) (*initramfs.Archive, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return nil, err
@@ -191,6 +206,11 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
 		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
 	}
+	for _, m := range modules {
+		path := agentproto.ModulesDir + "/" + m.Name + ".ko"
+		a.AddBytes(path, m.Content, 0o644)
+		j.Modules = append(j.Modules, agentproto.Module{Path: path, Params: m.Params})
+	}
 	if len(g.Scheduler) > 0 {
 		a.Dir = "/" // where the agent starts it
 		scheduler, err := addCommand(a, g.Scheduler[0])
@@ -198,6 +218,7 @@ func (g Guest) archive(arch string) (*initramfs.Archive, error) {
 			return nil, &FieldError{Field: "Scheduler", Err: err}
 		}
 		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
+		j.SchedulerWait = g.SchedulerWait
 	}
 	if err := g.addIncluded(a); err != nil {
 		return nil, err

@@ -37,7 +37,13 @@ func kernel(t *testing.T) string {
 // described returns a guest's machine, the files in its initramfs, and what its agent is told.
 func described(t *testing.T, g linux.Guest) (vm.Config, map[string]string, agentproto.Job) {
 	t.Helper()
-	g.Kernel = kernel(t)
+	return describedOn(t, kernel(t), g)
+}
+
+// describedOn is described on a kernel.
+func describedOn(t *testing.T, kernel string, g linux.Guest) (vm.Config, map[string]string, agentproto.Job) {
+	t.Helper()
+	g.Kernel = kernel
 	cfg, opened, err := g.Config()
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +139,35 @@ func TestTestdataThatIsALink(t *testing.T) {
 	if files[filepath.Join(dir, "pkg/testdata")] != "../shared/golden" ||
 		files[filepath.Join(dir, "shared/golden/file")] != "golden" {
 		t.Errorf("%q", slices.Sorted(maps.Keys(files)))
+	}
+}
+
+// The modules of a kernel's folder, what they need first, are in the guest, and its agent is told of them.
+func TestModules(t *testing.T) {
+	gcc, tree := testenv.Tool(t, "gcc"), t.TempDir()
+	image, err := os.ReadFile(kernel(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		path := filepath.Join(tree, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("boot/vmlinuz-7", string(image))
+	for name, needs := range map[string]string{"a": "b", "b": ""} {
+		write("lib/modules/7/m.c", `__attribute__((section(".modinfo"))) const char info[] = "depends=`+needs+`";`)
+		cmd := exec.Command(gcc, "-c", "-o", name+".ko", "m.c")
+		cmd.Dir = filepath.Join(tree, "lib/modules/7")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	_, files, told := describedOn(t, tree, linux.Guest{Command: []string{"/bin/sh"}, Modules: []string{"a x=1"}})
+	want := []agentproto.Module{{Path: "/ktstr/modules/b.ko"}, {Path: "/ktstr/modules/a.ko", Params: "x=1"}}
+	if !slices.Equal(told.Modules, want) || !strings.HasPrefix(files[want[0].Path], "\x7fELF") {
+		t.Errorf("%v in %q", told.Modules, slices.Sorted(maps.Keys(files)))
 	}
 }
 

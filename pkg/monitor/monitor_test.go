@@ -361,6 +361,9 @@ ktstr_vmm_ring_messages_total{type="SCST"} 0
 ktstr_vmm_ring_messages_total{type="STDE"} 0
 ktstr_vmm_ring_messages_total{type="STDO"} 0
 ktstr_vmm_ring_messages_total{type="STIM"} 0
+ktstr_vmm_ring_messages_total{type="SXDP"} 0
+ktstr_vmm_ring_messages_total{type="SXOU"} 0
+ktstr_vmm_ring_messages_total{type="SXST"} 0
 ktstr_vmm_ring_messages_total{type="TEST"} 0
 ktstr_vmm_ring_messages_total{type="unknown"} 1
 `

@@ -68,6 +68,7 @@ func cpuJSON(c introspect.CPU) jsonCPU {
 // moments are how a sentence goes on that says when the CPUs were looked at.
 var moments = map[run.Moment]string{
 	run.AskedToStop: "when it was asked to stop",
+	run.Stalled:     "when its scenario had stalled",
 	run.Stopped:     "when it had stopped",
 }
 

@@ -32,6 +32,8 @@ type jsonReport struct {
 	VM            jsonVM              `json:"vm"`
 	Ring          jsonRing            `json:"ring"`
 	Doorbell      jsonDoorbell        `json:"doorbell"`
+	Scheduler     *jsonScheduler      `json:"scheduler,omitempty"`
+	DumpRequests  []jsonDumpRequest   `json:"dump_requests,omitempty"`
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
 	Crash         *jsonCrash          `json:"crash"`
 	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
@@ -87,6 +89,7 @@ type jsonOmitted struct {
 	CrashBytes   uint64 `json:"crash_bytes"`
 	ConsoleBytes uint64 `json:"console_bytes"`
 	OutputBytes  uint64 `json:"output_bytes"`
+	DumpRequests uint64 `json:"dump_requests,omitempty"`
 }
 
 // JSON writes the result as one JSON object.
@@ -124,6 +127,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Doorbell:    jsonDoorbell{r.Rings, r.Ring.BellDrains},
 		Stimuli:     append([]shm.StimulusEvent{}, r.Stimuli...),
 		Results:     []json.RawMessage{},
+		Scheduler:   schedulerOf(r),
 		ConsoleTail: string(r.Console),
 	}
 	j.CPUs = cpusJSON(r)
@@ -134,6 +138,9 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	}
 	for _, f := range r.Faults {
 		j.Ring.Faults = append(j.Ring.Faults, jsonFault(f))
+	}
+	for _, d := range r.DumpRequests {
+		j.DumpRequests = append(j.DumpRequests, jsonDumpRequest{d.At.Seconds(), d.Why})
 	}
 	if r.SchedulerExit != nil {
 		j.SchedulerExit = &jsonSchedulerExit{r.SchedulerExit.Code}
@@ -146,7 +153,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	}
 	if r.Omitted != (run.Omitted{}) {
 		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
-			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes}
+			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests}
 	}
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)

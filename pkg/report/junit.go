@@ -21,6 +21,7 @@ type junitSuite struct {
 	Timestamp string      `xml:"timestamp,attr"`
 	Cases     []junitCase `xml:"testcase"`
 	SystemOut string      `xml:"system-out,omitempty"`
+	SystemErr string      `xml:"system-err,omitempty"`
 }
 
 type junitCase struct {
@@ -38,7 +39,8 @@ type junitProblem struct {
 }
 
 // JUnit writes the result as a JUnit test suite. Its name and class say what ran on which kernel, because readers
-// identify a case by class and name, whatever file it is from. The first case is the run itself: a failure if the
+// identify a case by class and name, whatever file it is from. The console is the standard output, what is known of the
+// scheduler under test the standard error. The first case is the run itself: a failure if the
 // guest's own code says so, an error if the run ended in any other way. Each TEST result that says whether it passed is
 // a case of its own, with the result's name.
 func JUnit(w io.Writer, r *run.Result) error {
@@ -54,6 +56,7 @@ func JUnit(w io.Writer, r *run.Result) error {
 		Timestamp: r.StartedAt.UTC().Format("2006-01-02T15:04:05"),
 		Cases:     append([]junitCase{runCase(r, name, seconds)}, resultCases(r.TestResults, name)...),
 		SystemOut: xmlText(string(r.Console)),
+		SystemErr: xmlText(schedulerSaid(r)),
 	}
 	for i := range s.Cases {
 		c := &s.Cases[i]

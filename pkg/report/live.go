@@ -113,6 +113,18 @@ func Describe(m shm.Message) string {
 		if code, err := shm.DecodeCode(m.Payload); err == nil {
 			return fmt.Sprintf("code %d", code)
 		}
+	case shm.SchedulerChange:
+		if s, err := shm.DecodeSchedulerState(m.Payload); err == nil {
+			return oneLine([]byte(describeState(s)))
+		}
+	case shm.SchedulerDump:
+		if d, err := shm.DecodeDumpPiece(m.Payload); err == nil {
+			return fmt.Sprintf("dump %d: %s", d.Number, oneLine(d.Text))
+		}
+	case shm.SchedulerOutput:
+		if o, err := shm.DecodeOutputPiece(m.Payload); err == nil {
+			return oneLine(o.Text)
+		}
 	case shm.Crash, shm.TestResult, shm.PayloadMetrics, shm.RawOutput:
 		if utf8.Valid(m.Payload) {
 			return oneLine(m.Payload)

@@ -58,6 +58,10 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	if r.Omitted.OutputBytes > 0 {
 		line("left out", "%d bytes of output that nobody read", r.Omitted.OutputBytes)
 	}
+	for _, d := range r.DumpRequests[:min(len(r.DumpRequests), 8)] {
+		line("dump", "asked for after %v: %s", d.At.Round(time.Millisecond), d.Why)
+	}
+	b.WriteString(schedulerText(r.Scheduler, good))
 	if r.Crash != nil {
 		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
 	}

@@ -111,12 +111,13 @@ func (b *built) watchRing(r *run) error {
 	if b.control, err = shm.NewControl(region); err != nil {
 		return err
 	}
-	c := &collector{r: r.result}
+	c := &collector{r: r.result, scheduler: r.scheduler}
 	mux := monitor.NewMux()
 	if r.cfg.OnMessage != nil {
 		mux.HandleAll(monitor.HandlerFunc(func(m shm.Message) monitor.Verdict { return r.cfg.OnMessage(r.since(), m) }))
 	}
 	c.register(mux)
+	r.activity.register(mux)
 	if r.cfg.Handlers != nil {
 		r.cfg.Handlers(mux)
 	}

@@ -19,6 +19,7 @@ var (
 // after that has ended on the run's.
 type collector struct {
 	r           *Result
+	scheduler   *schedulerCollector
 	resultBytes int
 }
 
@@ -28,6 +29,7 @@ func (c *collector) register(x *monitor.Mux) {
 	x.HandleFunc(shm.Crash, c.crash)
 	x.HandleFunc(shm.Stimulus, c.stimulus)
 	x.HandleFunc(shm.TestResult, c.testResult)
+	c.scheduler.register(x)
 }
 
 func (c *collector) exit(m shm.Message) monitor.Verdict {
@@ -46,7 +48,7 @@ func (c *collector) schedulerExit(m shm.Message) monitor.Verdict {
 	if c.r.SchedulerExit != nil {
 		return v
 	}
-	c.r.SchedulerExit = &SchedulerExit{}
+	c.r.SchedulerExit = &SchedulerExit{Reason: c.scheduler.reason}
 	if code, err := shm.DecodeCode(m.Payload); err == nil {
 		c.r.SchedulerExit.Code = &code
 	}

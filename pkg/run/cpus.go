@@ -27,6 +27,7 @@ type Moment string
 // The moments of a run at which its report shows what the guest's CPUs were doing.
 const (
 	AskedToStop Moment = "asked_to_stop" // the guest, at its soft deadline or by a signal
+	Stalled     Moment = "stalled"       // see Stall
 	Stopped     Moment = "stopped"       // after nothing of the guest runs any more
 )
 
@@ -37,6 +38,8 @@ const (
 	// lookAhead is how long before the soft deadline the kernel is looked for, so that the look is at once. At a signal
 	// it is not, so the guest may have begun to stop.
 	lookAhead = time.Second
+	// maxLooks is how many looks a report has at most, beside the last one.
+	maxLooks = 64
 	// symbolsLimit is how long the end of a run waits for a kernel's file.
 	symbolsLimit = 2 * time.Second
 )
@@ -175,7 +178,7 @@ func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 
 // look keeps what the CPUs are doing for the report.
 func (o *observer) look(ctx context.Context, when Moment) {
-	if o.open(ctx); o.view == nil {
+	if o.open(ctx); o.view == nil || len(o.looks) == maxLooks && when != Stopped {
 		return
 	}
 	var cpus []introspect.CPU
@@ -207,8 +210,8 @@ func (o *observer) last(r *Result) {
 	}
 }
 
-// startLooks starts the run's observer. It looks for the kernel at once if metrics are to show what it finds, else
-// shortly before that is needed.
+// startLooks starts the run's observer. It looks for the kernel at once if metrics are to show what it finds, or a
+// stall, else shortly before that is needed.
 func (r *run) startLooks() {
 	if r.cfg.Symbols == nil {
 		return
@@ -217,7 +220,7 @@ func (r *run) startLooks() {
 		since: r.since, log: r.cfg.Log, metrics: r.cpuMetrics}
 	left := r.cfg.Timeout - softGrace(r.cfg.Timeout, r.cfg.Grace) - r.since()
 	prepare := max(left-lookAhead, left/2)
-	if r.cpuMetrics != nil {
+	if r.cpuMetrics != nil || r.cfg.Dumps.Stall != (Stall{}) {
 		prepare = 0
 	}
 	r.observer.start(prepare, cmp.Or(r.cfg.Poll, monitor.DefaultPoll))

@@ -65,6 +65,23 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// A scenario that has stalled is looked at, and the guest goes on.
+func TestLookAtStall(t *testing.T) {
+	f := newFake(t, func(w *shm.Writer, stopped <-chan struct{}) {
+		_ = w.TryWrite(shm.ScenarioStart, nil)
+		<-stopped
+	})
+	cfg := f.withKernel(t)
+	cfg.Timeout, cfg.Dumps.Stall.Polls = 3*time.Second, 10
+	r := ended(t, t.Context(), cfg, run.TimedOut)
+	if len(r.Looks) != 2 || r.Looks[0].When != run.Stalled || r.Looks[1].When != run.Stopped {
+		t.Fatalf("%+v, %v", r.Looks, r.LookError)
+	}
+	if diff := cmp.Diff(facts(), r.Looks[0].CPUs); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A guest that reported its end is not looked at, unless there are metrics.
 func TestNoLooks(t *testing.T) {
 	f := newFake(t, sends(false, coded(shm.Exit, 0)))

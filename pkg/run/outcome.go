@@ -69,7 +69,7 @@ func Decide(e Evidence) (Outcome, int, string) {
 		return Crashed, CodeCrashed, "the guest crashed" + crashLine(*e.Crash) + e.guestSaid()
 	case e.SchedulerExit != nil:
 		return SchedulerGone, CodeSchedulerGone,
-			fmt.Sprintf("the scheduler under test exited %v%s", e.SchedulerExit, e.guestSaid())
+			fmt.Sprintf("the scheduler under test %v%s", e.SchedulerExit, e.guestSaid())
 	case e.TimedOut != "":
 		return TimedOut, CodeTimedOut, e.TimedOut + e.guestSaid()
 	case e.GuestExit == nil && e.Faults+e.CRCErrors > 0:

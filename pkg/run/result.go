@@ -1,7 +1,6 @@
 package run
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -37,6 +36,8 @@ type Result struct {
 	Ring          monitor.Stats
 	Rings         uint64         // how often the guest rang its doorbell
 	Faults        []Fault        // the first ones
+	Scheduler     *Scheduler     // what the guest says of the scheduler under test, or nil
+	DumpRequests  []DumpRequest  // the first ones
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
 	Crash         *string        // the first CRC-good CRSH, or a kernel's panic on the console, or nil
 	Panicked      bool           // Crash is the end of Console
@@ -69,20 +70,10 @@ func (r *Result) describe(cfg vm.Config) {
 // Fault is a breach of the ring's protocol.
 type Fault struct{ Kind, Detail string }
 
-// SchedulerExit says how the scheduler under test ended.
-type SchedulerExit struct{ Code *int32 } // nil if the message carried no code
-
-// String returns the end of a sentence about the scheduler.
-func (s *SchedulerExit) String() string {
-	if s.Code == nil {
-		return "without a code"
-	}
-	return fmt.Sprintf("with code %d", *s.Code)
-}
-
 // Omitted counts what a Result does not keep.
 type Omitted struct {
 	Faults, Stimuli, TestResults uint64 // after those that are kept
+	DumpRequests                 uint64 // the same
 	CrashBytes, ConsoleBytes     uint64 // after Crash, and before Console
 	OutputBytes                  uint64 // of the guest's output, which had no reader
 }

@@ -81,6 +81,7 @@ type Config struct {
 	// SignalShutdown; 0: 3 s, negative: it is not asked. At a deadline it is at most half of Timeout.
 	Grace time.Duration
 	Poll  time.Duration // 0: monitor.DefaultPoll
+	Dumps Dumps         // when the guest is asked for a dump
 
 	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, the second stops the machine at once. Nil:
 	// no signals.
@@ -153,6 +154,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, StartedAt: time.Now()},
 	}
 	r.result.describe(cfg.VM)
+	r.scheduler = newSchedulerCollector(r.result, r.since)
 	err := r.run(ctx)
 	r.finish(err)
 	return r.result
@@ -168,6 +170,9 @@ type run struct {
 	metrics    *metrics
 	cpuMetrics *cpuMetrics // nil where nobody asks
 	observer   *observer   // nil where there is nothing to look at
+
+	scheduler *schedulerCollector
+	activity  activity
 
 	signal   os.Signal // the first that came
 	timedOut string    // which deadline passed
@@ -283,6 +288,7 @@ func (r *run) finish(err error) {
 	if r.monitor != nil {
 		res.Ring = r.monitor.Stats()
 	}
+	r.scheduler.finish()
 	res.Omitted.OutputBytes = res.Ring.Omitted + r.lost
 	res.Console, res.Omitted.ConsoleBytes = r.console.bytes()
 	if text := kernelPanic(res.Console); text != "" && res.Crash == nil {

@@ -37,6 +37,9 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 	defer hard.Stop()
 	soft := newSoftDeadline(r.cfg.Timeout, r.cfg.Grace, r.since())
 	defer soft.Stop()
+	stall := stallWatch{Stall: r.cfg.Dumps.Stall, seen: &r.activity}
+	polls, stopPolls := stall.ticks(r.cfg.Poll)
+	defer stopPolls()
 	cancelled, panicked := ctx.Done(), r.panic.seen
 	for {
 		select {
@@ -49,6 +52,11 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 		case <-w.synced:
 			w.synced = nil
 			w.softDeadline()
+		case now := <-polls:
+			if why := stall.poll(now); why != "" && w.giveUp == nil {
+				r.requestLook(Stalled)
+				r.requestDump(why)
+			}
 		case <-hard.C:
 			w.hardDeadline()
 		case s := <-r.cfg.Signals:
@@ -97,6 +105,9 @@ func (w *watcher) softDeadline() {
 		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
 			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
 		w.requestLook(AskedToStop)
+		if w.cfg.Dumps.AtSoftDeadline {
+			w.requestDump("the soft deadline has passed")
+		}
 		w.askToStop()
 	}
 }

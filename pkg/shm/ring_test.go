@@ -134,7 +134,8 @@ func TestNewHeaderCapacity(t *testing.T) {
 }
 
 func TestTypeNames(t *testing.T) {
-	want := []string{"STIM", "SCST", "SCEN", "EXIT", "TEST", "SCDX", "CRSH", "PMET", "RAWO", "STDO", "STDE"}
+	want := []string{"STIM", "SCST", "SCEN", "EXIT", "TEST", "SCDX", "CRSH", "PMET", "RAWO", "STDO", "STDE",
+		"SXST", "SXDP", "SXOU"}
 	for i, typ := range shm.Types() {
 		if typ.String() != want[i] || binary.BigEndian.Uint32([]byte(want[i])) != uint32(typ) || !typ.Known() {
 			t.Errorf("type %d is %v, want %s", i, typ, want[i])

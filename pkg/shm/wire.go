@@ -110,19 +110,23 @@ const (
 const (
 	Stdout Type = 0x5354444f // STDO: bytes that the command wrote to its stdout
 	Stderr Type = 0x53544445 // STDE: the same of its stderr
+
+	SchedulerChange Type = 0x53585354 // SXST: SchedulerState
+	SchedulerDump   Type = 0x53584450 // SXDP: DumpPiece
+	SchedulerOutput Type = 0x53584f55 // SXOU: OutputPiece
 )
 
 // Types returns the types of the format, then our own.
 func Types() []Type {
 	return []Type{Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
-		RawOutput, Stdout, Stderr}
+		RawOutput, Stdout, Stderr, SchedulerChange, SchedulerDump, SchedulerOutput}
 }
 
 // Known reports whether t is one of Types.
 func (t Type) Known() bool {
 	switch t {
 	case Stimulus, ScenarioStart, ScenarioEnd, Exit, TestResult, SchedulerExit, Crash, PayloadMetrics,
-		RawOutput, Stdout, Stderr:
+		RawOutput, Stdout, Stderr, SchedulerChange, SchedulerDump, SchedulerOutput:
 		return true
 	}
 	return false

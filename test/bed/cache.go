@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// ErrMissing is something that scripts/fetch-linux fetches and that is not there, for errors.Is.
-var ErrMissing = errors.New("is not in the cache; run scripts/fetch-linux as root on Debian")
+// ErrMissing is something that a script fetches or builds and that is not there, for errors.Is.
+var ErrMissing = errors.New("is not in the cache; run scripts/fetch-linux and scripts/build-linux as root on Debian")
 
 // Cache is the folder that scripts fetch into, of all clones together.
 func Cache() (string, error) {

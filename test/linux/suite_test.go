@@ -31,6 +31,10 @@ var (
 	sysroot  = os.Getenv("KTSTR_TEST_SYSROOT")
 	program  = cmp.Or(os.Getenv("KTSTR_TEST_HELPER"), os.Args[0])
 	guestVMM = cmp.Or(os.Getenv("KTSTR_TEST_GUEST_VMM"), vmm)
+	// Of a kernel with sched_ext: the examples.
+	fifo     = os.Getenv("KTSTR_TEST_SCHEDULER")
+	workload = os.Getenv("KTSTR_TEST_WORKLOAD")
+	scxStats = os.Getenv("KTSTR_TEST_SCX_STATS")
 	helper   = flag.String("helper", "", "what this binary does inside a guest")
 	messages = flag.String("messages", "0", "how many messages write-ring writes")
 )

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -128,7 +129,11 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 		}
 	}
 	s.env = []string{"KTSTR_TEST_ACCEL=" + p.backend, "KTSTR_TEST_ARCH=" + p.arch}
-	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch])
+	if kernel == schedExt {
+		s.args = append(testFlags(cmp.Or(run, schedExtTests)), "-test.skip="+notFor[p.arch])
+		return s, b.addSchedExt(&s)
+	}
+	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch]+"|"+schedExtTests)
 	if p.arch == "arm64" {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
 			return s, err
@@ -150,7 +155,8 @@ func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	if p.arch == "arm64" {
 		s.where = host
 		// QEMU looks for what faults on Device memory where there is more than one processor, and the bed has no compiler.
-		s.args = append(s.args, "-test.skip="+notFor[p.arch]+"|^TestArm64CopyFaults|^TestArm64RingIsDeviceMemory$/^C$")
+		s.args = append(s.args, "-test.skip="+notFor[p.arch]+"|"+schedExtTests+
+			"|^TestArm64CopyFaults|^TestArm64RingIsDeviceMemory$/^C$")
 	}
 	return s, err
 }
@@ -167,6 +173,33 @@ func (s *suite) addX86(kernel string) error {
 	}
 	s.files["KTSTR_TEST_KERNEL"] = filepath.Join(dir, "vmlinuz")
 	s.files["KTSTR_TEST_OTHER_KERNEL"] = filepath.Join(dir, "vmlinux")
+	s.files["KTSTR_TEST_MODULE_KVM"] = filepath.Join(dir, "kvm.ko")
+	s.files["KTSTR_TEST_MODULE_IRQBYPASS"] = filepath.Join(dir, "irqbypass.ko")
+	s.path = []string{filepath.Dir(busybox)}
+	return nil
+}
+
+// addSchedExt adds what x86_64 guests need that have a scheduler under test.
+func (b *builder) addSchedExt(s *suite) error {
+	dir, err := bed.Find("linux-" + schedExt)
+	if err != nil {
+		return err
+	}
+	busybox, err := bed.Busybox()
+	if err != nil {
+		return err
+	}
+	s.files["KTSTR_TEST_KERNEL"] = dir
+	for name, example := range map[string]string{
+		"KTSTR_TEST_SCHEDULER": "scheduler", "KTSTR_TEST_WORKLOAD": "workload", "KTSTR_TEST_SCX_STATS": "scx_stats",
+	} {
+		path := filepath.Join(b.dir, example)
+		if _, err := goCommand("", []string{"GOARCH=amd64"}, "build", "-trimpath", "-o", path,
+			"./examples/"+example); err != nil {
+			return err
+		}
+		s.files[name] = path
+	}
 	s.path = []string{filepath.Dir(busybox)}
 	return nil
 }

@@ -86,6 +86,9 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 				continue
 			}
 			for _, kernel := range c.kernels {
+				if !p.has(kernel) {
+					continue
+				}
 				if p.backend == "kvm" && !host.nativeFor(p.arch) {
 					s, err := b.linuxInBed(p, kernel, c.run)
 					if err != nil {
@@ -95,6 +98,10 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 					continue
 				}
 				s, err := b.linux(p, kernel, runtime.GOARCH, c.run)
+				if kernel == schedExt && errors.Is(err, bed.ErrMissing) { // the summary says what that means
+					fmt.Fprintf(os.Stderr, "tiers: no tests on Linux %s: %v\n", kernel, err)
+					continue
+				}
 				if err != nil {
 					return nil, nil, err
 				}

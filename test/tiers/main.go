@@ -25,7 +25,7 @@ import (
 var (
 	backends      = []string{"emulator", "kvm"}
 	architectures = []string{"x86_64", "arm64"}
-	kernels       = []string{"6.1", "6.12"}
+	kernels       = []string{"6.1", "6.12", schedExt}
 
 	// places are where the machine and Linux tiers run.
 	places = []place{{"emulator", "x86_64"}, {"emulator", "arm64"}, {"kvm", "x86_64"}, {"kvm", "arm64"}}
@@ -34,8 +34,20 @@ var (
 		"[machine] [linux], or: tiers summary FILE [FILE...]")
 )
 
+// schedExt is the kernel that scripts/build-linux builds. The tests for it alone have names of their own, and run on
+// the emulator.
+const (
+	schedExt      = "6.12-scx"
+	schedExtTests = "^TestSchedExt"
+)
+
 // place is a back end and the architecture of its guests.
 type place struct{ backend, arch string }
+
+// has says whether the Linux suite runs there on a kernel.
+func (p place) has(kernel string) bool {
+	return kernel != schedExt || p == place{"emulator", "x86_64"}
+}
 
 func main() {
 	ok, err := run(os.Args[1:])

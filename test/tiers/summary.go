@@ -19,6 +19,7 @@ func (r row) compare(o row) int {
 		cmp.Compare(r.backend, o.backend),
 		cmp.Compare(slices.Index(architectures, r.arch), slices.Index(architectures, o.arch)),
 		slices.Compare(numbersOf(r.kernel), numbersOf(o.kernel)),
+		cmp.Compare(r.kernel, o.kernel),
 		cmp.Compare(r.where, o.where),
 	)
 }
@@ -179,6 +180,9 @@ func (s *summary) lacking() []string {
 	for _, p := range places {
 		wanted = append(wanted, row{tier: "machine", backend: p.backend, arch: p.arch})
 		for _, k := range kernels {
+			if !p.has(k) {
+				continue
+			}
 			wanted = append(wanted, row{tier: "linux", backend: p.backend, arch: p.arch, kernel: k})
 		}
 	}
