@@ -91,25 +91,15 @@ void cpu_map(uint64_t base, uint64_t size)
 	__asm__ volatile("" : : : "memory");
 }
 
-static void cpuid(uint32_t leaf, uint32_t r[4])
-{
-	__asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(0));
-}
-
+extern uint32_t tsc_khz; /* of the hypervisor; 0 if it has not said */
 static uint64_t khz;
 
 void cpu_clock_khz(uint64_t given) { khz = given; }
 
 uint64_t cpu_nanoseconds(void)
 {
-	if (!khz) { /* the hypervisor's timing leaf, where there is one */
-		uint32_t r[4];
-		cpuid(0x40000000, r);
-		if (r[0] >= 0x40000010)
-			cpuid(0x40000010, r), khz = r[0];
-		if (!khz)
-			khz = 1000000;
-	}
+	if (!khz)
+		khz = tsc_khz ? tsc_khz : 1000000;
 	uint32_t low, high;
 	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
 	uint64_t ticks = (uint64_t)high << 32 | low;

@@ -5,6 +5,7 @@
  *   demo.scenario=…                         one of the table below
  *   demo.count=N demo.size=S                messages and their bytes, of flood and overrun; rings of doorbell
  *   demo.steps=N demo.step_ms=T             stimuli of ok, and the pause before each
+ *   demo.stay=1                             whether it stays when it is done, and does not reset the machine
  *   demo.lie=… demo.exit=N                  what hostile does, and whether it reports EXIT N after
  */
 #include "cpu.h"
@@ -328,6 +329,8 @@ void guest_main(const void *boot_data)
 		for (unsigned i = 0; i < sizeof scenarios / sizeof scenarios[0]; i++)
 			if (param_is("demo.scenario", scenarios[i].name)) {
 				scenarios[i].run();
+				while (number("demo.stay", 0))
+					cpu_relax();
 				cpu_reset();
 			}
 	send_code(EXIT, code);
