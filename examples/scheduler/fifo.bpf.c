@@ -6,7 +6,7 @@
 char _license[] SEC("license") = "GPL";
 
 /* Set before it is loaded. */
-const volatile char forget[TASK_COMM_LEN]; /* tasks of this name never run again, unless it is empty */
+const volatile char forget[TASK_COMM_LEN]; /* tasks of this name never run again; a * is any rest */
 const volatile bool reject;                 /* the verifier is given a reason to refuse the program */
 
 u64 enqueued, dispatched;
@@ -18,6 +18,8 @@ static bool forgotten(struct task_struct *p)
 	/* Unrolled, for the verifier wants to know which byte of a task is read. */
 #pragma clang loop unroll(full)
 	for (int i = 0; i < TASK_COMM_LEN; i++) {
+		if (forget[i] == '*')
+			return 1;
 		if (p->comm[i] != forget[i])
 			return 0;
 		if (!forget[i])

@@ -35,7 +35,7 @@ func main() {
 	var o options
 	flag.DurationVar(&o.exitAfter, "exit-after", 0, "end by itself after this time")
 	flag.DurationVar(&o.panicAfter, "panic-after", 0, "panic after this time")
-	flag.StringVar(&o.forget, "forget", "", "never let tasks of this name run, at most 15 bytes")
+	flag.StringVar(&o.forget, "forget", "", "never let tasks of this name run, at most 15 bytes; a * stands for any rest")
 	flag.DurationVar(&o.watchdog, "watchdog", maxWatchdog,
 		"how long a task may wait until the kernel throws the scheduler out")
 	flag.BoolVar(&o.reject, "reject", false, "load a program that the kernel's verifier rejects")

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -17,13 +18,14 @@ const logRecord = 8 << 10
 
 // kernelLog reads the kernel's log from the moment of its opening on.
 type kernelLog struct {
-	fd  int
-	buf []byte
+	fd    int
+	buf   []byte
+	ahead time.Duration // by how much its clock is ahead of the agent's, CLOCK_MONOTONIC
 }
 
 // logLine is one line of it.
 type logLine struct {
-	at   time.Duration // since boot
+	at   time.Duration // since boot, as sinceBoot has it
 	text string
 }
 
@@ -34,7 +36,31 @@ func openKernelLog(path string) (*kernelLog, error) {
 	}
 	// What was said before is another's. Where the file can't be sought there is nothing before.
 	_, _ = unix.Seek(fd, 0, unix.SEEK_END)
-	return &kernelLog{fd, make([]byte, logRecord)}, nil
+	return &kernelLog{fd: fd, buf: make([]byte, logRecord)}, nil
+}
+
+// clockLine is what the agent logs to see what the log's clock says. It is a message of the level that no console shows
+// by default.
+const clockLine = "ktstr-vmm: watching the scheduler under test"
+
+// setClock compares the log's clock, which has not begun when the agent's has, with the agent's. Where the log does not
+// take a line they count as the same.
+func (l *kernelLog) setClock(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	before := sinceBoot()
+	if _, err := f.WriteString("<7>" + clockLine + "\n"); err != nil {
+		return err
+	}
+	l.read(func(line logLine) {
+		if line.text == clockLine {
+			l.ahead = line.at - before
+		}
+	})
+	return nil
 }
 
 func (l *kernelLog) close() { unix.Close(l.fd) }
@@ -57,6 +83,7 @@ func (l *kernelLog) read(hear func(logLine)) (any bool) {
 		any = true
 		for record := range strings.Lines(string(l.buf[:n])) {
 			if line, ok := parseLogLine(strings.TrimSuffix(record, "\n")); ok {
+				line.at = max(0, line.at-l.ahead)
 				hear(line)
 			}
 		}

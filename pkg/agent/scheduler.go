@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,8 @@ func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 		s.tenure.before = before.enableSeq
 		if s.log, err = openKernelLog(a.path(logDevice)); err != nil {
 			a.complain(err)
+		} else {
+			a.try(s.log.setClock(a.path(logDevice)))
 		}
 		a.watchDumps(ctx)
 	}
@@ -203,8 +206,8 @@ func (s *scheduler) look(ctx context.Context) (gone bool) {
 	case s.words.thrownOut() && !s.tenure.enabled:
 		return s.conclude(ctx, shm.SchedulerRefused, "")
 	case !s.tenure.enabled && time.Now().After(s.deadline):
-		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q",
-			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState)))
+		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q%s",
+			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState), s.output.last()))
 	}
 	return false
 }
@@ -270,7 +273,9 @@ func (s *scheduler) unready(phase shm.SchedulerPhase) shm.SchedulerPhase {
 const (
 	// wordsLimit is how long the kernel may take to say why it throws a scheduler out.
 	wordsLimit = time.Second
-	// lastWordsLimit is how long its process may take to end by itself then, and how long its output may take to come.
+	// stepDownLimit is how long a process may take to end that was the scheduler and gave that up.
+	stepDownLimit = 2 * time.Second
+	// lastWordsLimit is how long the process of another may take, and how long output may take to come.
 	lastWordsLimit = 100 * time.Millisecond
 )
 
@@ -283,7 +288,11 @@ func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reas
 		s.log.read(s.words.hear)
 	}
 	code := codeNotScheduler
-	if s.ends(lastWordsLimit) {
+	patience := lastWordsLimit
+	if s.words.reason == unregisteredByUser {
+		patience = stepDownLimit
+	}
+	if s.ends(patience) {
 		code = shellCode(s.status)
 		s.awaitOutput(lastWordsLimit)
 	}
@@ -480,8 +489,24 @@ const (
 	lastBytes = 600
 )
 
+// verifiersTrace reports whether a line is one of those in which the verifier says how far it came: an instruction or
+// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c, print_verifier_state,
+// print_verification_stats).
+func verifiersTrace(line string) bool {
+	number, rest, ok := strings.Cut(line, ":")
+	if _, err := strconv.Atoi(number); ok && err == nil && strings.HasPrefix(rest, " ") {
+		return true
+	}
+	for _, mark := range []string{"; ", "cur state: ", "old state: "} {
+		if strings.HasPrefix(line, mark) {
+			return true
+		}
+	}
+	return strings.HasPrefix(line, "processed ") && strings.Contains(line, " insns (limit ")
+}
+
 // last returns the last lines in one, behind a colon, or "" where there are none. A program of Go's that panics says
-// what happened first, and then where.
+// what happened first, and then where; the kernel's verifier of BPF says it between what it went through.
 func (w *words) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -492,7 +517,7 @@ func (w *words) last() string {
 			lines = []string{line}
 			break
 		}
-		if line != "" {
+		if line != "" && !verifiersTrace(line) {
 			lines = append(lines, line)
 		}
 	}

@@ -98,8 +98,10 @@ func TestScheduler(t *testing.T) {
 			reason: `did not become the scheduler within 1s: /sys/kernel/sched_ext/state is "disabled"`,
 		},
 		"the verifier refuses it": {
-			scheduler: "echo 'R0 !read_ok' >&2; exit 1", phase: shm.SchedulerRefused, code: 1, not: true,
-			reason: "exited with code 1 before it was the scheduler: R0 !read_ok",
+			scheduler: "printf 'load:\\n\\t0: R1=ctx() R10=fp0\\n\\t; int f() @ f.c:1\\n\\t1: (bf) r2 = r0\\n\\tR0 !read_ok\\n" +
+				"\\tprocessed 2 insns (limit 1000000) max_states_per_insn 0\\n' >&2; exit 1",
+			phase: shm.SchedulerRefused, code: 1, not: true,
+			reason: "exited with code 1 before it was the scheduler: load:; R0 !read_ok",
 		},
 		"panics": {
 			scheduler: "printf 'panic: boom\\n\\ngoroutine 1 [running]:\\nmain.main()\\n' >&2; exit 2",

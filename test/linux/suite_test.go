@@ -143,8 +143,22 @@ func (e ended) want(t *testing.T, code int, stdout string) {
 
 // report is what the tests look at of a JSON report.
 type report struct {
-	Outcome       string
-	GuestExitCode *int32 `json:"guest_exit_code"`
+	Outcome   string
+	Reason    string
+	Scheduler *struct {
+		States []struct {
+			State, Ops, Reason string
+			Guest              float64 `json:"guest_seconds"`
+			Noticed            float64 `json:"kernel_seconds"`
+			PID                int
+			EnableSeq          int  `json:"enable_seq"`
+			SwitchAll          bool `json:"switch_all"`
+		}
+		OutputTail string `json:"output_tail"`
+		Dump       string
+	}
+	DumpRequests  []struct{ Why string } `json:"dump_requests"`
+	GuestExitCode *int32                 `json:"guest_exit_code"`
 	Ring          struct {
 		ByType map[string]int `json:"by_type"`
 		Drops  int

@@ -143,6 +143,14 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 	return s, s.addX86(kernel)
 }
 
+// linuxAt is the Linux suite at a place, on this host or in the bed.
+func (b *builder) linuxAt(p place, kernel string, inBed bool, run string) (suite, error) {
+	if inBed {
+		return b.linuxInBed(p, kernel, run)
+	}
+	return b.linux(p, kernel, runtime.GOARCH, run)
+}
+
 // linuxInBed is the Linux suite on KVM in the bed: of arm64, each of the hosts has one of the kernels.
 func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	host := "x86_64"

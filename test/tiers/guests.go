@@ -89,21 +89,18 @@ func plan(b *builder, c choice) (here []suite, boots [][]suite, err error) {
 				if !p.has(kernel) {
 					continue
 				}
-				if p.backend == "kvm" && !host.nativeFor(p.arch) {
-					s, err := b.linuxInBed(p, kernel, c.run)
-					if err != nil {
-						return nil, nil, err
-					}
-					boots = append(boots, []suite{s})
-					continue
-				}
-				s, err := b.linux(p, kernel, runtime.GOARCH, c.run)
+				inBed := p.backend == "kvm" && !host.nativeFor(p.arch)
+				s, err := b.linuxAt(p, kernel, inBed, c.run)
 				if kernel == schedExt && errors.Is(err, bed.ErrMissing) { // the summary says what that means
 					fmt.Fprintf(os.Stderr, "tiers: no tests on Linux %s: %v\n", kernel, err)
 					continue
 				}
 				if err != nil {
 					return nil, nil, err
+				}
+				if inBed {
+					boots = append(boots, []suite{s})
+					continue
 				}
 				// One more than processors, for some tests wait for a deadline most of their time.
 				s.args = append(s.args, fmt.Sprintf("-test.parallel=%d", runtime.NumCPU()+1))

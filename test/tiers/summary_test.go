@@ -113,6 +113,7 @@ func whole() map[string]string {
 			said(linuxPkg+" [kvm, arm64, 6.1, arm64-nvhe]", "run TestExitCodes\npass TestExitCodes\npass") +
 			said(linuxPkg+" [kvm, arm64, 6.12, arm64-vhe]", "run TestExitCodes\npass TestExitCodes\npass") +
 			said(linuxPkg+" [kvm, x86_64, 6.1, bed]", "run TestExitCodes\npass TestExitCodes\npass") +
+			said(linuxPkg+" [kvm, x86_64, 6.12-scx, bed]", "run TestSchedExt\npass TestSchedExt\npass") +
 			said(linuxPkg+" [kvm, x86_64, 6.12, bed]", "run TestExitCodes\npass TestExitCodes\npass"),
 	}
 }
@@ -133,10 +134,11 @@ linux    emulator  arm64   6.1       host        1    1       0       0
 linux    emulator  arm64   6.12      host        1    1       0       0
 linux    kvm       x86_64  6.1       bed         1    1       0       0
 linux    kvm       x86_64  6.12      bed         1    1       0       0
+linux    kvm       x86_64  6.12-scx  bed         1    1       0       0
 linux    kvm       arm64   6.1       arm64-nvhe  1    1       0       0
 linux    kvm       arm64   6.12      arm64-vhe   1    1       0       0
 
-19 passed, 0 failed, 0 skipped
+20 passed, 0 failed, 0 skipped
 `
 	if text != want || !ok {
 		t.Errorf("%t, %s\nwant%s", ok, text, want)
@@ -152,27 +154,27 @@ func TestSummaryFails(t *testing.T) {
 		says   []string
 	}{
 		"a test": {func(f map[string]string) { f["host"] += said(shmPkg, "run TestBad\nfail TestBad\nfail") }, false,
-			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "19 passed, 1 failed, 0 skipped"}},
+			[]string{"failed:\n  " + shmPkg + " TestBad (host)\n", "20 passed, 1 failed, 0 skipped"}},
 		"a subtest is one failure": {func(f map[string]string) {
 			f["guests"] += said(linux, "run TestX\nrun TestX/a\nfail TestX/a\nrun TestX/b\npass TestX/b\nfail TestX\nfail")
-		}, false, []string{linuxPkg + " TestX/a (kvm, x86_64, 6.12, bed)\n", "20 passed, 1 failed, 0 skipped"}},
+		}, false, []string{linuxPkg + " TestX/a (kvm, x86_64, 6.12, bed)\n", "21 passed, 1 failed, 0 skipped"}},
 		"a parent by itself": {func(f map[string]string) {
 			f["host"] += said(shmPkg, "run TestX\nrun TestX/a\npass TestX/a\nfail TestX\nfail")
-		}, false, []string{shmPkg + " TestX (host)\n", "20 passed, 1 failed"}},
+		}, false, []string{shmPkg + " TestX (host)\n", "21 passed, 1 failed"}},
 		"a test that does not end": {func(f map[string]string) {
 			f["guests"] += said(linux,
 				"run TestX\nrun TestX/a\nfail")
 		}, false,
-			[]string{"TestX/a (kvm, x86_64, 6.12, bed): it did not end", "19 passed, 1 failed"}},
+			[]string{"TestX/a (kvm, x86_64, 6.12, bed): it did not end", "20 passed, 1 failed"}},
 		"a package that is not built": {func(f map[string]string) {
 			f["race"] = said(runPkg,
 				"output  cannot build\nfail")
 		}, false,
-			[]string{runPkg + " (race): cannot build\n", "19 passed, 1 failed"}},
+			[]string{runPkg + " (race): cannot build\n", "20 passed, 1 failed"}},
 		"a tier that did not run": {func(f map[string]string) {
 			f["guests"] = strings.Split(f["guests"], "{\"Action\":\"run\",\"Package\":\""+linux)[0]
 		}, true,
-			[]string{"ran nowhere:\n  linux kvm x86_64 6.12\n", "18 passed, 0 failed, 0 skipped"}},
+			[]string{"ran nowhere:\n  linux kvm x86_64 6.12\n", "19 passed, 0 failed, 0 skipped"}},
 		"a test skipped everywhere": {func(f map[string]string) {
 			f["race"] = f["host"]
 			f["guests"] = strings.ReplaceAll(f["guests"], `"pass","Package":"`+runPkg+` [kvm, x86_64, bed]","Test":"TestStop`,
@@ -183,12 +185,13 @@ func TestSummaryFails(t *testing.T) {
 			f["host"] += said(shmPkg,
 				"run TestC\noutput TestC     writers_test.go:64: this test needs gcc\noutput TestC --- SKIP: TestC "+
 					"(0.00s)\nskip TestC\npass")
-		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "19 passed, 0 failed, 1 skipped"}},
+		}, true, []string{shmPkg + " TestC: writers_test.go:64: this test needs gcc\n", "20 passed, 0 failed, 1 skipped"}},
 		"nothing at all": {func(f map[string]string) { clear(f) }, true,
 			[]string{"ran nowhere:\n  unit\n  machine emulator x86_64\n  linux emulator x86_64 6.1\n" +
 				"  linux emulator x86_64 6.12\n  linux emulator x86_64 6.12-scx\n" +
 				"  machine emulator arm64\n  linux emulator arm64 6.1\n" +
 				"  linux emulator arm64 6.12\n  machine kvm x86_64\n  linux kvm x86_64 6.1\n  linux kvm x86_64 6.12\n" +
+				"  linux kvm x86_64 6.12-scx\n" +
 				"  machine kvm arm64\n  linux kvm arm64 6.1\n  linux kvm arm64 6.12\n",
 				"\n0 passed, 0 failed, 0 skipped\n"}},
 	} {
