@@ -15,7 +15,7 @@ import (
 //
 // and since then the first two, and the sequences, follow the last. Each part is aligned to 8 bytes.
 const (
-	tokens       = 256
+	tokenCount   = 256
 	markerStride = 256      // there is a marker for each so many names: its offset
 	maxSymbols   = 1 << 20  // those of distributions have 200,000
 	maxNameSize  = 0x3fff   // a name's length in tokens is one byte, or two that carry 7 bits each
@@ -26,7 +26,7 @@ const (
 )
 
 // errKallsyms means that an image has no such table, or one of another layout.
-var errKallsyms = errors.New("the kernel has no symbol table (CONFIG_KALLSYMS) of a known layout")
+var errKallsyms = errors.New("no symbol table (CONFIG_KALLSYMS) of a known layout")
 
 // digits is what the tokens of the digits look like in the token table: they are never combined with others' names.
 var digits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
@@ -34,7 +34,7 @@ var digits = []byte("0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00")
 // kallsyms is a symbol table in an image of a kernel, whose bytes are checked as they are used.
 type kallsyms struct {
 	image   []byte
-	tokens  [tokens]string
+	tokens  [tokenCount]string
 	names   int // where the names begin
 	count   int // of symbols
 	offsets int // where the offsets begin
@@ -64,25 +64,23 @@ func align(at int) int { return (at + tableAlign - 1) &^ (tableAlign - 1) }
 // findTokens reads the token table in which the digits' tokens are at a place, and returns where it begins and where
 // its index ends.
 func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
-	var ends [tokens]int // of the tokens from '0' on
 	at := zero
-	for t := '0'; t < tokens; t++ {
+	for range tokenCount - '0' {
 		n := bytes.IndexByte(k.image[at:min(at+maxName, len(k.image))], 0)
 		if n < 0 {
 			return 0, 0, false
 		}
 		at += n + 1
-		ends[t] = at
 	}
 	index := align(at)
-	if len(k.image)-index < 2*tokens {
+	if len(k.image)-index < 2*tokenCount {
 		return 0, 0, false
 	}
 	start = zero - int(binary.LittleEndian.Uint16(k.image[index+2*'0':]))
 	if start < 0 {
 		return 0, 0, false
 	}
-	for t, next := 0, start; t < tokens; t++ {
+	for t, next := 0, start; t < tokenCount; t++ {
 		if next != start+int(binary.LittleEndian.Uint16(k.image[index+2*t:])) {
 			return 0, 0, false
 		}
@@ -93,7 +91,7 @@ func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
 		k.tokens[t] = string(k.image[next : next+n])
 		next += n + 1
 	}
-	return start, index + 2*tokens, true
+	return start, index + 2*tokenCount, true
 }
 
 // findNames finds the markers, and the names, which end where the markers begin. The markers end where the token table

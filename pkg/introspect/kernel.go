@@ -42,7 +42,7 @@ const (
 type arch struct {
 	name    string
 	symbols []string
-	// The first address where a kernel can lie, and the last: there is one place for each step.
+	// Where a kernel lies unless it moves itself, and the end of where that is looked for, at each step.
 	first, last, step guestmem.Addr
 }
 
@@ -188,7 +188,7 @@ func ReadMemory(mem *guestmem.Memory, arch string) (*Kernel, error) {
 		}
 	}
 	if k.symbols == nil {
-		return nil, fmt.Errorf("%w: %w", ErrSymbols, errKallsyms)
+		return nil, fmt.Errorf("%w: %w is at %v or in the 0x%x bytes behind it", ErrSymbols, errKallsyms, a.first, len(image))
 	}
 	if err := k.check(); err != nil {
 		return nil, err
@@ -251,7 +251,7 @@ func (k *Kernel) findImage(mem *guestmem.Memory) (guestmem.Addr, error) {
 	}
 	from := guestmem.Addr(k.symbols[symBanner] - k.symbols[symText])
 	got := make([]byte, len(want))
-	for text := k.arch.first; text < k.arch.last; text += k.arch.step {
+	for text := k.firstPlace(); text < k.arch.last; text += k.arch.step {
 		if mem.Read(got, text+from) != nil {
 			continue
 		}
@@ -260,6 +260,15 @@ func (k *Kernel) findImage(mem *guestmem.Memory) (guestmem.Addr, error) {
 		}
 	}
 	return 0, fmt.Errorf("%w: it begins with %q", ErrNotThere, want[:min(len(want), 64)])
+}
+
+// firstPlace returns the lowest address where the kernel can lie: one for x86_64 may be built for another one than is
+// usual.
+func (k *Kernel) firstPlace() guestmem.Addr {
+	if built := k.symbols[symText] - x86Map; k.arch.name == "x86_64" && built < uint64(k.arch.last) {
+		return guestmem.Addr(built)
+	}
+	return k.arch.first
 }
 
 // mappedAt returns the address at which the kernel says that it runs.
