@@ -36,6 +36,7 @@ type jsonReport struct {
 	DumpRequests  []jsonDumpRequest   `json:"dump_requests,omitempty"`
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
 	Crash         *jsonCrash          `json:"crash"`
+	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
 	Stimuli       []shm.StimulusEvent `json:"stimuli"`
 	Results       []json.RawMessage   `json:"results"`
 	ConsoleTail   string              `json:"console_tail"`
@@ -129,6 +130,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Scheduler:   schedulerOf(r),
 		ConsoleTail: string(r.Console),
 	}
+	j.CPUs = cpusJSON(r)
 	for name, n := range r.Ring.ByType {
 		if n > 0 {
 			j.Ring.ByType[name] = n

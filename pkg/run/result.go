@@ -45,6 +45,9 @@ type Result struct {
 	TestResults   [][]byte // TEST payloads as they came
 	Console       []byte   // the last 64 KiB
 	Omitted       Omitted
+
+	Looks     []Look // at what the guest's CPUs were doing
+	LookError error  // why there is none, or not of all of them
 }
 
 // describe fills in what a machine's configuration says of it.
