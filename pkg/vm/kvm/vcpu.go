@@ -10,13 +10,14 @@ import (
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/pkg/affinity"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // vcpu is one virtual processor and the thread that runs it.
 type vcpu struct {
-	id    int
+	id    int // its number in the machine
 	fd    int
 	page  []byte       // struct kvm_run and what follows it: KVM API, section 5
 	tid   atomic.Int32 // the thread that runs it, 0 while none does
@@ -24,7 +25,7 @@ type vcpu struct {
 }
 
 func newVCPU(m *instance, id int) (*vcpu, error) {
-	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), uintptr(id)) // KVM_CREATE_VCPU
+	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), m.processor.vcpuID(m, id)) // KVM_CREATE_VCPU
 	if err != nil {
 		return nil, fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err)
 	}
@@ -70,9 +71,14 @@ func (v *vcpu) kick() {
 // run runs the guest until the machine stops.
 func (v *vcpu) run(m *instance) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	v.tid.Store(int32(unix.Gettid()))
 	defer v.tid.Store(0)
+	if pin := m.spec.Pin; len(pin) == 0 {
+		defer runtime.UnlockOSThread()
+	} else if err := affinity.Pin(0, pin[v.id%len(pin)]); err != nil { // a pinned thread ends with its goroutine
+		m.stop(fmt.Errorf("%w: vCPU %d: %w", vm.ErrRun, v.id, err))
+		return
+	}
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
 		select {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -27,6 +28,9 @@ var (
 	ErrNotInstalled = errors.New("QEMU is not installed")
 	ErrTooOld       = errors.New("QEMU is too old")
 )
+
+// ErrTopology means that QEMU can't show a guest processors in this topology. It comes with vm.ErrConfig.
+var ErrTopology = errors.New("the emulator can't show a guest this topology")
 
 // release is a version of QEMU.
 type release struct{ major, minor int }
@@ -61,7 +65,9 @@ type platform interface {
 	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
 	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, and as fds 5 to 7 the pipes for the console,
 	// the log and the doorbell.
-	args(size uint64, cpus int, threads string) []string
+	args(size uint64, t topology.Topology, threads string) []string
+	// check reports what QEMU can't show of a topology: ErrTopology.
+	check(t topology.Topology) error
 	// firmware is what the processors run before the kernel.
 	firmware() []byte
 	// mailbox is where the firmware and the host meet.

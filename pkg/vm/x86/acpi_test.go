@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // The tables can be followed from the root pointer, each has its length and sums up to zero, and
@@ -16,7 +18,7 @@ func TestACPITables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := loadACPI(ram, cpus); err != nil {
+		if err := loadACPI(ram, vm.Config{Topology: topology.OfCores(cpus)}); err != nil {
 			t.Fatal(err)
 		}
 		root := mem[rsdpAddr : rsdpAddr+36]

@@ -1,6 +1,10 @@
 package x86
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
+)
 
 func find(t *testing.T, entries []CPUIDEntry, function, index uint32) CPUIDEntry {
 	t.Helper()
@@ -33,7 +37,7 @@ func TestCPUIDTopology(t *testing.T) {
 		{2, 3, 0x02040408, 0x0c000121, 3, 0x2002, 2},
 		{31, 32, 0x1f200408, 0x7c000121, 32, 0x501f, 5},
 	} {
-		got := CPUID(host, tc.id, tc.n, true, 2_000_000)
+		got := CPUID(host, tc.id, topology.OfCores(tc.n), true, 2_000_000)
 		if e := find(t, got, 1, 0); e.Ebx != tc.features || e.Ecx != hypervisor|tscDeadline ||
 			e.Edx&hyperThread != 0 != (tc.n > 1) {
 			t.Errorf("vCPU %d of %d: leaf 1 is %#x", tc.id, tc.n, e)
@@ -89,7 +93,7 @@ func TestOneSocketHasOneLastLevelCache(t *testing.T) {
 			if tc.leaf == 0x8000001d {
 				want = sharers[1]
 			}
-			for i, e := range CPUID(tc.host, n-1, n, true, 0)[:len(tc.host)] {
+			for i, e := range CPUID(tc.host, n-1, topology.OfCores(n), true, 0)[:len(tc.host)] {
 				level := e.Eax >> 5 & 7
 				switch got := e.Eax & sharing >> 14; {
 				case tc.host[i].Eax == 0 && e.Eax != 0:
@@ -115,7 +119,7 @@ func TestAMDCountsCoresAndNoThreads(t *testing.T) {
 		{Function: 0x80000026, Flags: 1, Eax: 1, Ebx: 2, Ecx: 0x100, Edx: 77},
 	}
 	for n, legacy := range map[int]uint32{1: 0, 2: 2, 32: 2} {
-		got := CPUID(host, n-1, n, true, 0)
+		got := CPUID(host, n-1, topology.OfCores(n), true, 0)
 		if e := find(t, got, 0x80000001, 0); e.Ecx != 1<<22|legacy {
 			t.Errorf("%d cores: leaf 0x80000001 is %#x", n, e)
 		}
@@ -133,7 +137,7 @@ func TestAMDCountsCoresAndNoThreads(t *testing.T) {
 		}
 	}
 	host[0].Ebx = 0x756e6547 // Intel's has no such bit
-	if e := find(t, CPUID(host, 1, 2, true, 0), 0x80000001, 0); e.Ecx != 1<<22 {
+	if e := find(t, CPUID(host, 1, topology.OfCores(2), true, 0), 0x80000001, 0); e.Ecx != 1<<22 {
 		t.Errorf("Intel: leaf 0x80000001 is %#x", e)
 	}
 }

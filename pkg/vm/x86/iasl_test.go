@@ -11,6 +11,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -55,7 +56,7 @@ func acpiTables(t *testing.T, cpus int) map[string][]byte {
 		t.Fatal(err)
 	}
 	if _, err := (x86.Board{}).Load(ram, vm.Boot{
-		Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, CPUs: cpus},
+		Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Topology: topology.OfCores(cpus)},
 		CounterKHz: func() (uint32, error) { return 0, nil },
 	}); err != nil {
 		t.Fatal(err)
