@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"strings"
 )
 
 // What a topology can have at most.
@@ -203,28 +202,4 @@ func Distance(n int, between uint8) [][]uint8 {
 // String returns the arrangement as Parse reads it: without caches and nodes.
 func (t Topology) String() string {
 	return fmt.Sprintf("sockets=%d,dies=%d,cores=%d,threads=%d", t.Sockets, t.Dies, t.Cores, t.Threads)
-}
-
-// Describe returns a line for people that names what there is more than one of.
-func (t Topology) Describe() string {
-	var parts []string
-	for _, p := range []struct {
-		n    int
-		name string
-	}{{t.Sockets, "sockets"}, {t.Dies, "dies"}, {t.Cores, "cores"}, {t.Threads, "threads"}} {
-		if p.n > 1 {
-			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.name))
-		}
-	}
-	text := strings.Join(parts, " of ")
-	if text == "" {
-		text = "1 core"
-	}
-	if n := t.LLCs(); n > 1 {
-		text += fmt.Sprintf(", %d last-level caches", n)
-	}
-	if t.Nodes > 0 {
-		text += fmt.Sprintf(", %d NUMA nodes", t.Nodes)
-	}
-	return text
 }
