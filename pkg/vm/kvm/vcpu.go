@@ -71,14 +71,15 @@ func (v *vcpu) kick() {
 // run runs the guest until the machine stops.
 func (v *vcpu) run(m *instance) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	v.tid.Store(int32(unix.Gettid()))
 	defer v.tid.Store(0)
-	if pin := m.spec.Pin; len(pin) == 0 {
-		defer runtime.UnlockOSThread()
-	} else if err := affinity.Pin(0, pin[v.id%len(pin)]); err != nil { // a pinned thread ends with its goroutine
+	unpin, err := v.pin(m.spec.Pin)
+	if err != nil {
 		m.stop(fmt.Errorf("%w: vCPU %d: %w", vm.ErrRun, v.id, err))
 		return
 	}
+	defer unpin()
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
 		select {
@@ -95,6 +96,19 @@ func (v *vcpu) run(m *instance) {
 			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, m.processor.registers(v)))
 		}
 	}
+}
+
+// pin pins the vCPU's thread, which is the caller's, to its part of the host's CPUs. The thread goes on as another
+// goroutine's when the vCPU has ended, so unpin lets it run where it could before.
+func (v *vcpu) pin(cpus []int) (unpin func(), err error) {
+	if len(cpus) == 0 {
+		return func() {}, nil
+	}
+	before, err := affinity.Allowed()
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = affinity.Pin(0, before...) }, affinity.Pin(0, cpus[v.id%len(cpus)])
 }
 
 // Reasons of exits that gokvm does not name: linux/kvm.h.
