@@ -107,7 +107,7 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 	if note != "" {
 		s.log.Info(note)
 	}
-	s.sayPinned(s.log)
+	s.sayPinned(s.log, backend)
 	cfg.Backend, cfg.Console = backend, console.writer()
 	cfg.Memory, cfg.Reserved, cfg.Topology, cfg.Pin = uint64(s.memory), uint64(s.shmSize), s.topology, s.pinned
 	return cfg, opened, nil

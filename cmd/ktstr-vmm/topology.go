@@ -8,6 +8,8 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/affinity"
 	"github.com/ktstr/ktstr-vmm/pkg/topology"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
 )
 
 // topologyFlags say how the guest's processors are arranged, and where on the host they run.
@@ -71,9 +73,13 @@ func (o *topologyFlags) checkPin() error {
 	return nil
 }
 
-// sayPinned says where the processors' threads run.
-func (o *topologyFlags) sayPinned(log *zap.Logger) {
+// sayPinned says where the processors' threads run, and where they are too many for a thread each.
+func (o *topologyFlags) sayPinned(log *zap.Logger, b vm.Backend) {
 	guest, host := o.topology.CPUs(), len(o.pinned)
+	if b.Name() == (qemu.Backend{}).Name() && qemu.Crowded(guest, o.pinned) {
+		log.Info(fmt.Sprintf("the guest's %d processors take turns on one thread of the emulator: they are too many for this "+
+			"host's CPUs to have one each", guest))
+	}
 	switch {
 	case host == 0:
 	case host < guest:

@@ -58,7 +58,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	mode, err := threads(path, p, s.Topology.CPUs())
+	mode, err := threads(path, p, s)
 	if err != nil {
 		return nil, err
 	}

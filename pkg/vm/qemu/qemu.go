@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 
@@ -123,11 +124,28 @@ func (b Backend) Check(board vm.Board) (path, version string, err error) {
 	return path, version, err
 }
 
-// threads says how the processors of a machine run: each on a thread, or in turns where a QEMU is too old for
-// that. It runs the QEMU to ask, unless there is but one.
-func threads(path string, p platform, cpus int) (string, error) {
-	if cpus == 1 {
+// crowd is how many of a guest's processors to one CPU of the host are better off on one thread, by trying: threads that
+// wait for each other, as Linux's processors do when they start, would wait for the host's scheduler every time.
+const crowd = 5
+
+// Crowded reports whether so many processors take turns on one thread, because the host has few CPUs for them: all that
+// this process may use, or those that they are pinned to.
+func Crowded(cpus int, pin []int) bool {
+	host := len(pin)
+	if host == 0 {
+		host = runtime.NumCPU()
+	}
+	return cpus >= crowd*host
+}
+
+// threads says how the processors of a machine run: each on a thread, or in turns where they are a crowd, or a QEMU is
+// too old for that. It runs the QEMU to ask, unless there is but one.
+func threads(path string, p platform, s vm.Spec) (string, error) {
+	switch cpus := s.Topology.CPUs(); {
+	case cpus == 1:
 		return "multi", nil
+	case Crowded(cpus, s.Pin):
+		return "single", nil
 	}
 	_, r, err := checkVersion(path, p)
 	if err != nil {
