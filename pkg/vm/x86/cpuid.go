@@ -116,9 +116,9 @@ func CPUID(host []CPUIDEntry, cpu int, t topology.Topology, deadline bool, tscKH
 // vm.ErrConfig.
 func CheckCPUID(host []CPUIDEntry, t topology.Topology) error {
 	extended := slices.ContainsFunc(host, func(e CPUIDEntry) bool { return e.Function == leafAMDTopology })
-	if t.Threads > 1 && isAMD(host) && !extended {
-		return fmt.Errorf("%w: %s: this host's processor, an AMD without the topology extensions, can't show threads to a "+
-			"guest on KVM", vm.ErrConfig, t)
+	if isAMD(host) && !extended && (t.Threads > 1 || t.Dies > 1 || t.LLCCores < t.Cores) {
+		return fmt.Errorf("%w: %s with %d last-level caches: the host's processor, an AMD without the topology extensions, "+
+			"shows a guest on KVM sockets and cores alone", vm.ErrConfig, t, t.LLCs())
 	}
 	return nil
 }
