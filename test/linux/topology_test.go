@@ -40,7 +40,7 @@ var shapes = []shape{
 	{cpus: "sockets=2,cores=8,threads=2", numa: "2"},
 	{cpus: "sockets=2,dies=2,cores=2", arm64: true},
 	{cpus: "4", llc: "cores=2", arm64: true},
-	{cpus: "sockets=2,dies=2,cores=2,threads=2", llc: "cores=1", numa: "4,distance=30", arm64: true, bed: true},
+	{cpus: "dies=2,cores=2,threads=2", llc: "cores=1", numa: "2,distance=30", arm64: true, bed: true},
 }
 
 func (s shape) String() string { return strings.Join([]string{s.cpus, s.llc, s.numa}, ";") }
