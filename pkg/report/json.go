@@ -48,7 +48,7 @@ type jsonVM struct {
 	Kernel    string       `json:"kernel"`
 	CPUs      int          `json:"cpus"`
 	Topology  jsonTopology `json:"topology"`
-	Pinning   []int        `json:"pinning"` // the host CPU of each processor's thread; null if they were not pinned
+	Pinning   []int        `json:"pinning"` // the host CPUs that their threads were pinned to, or null
 	Memory    uint64       `json:"memory_bytes"`
 	ShmBase   string       `json:"shm_base"`
 	ShmSize   uint64       `json:"shm_size"`
@@ -90,16 +90,6 @@ func newJSONTopology(t topology.Topology) jsonTopology {
 		}
 	}
 	return j
-}
-
-// pinning is the host CPU of each processor's thread.
-func pinning(r *run.Result) (cpus []int) {
-	for i := range r.Topology.CPUs() {
-		if len(r.Pin) > 0 {
-			cpus = append(cpus, r.Pin[i%len(r.Pin)])
-		}
-	}
-	return cpus
 }
 
 type jsonRing struct {
@@ -161,7 +151,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 			Kernel:    r.Kernel,
 			CPUs:      r.Topology.CPUs(),
 			Topology:  newJSONTopology(r.Topology),
-			Pinning:   pinning(r),
+			Pinning:   r.Pin,
 			Memory:    r.Memory,
 			ShmBase:   r.RingBase.String(),
 			ShmSize:   r.RingSize,
