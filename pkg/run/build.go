@@ -131,7 +131,7 @@ func (r *run) register(cfg vm.Config) error {
 	r.metrics = newMetrics(r.cfg, r.result, r.machine)
 	collectors := []prometheus.Collector{r.monitor, r.metrics}
 	if r.cfg.Symbols != nil {
-		r.cpuMetrics = newCPUMetrics(r.result.CPUs)
+		r.cpuMetrics = newCPUMetrics(r.result.Topology.CPUs())
 		collectors = append(collectors, r.cpuMetrics)
 	}
 	for _, collector := range collectors {

@@ -216,8 +216,8 @@ func (r *run) startLooks() {
 	if r.cfg.Symbols == nil {
 		return
 	}
-	r.observer = &observer{symbols: r.cfg.Symbols, memory: r.machine.Memory(), arch: r.result.Arch, count: r.result.CPUs,
-		since: r.since, log: r.cfg.Log, metrics: r.cpuMetrics}
+	r.observer = &observer{symbols: r.cfg.Symbols, memory: r.machine.Memory(), arch: r.result.Arch,
+		count: r.result.Topology.CPUs(), since: r.since, log: r.cfg.Log, metrics: r.cpuMetrics}
 	left := r.cfg.Timeout - softGrace(r.cfg.Timeout, r.cfg.Grace) - r.since()
 	prepare := max(left-lookAhead, left/2)
 	if r.cpuMetrics != nil || r.cfg.Dumps.Stall != (Stall{}) {

@@ -13,6 +13,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/introspect"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // withKernel puts a kernel into a fake machine's memory, behind its ring.
@@ -23,7 +24,7 @@ func (f *fake) withKernel(t *testing.T) run.Config {
 		{Task: kerneltest.Task{Comm: "swapper/1"}, Online: true},
 	}}
 	cfg := f.config()
-	cfg.VM.CPUs = len(kernel.CPUs)
+	cfg.VM.Topology = topology.OfCores(len(kernel.CPUs))
 	layout, err := cfg.VM.Kernel.Board().Layout(fakeMemory, f.ring.Len())
 	if err != nil {
 		t.Fatal(err)

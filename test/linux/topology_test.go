@@ -177,7 +177,7 @@ func agree(t *testing.T, of topology.Topology, said string) {
 			if caches[cpu] == nil {
 				caches[cpu] = map[int][]string{}
 			}
-			level := number(t, files[dir+"level"])
+			level := integer(t, files[dir+"level"])
 			caches[cpu][level] = append(caches[cpu][level], value)
 		}
 	}
@@ -188,7 +188,7 @@ func agree(t *testing.T, of topology.Topology, said string) {
 	agreeNodes(t, of, nodes)
 }
 
-func number(t *testing.T, text string) int {
+func integer(t *testing.T, text string) int {
 	t.Helper()
 	n, err := strconv.Atoi(text)
 	if err != nil {
@@ -240,7 +240,7 @@ func agreeNodes(t *testing.T, of topology.Topology, got map[string]string) {
 		if node == nodes-1 {
 			most += ring + nodes*unit
 		}
-		if bytes := number(t, got[key]) * page; bytes < share-2*unit || bytes > most {
+		if bytes := integer(t, got[key]) * page; bytes < share-2*unit || bytes > most {
 			t.Errorf("node %d has %d bytes, want %d to %d", node, bytes, share-2*unit, most)
 		}
 		delete(got, key)
