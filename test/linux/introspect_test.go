@@ -137,7 +137,7 @@ func TestBusyGuestIsLookedAt(t *testing.T) {
 // Under a scheduler of sched_ext, each CPU's tasks are the scheduler's.
 func TestSchedExtBusyGuestIsLookedAt(t *testing.T) {
 	t.Parallel()
-	_, r, said := stoppedBusy(t, "--scheduler", fifo)
+	_, r, said := stoppedBusy(t, "--scheduler-wait", "1m", "--scheduler", fifo)
 	tasks := 0
 	for _, c := range r.CPUs.last(t, 2) {
 		if c.SCX == nil {

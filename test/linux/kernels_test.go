@@ -107,9 +107,12 @@ func TestSchedExtOfKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			program := ofKernel(name)
-			e, r := reported(t, "--cpus", "2", "--include", program, "--include", workload, "--scheduler", scxStats+" "+program, "--",
-				"busybox", "sh", "-c", "busybox cat /sys/kernel/sched_ext/root/ops; "+workload+" pingpong -time 2s")
-			if e.code != 0 || r.Outcome != "exited" || r.Ring.ByType["PMET"] == 0 {
+			e, r := reported(t, "--cpus", "2", "--include", program, "--include", workload,
+				"--scheduler", scxStats+" "+program, "--", "busybox", "sh", "-c",
+				"busybox cat /sys/kernel/sched_ext/root/ops; exec "+workload+" pingpong -time 2s")
+			ops := strings.TrimPrefix(name, "scx_") + "\n"
+			if e.code != 0 || r.Outcome != "exited" || !strings.HasPrefix(string(e.stdout), ops+"pingpong: ") ||
+				r.Ring.ByType["PMET"] == 0 {
 				t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
 			}
 		})
