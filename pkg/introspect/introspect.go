@@ -22,7 +22,7 @@ type CPU struct {
 	Clock     time.Duration // the run queue's clock, which stands still while the CPU sleeps or hangs
 	Idle      bool          // the idle task runs
 	PID       int32         // of the running task
-	Comm      string        // its name: up to 15 bytes, any that the guest likes
+	Comm      string        // its name: up to 16 bytes, any that the guest likes
 	Policy    Policy        // its scheduling policy
 	SCX       *SCX          // nil for a kernel without sched_ext
 }

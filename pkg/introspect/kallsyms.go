@@ -16,12 +16,12 @@ import (
 // and since then the first two, and the sequences, follow the last. Each part is aligned to 8 bytes.
 const (
 	tokenCount   = 256
-	markerStride = 256      // there is a marker for each so many names: its offset
-	maxSymbols   = 1 << 20  // those of distributions have 200,000
-	maxNameSize  = 0x3fff   // a name's length in tokens is one byte, or two that carry 7 bits each
-	maxName      = 512      // bytes of a name that is kept: KSYM_NAME_LEN
-	maxLooks     = 16 << 20 // markers and names that are looked at until the table is found, or given up
-	maxTries     = 256      // places where a table may be
+	markerStride = 256     // there is a marker for each so many names: its offset
+	maxSymbols   = 1 << 20 // those of distributions have 200,000
+	maxNameSize  = 0x3fff  // a name's length in tokens is one byte, or two that carry 7 bits each
+	maxName      = 512     // bytes of a name that is kept: KSYM_NAME_LEN
+	maxLooks     = 8 << 20 // places, markers and names that are looked at until the table is found, or given up
+	maxTries     = 256     // places where a table may be
 	tableAlign   = 8
 )
 
@@ -39,7 +39,7 @@ type kallsyms struct {
 	count   int // of symbols
 	offsets int // where the offsets begin
 	base    uint64
-	looks   int // markers and names that were looked at
+	looks   int // places, markers and names that were looked at
 }
 
 // lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked. It
@@ -97,7 +97,7 @@ func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
 // findNames finds the markers, and the names, which end where the markers begin. The markers end where the token table
 // begins or, in Linux 6.2 and 6.3 and where that was put into older ones, before a table of 3 bytes for each symbol.
 func (k *kallsyms) findNames(tokens int) bool {
-	for table := 0; table <= min(3*maxSymbols, tokens) && k.looks <= maxLooks; table += tableAlign {
+	for table := 0; table <= min(3*maxSymbols, tokens) && k.look(); table += tableAlign {
 		end := tokens - table
 		for padding := 0; padding < tableAlign; padding += 4 {
 			first, last, markers := k.findMarkers(end-padding, table)
@@ -156,7 +156,7 @@ func (k *kallsyms) findMarkers(end, table int) (first, last, count int) {
 	return 0, 0, 0
 }
 
-// look counts one more marker or name, and reports whether it may be looked at.
+// look counts one more place, marker or name, and reports whether it may be looked at.
 func (k *kallsyms) look() bool {
 	k.looks++
 	return k.looks <= maxLooks
