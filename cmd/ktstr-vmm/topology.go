@@ -77,14 +77,14 @@ func (o *topologyFlags) checkPin() error {
 func (o *topologyFlags) sayPinned(log *zap.Logger, b vm.Backend) {
 	guest, host := o.topology.CPUs(), len(o.pinned)
 	if b.Name() == (qemu.Backend{}).Name() && qemu.Crowded(guest, o.pinned) {
-		log.Info(fmt.Sprintf("the guest's %d processors take turns on one thread of the emulator: they are too many for this "+
-			"host's CPUs to have one each", guest))
+		log.Info(fmt.Sprintf("the guest's %d processors take turns on one thread of the emulator: they are too many for "+
+			"this host's CPUs to have one each", guest))
 	}
 	switch {
 	case host == 0:
 	case host < guest:
-		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s, fewer than they are: they share them "+
-			"and take turns, which shows in what the guest measures", guest, affinity.Format(o.pinned)))
+		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s, fewer than they are: they "+
+			"share them and take turns, which shows in what the guest measures", guest, affinity.Format(o.pinned)))
 	default:
 		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s, one each", guest,
 			affinity.Format(o.pinned)))

@@ -36,7 +36,8 @@ func TestRingInDeviceMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, _ := accel.Choose(accel.KVM, tc.guest)
-		m, err := b.New(vm.Spec{Board: tc.guest.Board, Layout: layout, Topology: topology.OfCores(1), Console: io.Discard}, func(error) {})
+		m, err := b.New(vm.Spec{Board: tc.guest.Board, Layout: layout, Topology: topology.OfCores(1),
+			Console: io.Discard}, func(error) {})
 		if errors.Is(err, kvm.ErrIncoherent) != tc.refused || (err != nil) != tc.refused || b.Name() != "kvm" {
 			t.Errorf("%s: %s: %v, refused: %t", name, b.Name(), err, tc.refused)
 		}

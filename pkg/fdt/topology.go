@@ -42,7 +42,9 @@ func runs(ranges []Range) (joined []Range) {
 func (m Machine) memory() (nodes []*dt.Node) {
 	describe := func(memory []Range, more ...dt.Property) {
 		for _, r := range runs(memory) {
-			nodes = append(nodes, node("memory", r.Start, append([]dt.Property{text("device_type", "memory"), reg(r)}, more...)...))
+			n := node("memory", r.Start, text("device_type", "memory"), reg(r))
+			n.Properties = append(n.Properties, more...)
+			nodes = append(nodes, n)
 		}
 	}
 	if m.Topology.Nodes == 0 {

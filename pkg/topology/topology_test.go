@@ -171,7 +171,8 @@ func TestParse(t *testing.T) {
 			t.Errorf("%q: %+v, %v; want %+v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "0", "-1", "x", "1.5", "4,", "=", "cores", "cores=", "cores=0", "cores=-2", "cores=x",
+	for _, text := range []string{"", "0", "-1", "x", "1.5", "4,", "=", "cores", "cores=", "cores=0", "cores=-2",
+		"cores=x",
 		"cores=2,cores=2", "cores=2,", ",cores=2", "cores=2 ", "Cores=2", "cpus=2", "cores=99999999999999999999"} {
 		if got, err := topology.Parse(text); !errors.Is(err, topology.ErrTopology) {
 			t.Errorf("%q: %+v, %v", text, got, err)

@@ -115,7 +115,8 @@ func (l Layout) Nodes(n int) ([][]Span, error) {
 	}
 	share := all / uint64(n) &^ (nodeUnit - 1)
 	if share < minNode {
-		return nil, fmt.Errorf("%w: %w: %d bytes of RAM for %d NUMA nodes, each takes %d", ErrConfig, ErrRoom, all, n, minNode)
+		return nil, fmt.Errorf("%w: %w: %d bytes of RAM for %d NUMA nodes, each takes %d", ErrConfig, ErrRoom, all, n,
+			minNode)
 	}
 	nodes := make([][]Span, n)
 	node, left := 0, share

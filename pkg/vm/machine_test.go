@@ -326,7 +326,8 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 // Two processors run at the same time: both counters move, and neither waits for the other.
 func TestTwoProcessorsRunAtOnce(t *testing.T) {
 	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
-		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, Topology: topology.OfCores(2), Memory: 64 << 20})
+		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, Topology: topology.OfCores(2),
+			Memory: 64 << 20})
 		var words [2]guestmem.Uint32
 		for i := range words {
 			var err error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,8 +22,8 @@ type shape struct {
 	arm64           bool // for arm64 alone
 }
 
-// shapes are the topologies that Linux is asked about. QEMU's x86_64 machine has no dies, and a last-level cache for each
-// socket; the bed's x86_64 processor shows no threads on top of that.
+// shapes are the topologies that Linux is asked about. QEMU's x86_64 machine has no dies, and a last-level cache for
+// each socket; the bed's x86_64 processor shows no threads on top of that.
 var shapes = []shape{
 	{cpus: "1"},
 	{cpus: "3", bed: true},
@@ -79,8 +80,9 @@ func (s shape) topology(t *testing.T) topology.Topology {
 // inBed reports whether the suite runs in the bed.
 func inBed() bool { return mode == "kvm" && testing.Short() }
 
-// askLinux prints what sysfs says of processors, caches and nodes, as FILE:VALUE, and what memory each node has: Linux, Documentation/ABI/stable/sysfs-devices-system-cpu, ABI/testing/
-// sysfs-devices-system-cpu and ABI/stable/sysfs-devices-node. It takes few processes: 32 emulated processors are slow.
+// askLinux prints what sysfs says of processors, caches and nodes, as FILE:VALUE, and what memory each node has: Linux,
+// Documentation/ABI/stable/sysfs-devices-system-cpu and sysfs-devices-node, ABI/testing/sysfs-devices-system-cpu. It
+// takes few processes: 32 emulated processors are slow.
 const askLinux = `
 	cd /sys/devices/system
 	busybox grep -H . cpu/cpu*/topology/*_cpus_list cpu/cpu*/cache/index*/level cpu/cpu*/cache/index*/shared_cpu_list \
@@ -106,8 +108,7 @@ func TestTopology(t *testing.T) {
 	}
 }
 
-// So does util-linux: what its lscpu says has the same in a column for processors that have that part in common. The bed
-// has none.
+// So does util-linux. The bed has no lscpu.
 func TestX86Lscpu(t *testing.T) {
 	for _, s := range []shape{
 		{cpus: "5", numa: "1"},
@@ -227,7 +228,8 @@ func agreeCaches(t *testing.T, of topology.Topology, caches map[int]map[int][]st
 func agreeNodes(t *testing.T, of topology.Topology, got map[string]string) {
 	t.Helper()
 	const memory, ring, page, unit = 512 << 20, 16 << 20, 4 << 10, 2 << 20
-	want := map[string]string{"cpulist0": together(of, 0, func(topology.Place) [3]int { return [3]int{} }), "distance0": "10"}
+	all := together(of, 0, func(topology.Place) [3]int { return [3]int{} })
+	want := map[string]string{"cpulist0": all, "distance0": "10"}
 	nodes := max(of.Nodes, 1)
 	share := (memory - ring) / nodes
 	for node := range nodes {
@@ -260,7 +262,8 @@ func agreeTable(t *testing.T, of topology.Topology, table [][]string) {
 		if len(row) < 5 || row[0] != fmt.Sprint(cpu) {
 			t.Fatalf("lscpu says %v of CPU %d", row, cpu)
 		}
-		if p := of.Place(cpu); row[1] != fmt.Sprint(p.Node) || row[2] != fmt.Sprint(p.Socket) || row[3] != fmt.Sprint(cpu/of.Threads) {
+		p := of.Place(cpu)
+		if !slices.Equal(row[1:4], []string{fmt.Sprint(p.Node), fmt.Sprint(p.Socket), fmt.Sprint(cpu / of.Threads)}) {
 			t.Errorf("lscpu says %v of CPU %d, which is at %+v", row, cpu, p)
 		}
 		last := len(row) - 1 // the last cache is of the last level

@@ -32,7 +32,8 @@ func (b Backend) CheckUncached() (err error) {
 	if err != nil {
 		return err
 	}
-	m, err := b.New(vm.Spec{Board: board, Layout: layout, Topology: topology.OfCores(1), Console: io.Discard}, func(error) {})
+	m, err := b.New(vm.Spec{Board: board, Layout: layout, Topology: topology.OfCores(1), Console: io.Discard},
+		func(error) {})
 	if err != nil {
 		return err
 	}

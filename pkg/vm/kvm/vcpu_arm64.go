@@ -39,8 +39,8 @@ func (a *armProcessor) setupVCPU(_ *instance, v *vcpu) error {
 
 // caches is what CLIDR_EL1 says of the caches in front of the one that the device tree adds: the first level is one for
 // data and one for instructions, the second is for both and the last before memory (LoC). It is what QEMU's processors
-// have, too. What KVM makes up from 6.3 on has fewer, and Linux then does not believe the tree (drivers/base/cacheinfo.c,
-// cache_setup_of_node).
+// have, too. What KVM makes up from 6.3 on has fewer, and Linux then does not believe the tree: cache_setup_of_node in
+// its drivers/base/cacheinfo.c.
 const caches = 1<<27 | 2<<24 | 1<<21 | 4<<3 | 3
 
 // register is a register's number in KVM_GET_ONE_REG and KVM_SET_ONE_REG: KVM API, 4.68, "arm64".

@@ -62,8 +62,8 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{platform: p, stop: stop, pinned: s.Pin, entered: make(chan guestmem.Uint32, 1), reaped: make(chan struct{}),
-		ended: make(chan struct{})}
+	m := &instance{platform: p, stop: stop, pinned: s.Pin, entered: make(chan guestmem.Uint32, 1),
+		reaped: make(chan struct{}), ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
 	if err != nil {

@@ -124,8 +124,8 @@ func (b Backend) Check(board vm.Board) (path, version string, err error) {
 	return path, version, err
 }
 
-// crowd is how many of a guest's processors to one CPU of the host are better off on one thread, by trying: threads that
-// wait for each other, as Linux's processors do when they start, would wait for the host's scheduler every time.
+// crowd is how many of a guest's processors to one CPU of the host are better off on one thread, by trying: threads
+// that wait for each other, as Linux's processors do when they start, would wait for the host's scheduler every time.
 const crowd = 5
 
 // Crowded reports whether so many processors take turns on one thread, because the host has few CPUs for them: all that

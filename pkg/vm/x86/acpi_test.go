@@ -96,7 +96,8 @@ func TestACPITablesOfNodes(t *testing.T) {
 		got = append(got, memory{le.Uint32(e[2:]), le.Uint64(e[8:]), le.Uint64(e[16:])})
 	}
 	const half = (5<<30 - 16<<20) / 2
-	if want := []memory{{0, 0, half}, {1, half, 3<<30 - half}, {1, 4 << 30, 2<<30 - 16<<20}, {1, 6<<30 - 16<<20, 16 << 20}}; !slices.Equal(got, want) {
+	want := []memory{{0, 0, half}, {1, half, 3<<30 - half}, {1, 4 << 30, 2<<30 - 16<<20}, {1, 6<<30 - 16<<20, 16 << 20}}
+	if !slices.Equal(got, want) {
 		t.Errorf("SRAT: memory %#x, want %#x", got, want)
 	}
 	if want := []byte{2, 0, 0, 0, 0, 0, 0, 0, 10, 30, 21, 10}; !bytes.Equal(tables["SLIT"], want) {

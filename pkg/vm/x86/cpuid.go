@@ -43,8 +43,8 @@ type CPUIDEntry struct {
 
 // CPUID returns what processor cpu sees of a machine's topology if its back end can show it the host's entries. What a
 // core's threads share, they alone do, but for the last level of cache, which is shared as the topology says, so that a
-// tester of schedulers knows of it. (On the first Zen, family 0x17 up to model 0x1f, Linux assumes that 8 APIC IDs form a
-// complex with its own last-level cache, whatever CPUID says.) The deadline mode of the APIC's timer is shown if
+// tester of schedulers knows of it. (On the first Zen, family 0x17 up to model 0x1f, Linux assumes that 8 APIC IDs form
+// a complex with its own last-level cache, whatever CPUID says.) The deadline mode of the APIC's timer is shown if
 // deadline is set, which says that the back end has it, and the TSC's frequency if tscKHz is not 0.
 func CPUID(host []CPUIDEntry, cpu int, t topology.Topology, deadline bool, tscKHz uint32) []CPUIDEntry {
 	id, place, shift, socket := t.APICID(cpu), t.Place(cpu), t.Shifts(), uint32(t.CPUs()/t.Sockets)
@@ -123,8 +123,8 @@ func CheckCPUID(host []CPUIDEntry, t topology.Topology) error {
 	return nil
 }
 
-// level is a level of leaves 0xb and 0x1f: its type, how many bits of the APIC ID name what is below the next level, and
-// how many processors that has.
+// level is a level of leaves 0xb and 0x1f: its type, how many bits of the APIC ID name what is below the next level,
+// and how many processors that has.
 type level struct{ kind, shift, cpus int }
 
 func levels(leaf, id uint32, list ...level) (entries []CPUIDEntry) {
