@@ -32,8 +32,8 @@ const (
 	dumpBuffer = 512
 	// dumpLimit is how much of a dump is sent, in bytes.
 	dumpLimit = 128 << 10
-	// dumpPoll is how often the trace is read.
-	dumpPoll = 20 * time.Millisecond
+	// dumpPoll is how often the trace is read; what ends a scheduler is not waited for.
+	dumpPoll = 100 * time.Millisecond
 )
 
 // dumps sends sched_ext's dumps as they come.

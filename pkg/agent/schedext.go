@@ -57,6 +57,48 @@ func (a *agent) readSchedExt() (s schedExt, ok bool) {
 	return s, false
 }
 
+// schedExtFiles are the files whose content tells that there is something new to read. They are kept open: that costs
+// less than to open them at each look.
+type schedExtFiles struct {
+	fds       [2]int
+	now, last [2][32]byte
+}
+
+func (a *agent) openSchedExt() (*schedExtFiles, error) {
+	f := &schedExtFiles{fds: [2]int{-1, -1}}
+	for i, path := range []string{schedExtState, schedExtEnableSeq} {
+		fd, err := unix.Open(a.path(path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			f.close()
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		f.fds[i] = fd
+	}
+	return f, nil
+}
+
+// changed reports whether one of them has another content than when seen was called.
+func (f *schedExtFiles) changed() bool {
+	for i, fd := range f.fds {
+		f.now[i] = [32]byte{}
+		if _, err := unix.Pread(fd, f.now[i][:], 0); err != nil {
+			return true
+		}
+	}
+	return f.now != f.last
+}
+
+// seen takes the content that changed has read for known.
+func (f *schedExtFiles) seen() { f.last = f.now }
+
+func (f *schedExtFiles) close() {
+	for _, fd := range f.fds {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
 // state is what a guest's kernel says, as a message has it.
 func (a *agent) state(s schedExt) shm.SchedulerState {
 	number := func(path string) uint64 {

@@ -23,7 +23,11 @@ const codeNotScheduler = -1
 
 const (
 	// schedulerPoll is how often the kernel is asked whether the scheduler is in charge.
-	schedulerPoll = 10 * time.Millisecond
+	schedulerPoll = 20 * time.Millisecond
+	// A look is followed by a pause of so many times its own length, up to a limit: the agent has a real-time policy,
+	// and on a slow machine it would leave no time to those whom it watches.
+	pauseForLook = 16
+	longestPause = 150 * time.Millisecond
 	// schedulerWords is how much of a scheduler's output is kept to say what its last words were, in bytes.
 	schedulerWords = 8 << 10
 )
@@ -35,11 +39,13 @@ type scheduler struct {
 	a       *agent
 	known   bool // the kernel says whether it is in charge
 	log     *kernelLog
+	files   *schedExtFiles
 	tenure  tenure
 	words   kernelWords
 	output  words
 	outputs sync.WaitGroup // goroutines that send its output
 
+	phase    shm.SchedulerPhase // what its tenure came to at the last look
 	last     shm.SchedulerState // what was sent
 	lost     shm.SchedulerPhase // how it ended, before it was asked to go; 0: it has not
 	asked    atomic.Bool        // to go
@@ -70,12 +76,15 @@ func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 		} else {
 			a.try(s.log.setClock(a.path(logDevice)))
 		}
+		if s.files, err = a.openSchedExt(); err != nil {
+			return false, err
+		}
 		a.watchDumps(ctx)
 	}
 	if err := s.start(ctx); err != nil {
 		s.process = &process{}
 		s.end(ctx, shm.SchedulerRefused, startCode(err), fmt.Sprintf("could not be started: %v", err))
-		s.closeLog()
+		s.closeFiles()
 		return false, nil
 	}
 	a.scheduler = s
@@ -147,19 +156,21 @@ func (s *scheduler) forward(ctx context.Context, r *os.File, stream shm.OutputSt
 // whether it is in charge, it is when it has lived for a time.
 func (s *scheduler) watch(ctx context.Context) {
 	defer close(s.over)
-	defer s.closeLog()
+	defer s.closeFiles()
 	s.deadline = time.Now().Add(s.a.schedulerWait())
 	if !s.known {
 		s.deadline = time.Now().Add(s.a.limits.schedulerSettles)
 	}
-	for ctx.Err() == nil {
-		s.pause(ctx)
+	for took := time.Duration(0); ctx.Err() == nil; {
+		s.pause(ctx, took)
+		start := time.Now()
 		var asked chan struct{}
 		select {
 		case asked = <-s.looks:
 		default:
 		}
 		over := s.look(ctx)
+		took = time.Since(start)
 		if asked != nil {
 			close(asked)
 		}
@@ -169,26 +180,32 @@ func (s *scheduler) watch(ctx context.Context) {
 	}
 }
 
-// pause waits for the kernel's log to say something, or for the next look's time.
-func (s *scheduler) pause(ctx context.Context) {
-	start := time.Now()
-	if s.log != nil {
-		s.log.wait(schedulerPoll)
-		if s.log.read(s.words.hear) {
-			return
-		}
+// pause waits for the kernel's log to say something, or for the next look's time, when a look took so long.
+func (s *scheduler) pause(ctx context.Context, took time.Duration) {
+	rest := min(pauseForLook*took, longestPause)
+	wait := max(schedulerPoll-rest, 0)
+	if s.log == nil {
+		rest, wait = rest+wait, 0
 	}
 	select {
-	case <-time.After(schedulerPoll - time.Since(start)):
+	case <-time.After(rest):
 	case <-ctx.Done():
+		return
+	}
+	if wait > 0 {
+		s.log.wait(wait)
 	}
 }
 
 // look sends what has changed, and reports whether the scheduler is gone.
 func (s *scheduler) look(ctx context.Context) (gone bool) {
-	phase, reason := shm.SchedulerPhase(0), ""
-	if now, ok := s.a.readSchedExt(); ok && s.known {
+	if s.log != nil {
+		s.log.read(s.words.hear)
+	}
+	phase, reason := s.phase, ""
+	if now, ok := s.changed(); ok {
 		phase, reason = s.tenure.see(now)
+		s.phase = phase
 		if now.phase != s.last.Phase && now.enableSeq != s.tenure.before || now.phase == shm.SchedulerEnabling {
 			s.sendOnce(ctx, now)
 		}
@@ -210,6 +227,17 @@ func (s *scheduler) look(ctx context.Context) (gone bool) {
 			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState), s.output.last()))
 	}
 	return false
+}
+
+// changed returns what the kernel says of sched_ext, where that may be something else than at the last look.
+func (s *scheduler) changed() (now schedExt, ok bool) {
+	if !s.known || !s.files.changed() {
+		return now, false
+	}
+	if now, ok = s.a.readSchedExt(); ok {
+		s.files.seen()
+	}
+	return now, ok
 }
 
 // goes looks at a scheduler that was asked to go. Going is what it was asked to; but the kernel may throw it out
@@ -272,7 +300,7 @@ func (s *scheduler) unready(phase shm.SchedulerPhase) shm.SchedulerPhase {
 // How long the end of a scheduler is looked into, before it is told to the host.
 const (
 	// wordsLimit is how long the kernel may take to say why it throws a scheduler out.
-	wordsLimit = time.Second
+	wordsLimit = 2 * time.Second
 	// stepDownLimit is how long a process may take to end that was the scheduler and gave that up.
 	stepDownLimit = 2 * time.Second
 	// lastWordsLimit is how long the process of another may take, and how long output may take to come.
@@ -282,10 +310,8 @@ const (
 // conclude tells the host how the scheduler ended, with all that is known of it: the kernel's words come after its
 // state, the process's end after both. It returns true.
 func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reason string) bool {
-	for end := time.Now().Add(wordsLimit); s.tenure.enabled && s.words.reason == "" && s.log != nil &&
-		time.Now().Before(end) && ctx.Err() == nil && phase != shm.SchedulerReplaced; {
-		s.log.wait(schedulerPoll)
-		s.log.read(s.words.hear)
+	if s.tenure.enabled && s.log != nil && phase != shm.SchedulerReplaced {
+		s.awaitWords(ctx)
 	}
 	code := codeNotScheduler
 	patience := lastWordsLimit
@@ -304,6 +330,19 @@ func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reas
 	}
 	s.end(ctx, phase, code, reason)
 	return true
+}
+
+// awaitWords waits for what the kernel says of the scheduler's end: two lines, of which it may leave out the second. It
+// has said all when its state is "disabled".
+func (s *scheduler) awaitWords(ctx context.Context) {
+	for end := time.Now().Add(wordsLimit); time.Now().Before(end) && ctx.Err() == nil; {
+		disabled := s.a.kernelSays(schedExtState) == "disabled"
+		s.log.read(s.words.hear)
+		if s.words.reason != "" && (s.words.detail != "" || disabled) {
+			return
+		}
+		s.log.wait(schedulerPoll)
+	}
 }
 
 // why says how the scheduler ended: what the kernel says first, then what its process says.
@@ -359,15 +398,17 @@ func (s *scheduler) sendEnd(ctx context.Context, phase shm.SchedulerPhase, reaso
 	}
 }
 
-func (s *scheduler) closeLog() {
+func (s *scheduler) closeFiles() {
 	if s.log != nil {
 		s.log.close()
+	}
+	if s.files != nil {
+		s.files.close()
 	}
 }
 
 // ends reports whether the scheduler's process ends, waiting for that at most for d.
 func (s *scheduler) ends(d time.Duration) bool {
-	s.a.reaper.reap()
 	select {
 	case <-s.ended:
 		return true
@@ -422,6 +463,7 @@ func (a *agent) dismissScheduler(ctx context.Context) {
 		return
 	}
 	s.ends(a.limits.schedulerSettles) // one that ended with the command
+	a.reaper.reap()
 	s.lookNow(ctx)
 	select {
 	case <-s.over:

@@ -13,6 +13,21 @@ import (
 	"time"
 )
 
+// longWait is for schedulers that become one, on busy hosts and slow machines.
+const longWait = "2m"
+
+// scheduled is reported, for runs whose scheduler becomes one.
+func scheduled(t *testing.T, args ...string) (ended, report) {
+	t.Helper()
+	return reported(t, append([]string{"--scheduler-wait", longWait}, args...)...)
+}
+
+// comm is the name that a program's task has: Linux's TASK_COMM_LEN.
+func comm(program string) string {
+	name := filepath.Base(program)
+	return name[:min(len(name), 15)]
+}
+
 // stalls is how long a task waits until the kernel throws a scheduler out, in these tests.
 const stalls = "2s"
 
@@ -27,11 +42,11 @@ func TestSchedExtEndings(t *testing.T) {
 		dump   string // what the dump has; "": there is none
 		none   bool   // the command must not start
 		code   int    // of SCDX
-		wait   string // how long it may take to become the scheduler: long, on a busy host
+		wait   string // how long it may take to become the scheduler; "": longWait
 	}{
 		"exits":  {flags: "-exit-after 1s", reason: "exited with code 0"},
 		"panics": {flags: "-panic-after 1s", reason: "exited with code 2: panic: fifo: as -panic-after asks", code: 2},
-		"forgets": {flags: "-watchdog " + stalls + " -forget workload", reason: stalled + "workload[",
+		"forgets": {flags: "-watchdog " + stalls + " -forget " + comm(workload), reason: stalled + comm(workload) + "[",
 			dump: "triggered exit kind", code: -1},
 		"forgets all":   {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind", code: -1},
 		"fails to load": {flags: "-reject", reason: "; infinite loop detected at insn 4", none: true, code: 1},
@@ -41,7 +56,7 @@ func TestSchedExtEndings(t *testing.T) {
 		for _, cpus := range []string{"1", "4"} {
 			t.Run(name+" "+cpus, func(t *testing.T) {
 				t.Parallel()
-				e, r := reported(t, "--cpus", cpus, "--scheduler", fifo+" "+tc.flags, "--scheduler-wait", cmp.Or(tc.wait, "1m"),
+				e, r := reported(t, "--cpus", cpus, "--scheduler", fifo+" "+tc.flags, "--scheduler-wait", cmp.Or(tc.wait, longWait),
 					"--", workload, "cpu", "-time", "2m")
 				if e.code != 121 || r.Outcome != "scheduler_exit" || !strings.Contains(r.Reason, tc.reason) ||
 					!strings.Contains(string(e.stderr), "scheduler_exit: the scheduler under test ") {
@@ -89,7 +104,7 @@ func (r report) wantKnownSoon(t *testing.T) {
 // in the report. The command's own policy is that of any process, though the agent has a real-time one.
 func TestSchedExtStates(t *testing.T) {
 	t.Parallel()
-	e, r := reported(t, "--cpus", "2", "--scheduler", fifo, "--", "busybox", "sh", "-c",
+	e, r := scheduled(t, "--cpus", "2", "--scheduler", fifo, "--", "busybox", "sh", "-c",
 		"busybox cat /sys/kernel/sched_ext/state; busybox cut -d ' ' -f 41 /proc/self/stat; busybox cut -d ' ' -f 41 /proc/1/stat")
 	e.want(t, 0, "enabled\n0\n1\n")
 	var states []string
@@ -117,7 +132,7 @@ func TestSchedExtIgnoresTerm(t *testing.T) {
 	for _, cpus := range []string{"1", "4"} {
 		t.Run(cpus, func(t *testing.T) {
 			t.Parallel()
-			e, r := reported(t, "--cpus", cpus, "--scheduler", fifo+" -ignore-term", "--", "busybox", "sh", "-c", "exit 7")
+			e, r := scheduled(t, "--cpus", cpus, "--scheduler", fifo+" -ignore-term", "--", "busybox", "sh", "-c", "exit 7")
 			last := r.Scheduler.States[len(r.Scheduler.States)-1]
 			if e.code != 7 || r.Outcome != "exited" || last.State != "left" ||
 				last.Reason != "ignored a TERM for 2s and was killed; it exited with code 137 (SIGKILL)" {
@@ -142,7 +157,7 @@ func TestSchedExtReplaced(t *testing.T) {
 	t.Parallel()
 	path, include := script(t, fifo+" & first=$!\nuntil test -e /tmp/started; do busybox sleep 0.1; done\n"+
 		"kill -9 $first\nexec "+fifo+"\n")
-	e, r := reported(t, append(include, "--scheduler", "busybox sh "+path, "--", "busybox", "sh", "-c",
+	e, r := scheduled(t, append(include, "--scheduler", "busybox sh "+path, "--", "busybox", "sh", "-c",
 		"echo > /tmp/started; busybox sleep 1000")...)
 	last := r.Scheduler.States[len(r.Scheduler.States)-1]
 	if e.code != 121 || last.State != "lost" && last.State != "replaced" ||
@@ -155,7 +170,7 @@ func TestSchedExtReplaced(t *testing.T) {
 // Somebody in the guest ends the scheduler, by sysrq-S.
 func TestSchedExtSysrq(t *testing.T) {
 	t.Parallel()
-	e, r := reported(t, "--scheduler", fifo, "--", "busybox", "sh", "-c",
+	e, r := scheduled(t, "--scheduler", fifo, "--", "busybox", "sh", "-c",
 		"echo S > /proc/sysrq-trigger; busybox sleep 1000")
 	if e.code != 121 || !strings.Contains(r.Reason, "was disabled by the kernel (disabled by sysrq-S)") {
 		t.Errorf("exit code %d, %q", e.code, r.Reason)
@@ -166,7 +181,7 @@ func TestSchedExtSysrq(t *testing.T) {
 func TestSchedExtDiesInTheFlush(t *testing.T) {
 	t.Parallel()
 	path, include := script(t, "echo $$ > /tmp/scheduler.pid\nexec "+fifo+"\n")
-	e, r := reported(t, append(include, "--scheduler", "busybox sh "+path, "--", "busybox", "sh", "-c",
+	e, r := scheduled(t, append(include, "--scheduler", "busybox sh "+path, "--", "busybox", "sh", "-c",
 		"(trap 'kill -9 $(busybox cat /tmp/scheduler.pid)' TERM; while :; do busybox sleep 0.1; done) & exit 0")...)
 	if e.code != 121 || !strings.Contains(r.Reason, "exited with code 137 (SIGKILL)") {
 		t.Errorf("exit code %d, %q", e.code, r.Reason)
@@ -176,10 +191,10 @@ func TestSchedExtDiesInTheFlush(t *testing.T) {
 // At the soft deadline the dump is in the report, in a section of its own.
 func TestSchedExtDumpAtSoftDeadline(t *testing.T) {
 	t.Parallel()
-	e, r := reported(t, "--timeout", "40s", "--grace", "20s", "--scheduler", fifo, "--", workload, "cpu", "-time", "10m")
+	e, r := scheduled(t, "--timeout", "40s", "--grace", "20s", "--scheduler", fifo, "--", workload, "cpu", "-time", "10m")
 	if e.code != 124 || r.Outcome != "timeout" || len(r.DumpRequests) != 1 ||
 		!strings.HasPrefix(r.Scheduler.Dump, "Debug dump triggered by SysRq-D\n") ||
-		!strings.Contains(r.Scheduler.Dump, "workload[") || strings.Contains(r.ConsoleTail, "CPU states") ||
+		!strings.Contains(r.Scheduler.Dump, comm(workload)+"[") || strings.Contains(r.ConsoleTail, "CPU states") ||
 		!strings.Contains(string(e.stderr), "sched_ext's dump:\n  Debug dump triggered by SysRq-D") {
 		t.Errorf("exit code %d, %s, %+v\n%+v", e.code, e.stderr, r.DumpRequests, r.Scheduler)
 	}
@@ -197,7 +212,7 @@ func TestSchedExtDumpOnStall(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e, r := reported(t, "--dump-on", "stall", tc.flag, tc.value, "--scheduler", fifo, "--",
+			e, r := scheduled(t, "--dump-on", "stall", tc.flag, tc.value, "--scheduler", fifo, "--",
 				"busybox", "sh", "-c", "busybox sleep 4; exit 3")
 			if e.code != 3 || len(r.DumpRequests) != 1 || r.DumpRequests[0].Why != tc.why ||
 				strings.Count(r.Scheduler.Dump, "Debug dump triggered by SysRq-D\n") != 1 {
@@ -217,7 +232,7 @@ func TestSchedExtNoFalseAlarm(t *testing.T) {
 	start := time.Now()
 	for i := range runs {
 		work := []string{"cpu", "pingpong"}[i%2]
-		e, r := reported(t, "--cpus", fmt.Sprint(1+i/2%2*3), "--scheduler", fifo, "--", workload, work, "-time", "500ms")
+		e, r := scheduled(t, "--cpus", fmt.Sprint(1+i/2%2*3), "--scheduler", fifo, "--", workload, work, "-time", "500ms")
 		if last := r.Scheduler.States[len(r.Scheduler.States)-1]; e.code != 0 || last.State != "left" {
 			t.Fatalf("run %d, %s: exit code %d, %q, %s\n%+v", i, work, e.code, r.Reason, e.stderr, r.Scheduler)
 		}
