@@ -34,11 +34,13 @@ linux-test:
 	scripts/build-linux
 	scripts/guest-tests linux
 
-# Lines have at most 120 characters, but for the rows of a Markdown table.
+# Lines have at most 120 characters, but for what Markdown has of tables and of a program's output.
 lint: too_long := ^[^|].{120,}
 lint:
 	test -z "$$(gofmt -l .)"
-	! LC_ALL=C.UTF-8 git grep -nP '$(too_long)' -- '*.go' '*.md' '*.c' '*.h' '*.S' '*Makefile' scripts
+	! LC_ALL=C.UTF-8 git grep -nP '$(too_long)' -- '*.go' '*.c' '*.h' '*.S' '*Makefile' scripts
+	! git ls-files '*.md' | xargs perl -CSD -ne '$$fence = !$$fence if /^```/; \
+		print "$$ARGV:$$.:$$_" if !$$fence && /$(too_long)/; close ARGV if eof' | grep .
 	GOARCH=amd64 go vet ./...
 	GOARCH=arm64 go vet ./...
 	go vet -tags linuxbed ./test/...
