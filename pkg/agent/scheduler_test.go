@@ -162,6 +162,10 @@ func TestScheduler(t *testing.T) {
 			script: "(trap ': > $S/die' TERM; while :; do sleep 0.01; done) & exit 0", code: 42,
 			reason: "exited with code 42",
 		},
+		"dies when asked to go": {
+			scheduler: "trap 'kill -SEGV $$' TERM; " + enabled + "while :; do sleep 0.01; done", script: "exit 0",
+			phase: shm.SchedulerLost, code: 139, reason: "exited with code 139 (SIGSEGV)",
+		},
 		"ignores TERM": {
 			scheduler: "trap '' TERM; " + enabled + "while :; do sleep 0.01; done", script: "exit 0", phase: shm.SchedulerLeft,
 			reason: "ignored a TERM for 500ms and was killed; it exited with code 137 (SIGKILL)",
