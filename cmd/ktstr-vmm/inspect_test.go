@@ -15,6 +15,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // vector is a golden image of a ring.
@@ -33,9 +34,9 @@ func arm64RAM(t *testing.T) (tree, ram []byte) {
 	t.Helper()
 	const start, size, ringSize = 0x80000000, 4 << 20, 8 << 10
 	m := fdt.Machine{
-		RAM:  []fdt.Range{{Start: start, Size: size - ringSize}},
-		Ring: fdt.Range{Start: start + size - ringSize, Size: ringSize},
-		CPUs: 1,
+		RAM:      []fdt.Range{{Start: start, Size: size - ringSize}},
+		Ring:     fdt.Range{Start: start + size - ringSize, Size: ringSize},
+		Topology: topology.OfCores(1),
 		Devices: fdt.Devices{
 			Distributor:    fdt.Range{Start: 0x1000000, Size: 0x10000},
 			Redistributors: fdt.Range{Start: 0x2000000, Size: fdt.RedistributorSize},

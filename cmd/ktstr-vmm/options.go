@@ -17,8 +17,8 @@ import (
 // options are the flags that every run of a guest takes.
 type options struct {
 	memory, shmSize size
-	cpus            int
-	accel           string
+	topologyFlags
+	accel string
 
 	timeout, grace, poll time.Duration
 
@@ -53,7 +53,7 @@ func (o *options) register(c *cobra.Command) {
 	f := c.Flags()
 	f.SortFlags = false
 	f.Var(&o.memory, "memory", "the guest's RAM, the ring included")
-	f.IntVar(&o.cpus, "cpus", 1, "the guest's processors")
+	o.topologyFlags.register(f)
 	f.Var(&o.shmSize, "shm-size", "the ring's region at the top of the RAM, 8K to 1G")
 	f.StringVar(&o.accel, "accel", string(accel.Auto),
 		strings.Join(accel.Modes(), ", ")+": who runs the guest; auto is KVM where it can be used for it")
@@ -71,8 +71,14 @@ func (o *options) register(c *cobra.Command) {
 
 // checkMemory judges the sizes for a board.
 func (o *options) checkMemory(b vm.Board) error {
-	if _, err := b.Layout(uint64(o.memory), uint64(o.shmSize)); err != nil {
+	layout, err := b.Layout(uint64(o.memory), uint64(o.shmSize))
+	if err != nil {
 		return fmt.Errorf("--memory %v, --shm-size %v: %w", &o.memory, &o.shmSize, err)
+	}
+	if nodes := o.topology.Nodes; nodes > 0 {
+		if _, err := layout.Nodes(nodes); err != nil {
+			return fmt.Errorf("--memory %v, --shm-size %v, --numa %s: %w", &o.memory, &o.shmSize, o.numa, err)
+		}
 	}
 	return nil
 }
@@ -82,8 +88,8 @@ func (o *options) check() error {
 	if o.memory == 0 || o.shmSize == 0 {
 		return fmt.Errorf("--memory %v, --shm-size %v: neither can be 0", &o.memory, &o.shmSize)
 	}
-	if o.cpus < 1 || o.cpus > maxCPUs {
-		return fmt.Errorf("--cpus %d: it can be 1 to %d", o.cpus, maxCPUs)
+	if err := o.topologyFlags.check(); err != nil {
+		return err
 	}
 	for _, d := range []struct {
 		flag             string

@@ -53,7 +53,7 @@ func runCommand() *cobra.Command {
 			g.Command, g.Scheduler, g.Verbose = args, strings.Fields(scheduler), o.verbose
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			o.linux = true
-			return o.run(c, run.Config{Name: g.Name(), KernelName: kernelName(g.Kernel), Dumps: when},
+			return o.run(c, run.Config{Name: g.Name(), KernelName: kernelName(g.Kernel), Dumps: when, Symbols: g.Symbols},
 				func(say func(string, ...any)) (vm.Config, io.Closer, error) {
 					g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
 					cfg, files, err := g.Config()

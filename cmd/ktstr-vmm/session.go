@@ -71,7 +71,8 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 		s.guestEnded = time.Now()
 		return s.view.flush(ctx)
 	}
-	cfg.VM.Memory, cfg.VM.Reserved, cfg.VM.CPUs = uint64(o.memory), uint64(o.shmSize), o.cpus
+	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.memory), uint64(o.shmSize)
+	cfg.VM.Topology, cfg.VM.Pin = o.topology, o.pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
 	if err := s.serveMetrics(&cfg); err != nil {
 		s.fail(err.Error())
@@ -106,8 +107,9 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 	if note != "" {
 		s.log.Info(note)
 	}
+	s.sayPinned(s.log, backend)
 	cfg.Backend, cfg.Console = backend, console.writer()
-	cfg.Memory, cfg.Reserved, cfg.CPUs = uint64(s.memory), uint64(s.shmSize), s.cpus
+	cfg.Memory, cfg.Reserved, cfg.Topology, cfg.Pin = uint64(s.memory), uint64(s.shmSize), s.topology, s.pinned
 	return cfg, opened, nil
 }
 
@@ -224,6 +226,8 @@ func advice(err error) string {
 		return "; try less --memory"
 	case errors.Is(err, vm.ErrRoom):
 		return "; try more --memory"
+	case errors.Is(err, qemu.ErrTopology):
+		return ": --accel kvm"
 	case errors.Is(err, qemu.ErrNotInstalled), errors.Is(err, qemu.ErrTooOld): // it says what to do
 	case errors.Is(err, kvm.ErrNoKVM), errors.Is(err, kvm.ErrPermission), errors.Is(err, kvm.ErrBusy),
 		errors.Is(err, kvm.ErrCapability):

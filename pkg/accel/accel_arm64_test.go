@@ -8,6 +8,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -35,7 +36,8 @@ func TestRingInDeviceMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, _ := accel.Choose(accel.KVM, tc.guest)
-		m, err := b.New(vm.Spec{Board: tc.guest.Board, Layout: layout, CPUs: 1, Console: io.Discard}, func(error) {})
+		m, err := b.New(vm.Spec{Board: tc.guest.Board, Layout: layout, Topology: topology.OfCores(1),
+			Console: io.Discard}, func(error) {})
 		if errors.Is(err, kvm.ErrIncoherent) != tc.refused || (err != nil) != tc.refused || b.Name() != "kvm" {
 			t.Errorf("%s: %s: %v, refused: %t", name, b.Name(), err, tc.refused)
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // output runs a program that must have nothing to complain of.
@@ -79,17 +80,46 @@ var properties = map[string]map[string]string{
 		"#address-cells": "x 1",
 		"#size-cells":    "x 0",
 	},
+	"/cpus/cpu-map":                        {},
+	"/cpus/cpu-map/socket0":                {},
+	"/cpus/cpu-map/socket0/cluster0":       {},
+	"/cpus/cpu-map/socket0/cluster0/core0": {"cpu": "x 3"},
+	"/cpus/cpu-map/socket0/cluster0/core1": {"cpu": "x 4"},
 	"/cpus/cpu@0": {
-		"device_type":   "s cpu",
-		"compatible":    "s arm,armv8",
-		"reg":           "x 0",
-		"enable-method": "s psci",
+		"device_type":      "s cpu",
+		"compatible":       "s arm,armv8",
+		"reg":              "x 0",
+		"enable-method":    "s psci",
+		"next-level-cache": "x 5",
+		"phandle":          "x 3",
 	},
 	"/cpus/cpu@1": {
-		"device_type":   "s cpu",
-		"compatible":    "s arm,armv8",
-		"reg":           "x 1",
-		"enable-method": "s psci",
+		"device_type":      "s cpu",
+		"compatible":       "s arm,armv8",
+		"reg":              "x 1",
+		"enable-method":    "s psci",
+		"next-level-cache": "x 6",
+		"phandle":          "x 4",
+	},
+	"/cpus/l2-cache0": {
+		"compatible":       "s cache",
+		"cache-level":      "x 2",
+		"cache-unified":    "x ",
+		"phandle":          "x 5",
+		"next-level-cache": "x 7",
+	},
+	"/cpus/l2-cache1": {
+		"compatible":       "s cache",
+		"cache-level":      "x 2",
+		"cache-unified":    "x ",
+		"phandle":          "x 6",
+		"next-level-cache": "x 7",
+	},
+	"/cpus/l3-cache0": {
+		"compatible":    "s cache",
+		"cache-level":   "x 3",
+		"cache-unified": "x ",
+		"phandle":       "x 7",
 	},
 	"/psci": {
 		"compatible": "s arm,psci-1.0 arm,psci-0.2",
@@ -157,10 +187,16 @@ func TestTreesOfManyMachinesAreGoodForDTC(t *testing.T) {
 	for _, cpus := range []int{1, 16, 17, 123} {
 		for _, uart := range []uint64{0, 0x1000, 0x10_0000_0000} {
 			for _, args := range []string{"", "\x80\xff", `\"'`, strings.Repeat("a ", 1000)} {
-				m.CPUs, m.Devices.UART.Start, m.Bootargs = cpus, uart, args
+				m.Topology, m.Devices.UART.Start, m.Bootargs = topology.OfCores(cpus), uart, args
 				output(t, encode(t, m), dtc, "-I", "dtb", "-O", "dts")
 			}
 		}
+	}
+	for _, arranged := range []topology.Topology{
+		{Sockets: 3, Dies: 2, Cores: 4, Threads: 2, LLCCores: 2}, {Sockets: 123}, {Cores: 8, Threads: 8},
+	} {
+		m.Topology = arranged
+		output(t, encode(t, m), dtc, "-I", "dtb", "-O", "dts")
 	}
 	m.RAM = slices.Insert(m.RAM, 0, m.RAM[0])
 	m.RAM[0].Start, m.RAM[0].Size = 0x20000000, 0x1000

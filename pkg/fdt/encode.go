@@ -3,7 +3,6 @@ package fdt
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/dt"
@@ -19,6 +18,7 @@ const (
 const (
 	phandleGIC = 1 + iota
 	phandleClock
+	phandleCPUs // the first processor; the others and the caches follow
 )
 
 // Cells of an interrupt: binding interrupt-controller/arm,gic-v3.yaml.
@@ -28,15 +28,16 @@ const (
 	levelHigh = 4
 )
 
-// clusterSize is how many processors the lowest level of affinity counts, in KVM and in QEMU.
-const clusterSize = 16
-
 // ringName is what the ring's node is called.
 const ringName = "shm"
 
 // Encode returns the tree as a kernel reads it. It fails with ErrMemory, ErrCPUs, ErrDevice, ErrBootargs or
 // ErrSize.
 func (m Machine) Encode() ([]byte, error) {
+	var err error
+	if m.Topology, err = m.Topology.WithDefaults(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCPUs, err)
+	}
 	if err := m.check(); err != nil {
 		return nil, err
 	}
@@ -60,11 +61,12 @@ func (m Machine) Encode() ([]byte, error) {
 // root is the whole tree: section 3.2; its name is binding arm/linux,dummy-virt.yaml's.
 func (m Machine) root() *dt.Node {
 	nodes := []*dt.Node{m.chosen()}
-	for _, r := range m.memory() {
-		nodes = append(nodes, node("memory", r.Start, text("device_type", "memory"), reg(r))) // section 3.4
-	}
+	nodes = append(nodes, m.memory()...)
 	nodes = append(nodes, m.reservedMemory(), m.cpus(), psci(), m.Devices.Timer.node(), m.Devices.gic())
 	nodes = append(nodes, m.Devices.uart()...)
+	if m.Topology.Nodes > 0 {
+		nodes = append(nodes, m.distances())
+	}
 	return dt.NewNode("", dt.WithProperty(
 		text("compatible", "linux,dummy-virt"),
 		text("model", "ktstr-vmm"),
@@ -93,19 +95,6 @@ func (m Machine) chosen() *dt.Node {
 	return n
 }
 
-// memory is RAM with the ring, in as few runs as there can be: what is reserved is a part of memory.
-func (m Machine) memory() []Range {
-	var runs []Range
-	for _, r := range append(slices.Clone(m.RAM), m.Ring) {
-		if last := len(runs) - 1; last >= 0 && runs[last].End() == r.Start {
-			runs[last].Size += r.Size
-		} else {
-			runs = append(runs, r)
-		}
-	}
-	return runs
-}
-
 // reservedMemory is section 3.5. With no-map the ring must not be in the memory reservation block too:
 // Linux then keeps it as memory of its own, and mapping it breaks.
 func (m Machine) reservedMemory() *dt.Node {
@@ -118,22 +107,6 @@ func (m Machine) reservedMemory() *dt.Node {
 		cells("#size-cells", 2),
 		flag("ranges"),
 	), dt.WithChildren(ring))
-}
-
-// cpus is section 3.7; binding arm/cpus.yaml. A processor's address is its affinity, lowest level first, which
-// KVM and QEMU count alike.
-func (m Machine) cpus() *dt.Node {
-	n := dt.NewNode("cpus", dt.WithProperty(cells("#address-cells", 1), cells("#size-cells", 0)))
-	for i := range uint32(m.CPUs) {
-		affinity := i/clusterSize<<8 | i%clusterSize
-		n.Children = append(n.Children, node("cpu", uint64(affinity),
-			text("device_type", "cpu"),
-			text("compatible", "arm,armv8"),
-			cells("reg", affinity),
-			text("enable-method", "psci"),
-		))
-	}
-	return n
 }
 
 // psci is binding arm/psci.yaml.

@@ -4,13 +4,14 @@ import (
 	"fmt"
 
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 func ExampleMachine_Encode() {
 	m := fdt.Machine{
-		RAM:  []fdt.Range{{Start: 1 << 30, Size: 496 << 20}},
-		Ring: fdt.Range{Start: 1<<30 + 496<<20, Size: 16 << 20},
-		CPUs: 2,
+		RAM:      []fdt.Range{{Start: 1 << 30, Size: 496 << 20}},
+		Ring:     fdt.Range{Start: 1<<30 + 496<<20, Size: 16 << 20},
+		Topology: topology.OfCores(2),
 		Devices: fdt.Devices{ // those of QEMU's virt
 			Distributor:    fdt.Range{Start: 0x08000000, Size: 0x10000},
 			Redistributors: fdt.Range{Start: 0x080a0000, Size: 0xf60000},
@@ -36,11 +37,11 @@ func ExampleMachine_Encode() {
 		fmt.Println(r.Name+":", r.Range, r.NoMap)
 	}
 
-	m.CPUs = 124
+	m.Topology = topology.OfCores(124)
 	_, err = m.Encode()
 	fmt.Println(err)
 	// Output:
 	// RAM: 0x20000000 bytes at 0x40000000
 	// shm@5f000000: 0x1000000 bytes at 0x5f000000 true
-	// number of processors is out of range: 124, it can be 1 to 123 with redistributors of 0xf60000 bytes at 0x80a0000
+	// processors can't be described: 124, it can be 1 to 123 with redistributors of 0xf60000 bytes at 0x80a0000
 }

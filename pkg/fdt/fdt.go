@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // The limits of what a tree can describe.
@@ -33,7 +35,7 @@ const (
 // What Encode refuses, for errors.Is.
 var (
 	ErrMemory   = errors.New("memory can't be described")
-	ErrCPUs     = errors.New("number of processors is out of range")
+	ErrCPUs     = errors.New("processors can't be described")
 	ErrDevice   = errors.New("device can't be described")
 	ErrBootargs = errors.New("command line can't be passed on")
 	ErrSize     = errors.New("device tree is too large")
@@ -67,7 +69,8 @@ type Machine struct {
 	RAM         []Range // without the ring; sorted
 	Ring        Range   // behind the last of RAM
 	Reservation Reservation
-	CPUs        int
+	Topology    topology.Topology // of the processors
+	Nodes       [][]Range         // the memory of each of its NUMA nodes: RAM, and the ring in the last
 	Devices     Devices
 
 	Bootargs  string // the kernel's command line
@@ -97,9 +100,8 @@ func (m Machine) check() error {
 	if err := m.checkDevices(); err != nil {
 		return err
 	}
-	if most := min(MaxCPUs, m.Devices.Redistributors.Size/RedistributorSize); m.CPUs < 1 || uint64(m.CPUs) > most {
-		return fmt.Errorf("%w: %d, it can be 1 to %d with redistributors of %s",
-			ErrCPUs, m.CPUs, most, m.Devices.Redistributors)
+	if err := m.checkTopology(); err != nil {
+		return err
 	}
 	switch {
 	case len(m.Bootargs) > MaxBootargs:

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 var update = flag.Bool("update", false, "write what the golden .dtb files should be")
@@ -20,10 +21,10 @@ var update = flag.Bool("update", false, "write what the golden .dtb files should
 func machines() map[string]fdt.Machine {
 	return map[string]fdt.Machine{
 		"qemu": { // QEMU's virt, with all that there can be
-			RAM:     []fdt.Range{{Start: 0x40000000, Size: 0x1f000000}},
-			Ring:    fdt.Range{Start: 0x5f000000, Size: 0x1000000},
-			CPUs:    2,
-			Devices: qemuDevices,
+			RAM:      []fdt.Range{{Start: 0x40000000, Size: 0x1f000000}},
+			Ring:     fdt.Range{Start: 0x5f000000, Size: 0x1000000},
+			Topology: topology.OfCores(2),
+			Devices:  qemuDevices,
 
 			Bootargs:  `KTSTR_SHM_BASE=0x5f000000 KTSTR_SHM_SIZE=0x1000000 console=ttyAMA0 -- "a b"`,
 			Initrd:    fdt.Range{Start: 0x48000000, Size: 0x123457},
@@ -34,7 +35,13 @@ func machines() map[string]fdt.Machine {
 			RAM:         []fdt.Range{{Start: 0x80000000, Size: 0x1000}, {Start: 0x100000000, Size: 0x23fff0000}},
 			Ring:        fdt.Range{Start: 0x33fff0000, Size: 0x10000},
 			Reservation: fdt.Cacheable,
-			CPUs:        18,
+			Topology: topology.Topology{Dies: 3, Cores: 3, Threads: 2, Nodes: 3,
+				Distances: [][]uint8{{10, 20, 30}, {21, 10, 255}, {11, 40, 10}}},
+			Nodes: [][]fdt.Range{
+				{{Start: 0x80000000, Size: 0x1000}, {Start: 0x100000000, Size: 0x80000000}},
+				{{Start: 0x180000000, Size: 0x100000000}},
+				{{Start: 0x280000000, Size: 0xbfff0000}, {Start: 0x33fff0000, Size: 0x10000}},
+			},
 			Devices: fdt.Devices{
 				Distributor:    fdt.Range{Start: 0x3fff0000, Size: 0x10000},
 				Redistributors: fdt.Range{Start: 0x3fdb0000, Size: 18 * fdt.RedistributorSize},
@@ -91,7 +98,8 @@ func TestDecodesWhatItEncodes(t *testing.T) {
 			Reserved: []fdt.Reserved{{Name: "shm@5f000000", Range: fdt.Range{Start: 0x5f000000, Size: 0x1000000}, NoMap: true}},
 		},
 		"other": {
-			RAM:        []fdt.Range{{Start: 0x80000000, Size: 0x1000}, {Start: 0x100000000, Size: 0x240000000}},
+			RAM: []fdt.Range{{Start: 0x80000000, Size: 0x1000}, {Start: 0x100000000, Size: 0x80000000},
+				{Start: 0x180000000, Size: 0x100000000}, {Start: 0x280000000, Size: 0xc0000000}},
 			Reserved:   []fdt.Reserved{{Name: "shm@33fff0000", Range: fdt.Range{Start: 0x33fff0000, Size: 0x10000}}},
 			MemReserve: []fdt.Range{{Start: 0x33fff0000, Size: 0x10000}},
 		},
@@ -157,12 +165,16 @@ func TestRefuses(t *testing.T) {
 		{"initrd below RAM", func(m *fdt.Machine) { m.Initrd.Start = 0x3fffffff }, fdt.ErrMemory},
 		{"initrd that ends in the ring", func(m *fdt.Machine) { m.Initrd.Size = 0x1f000001 - 0x8000000 }, fdt.ErrMemory},
 		{"initrd over the last address", func(m *fdt.Machine) { m.Initrd.Size = top }, fdt.ErrMemory},
-		{"no processor", func(m *fdt.Machine) { m.CPUs = 0 }, fdt.ErrCPUs},
-		{"fewer", func(m *fdt.Machine) { m.CPUs = -1 }, fdt.ErrCPUs},
-		{"more processors than redistributors", func(m *fdt.Machine) { m.CPUs = 124 }, fdt.ErrCPUs},
+		{"fewer than no processors", func(m *fdt.Machine) { m.Topology = topology.OfCores(-1) }, fdt.ErrCPUs},
+		{"more processors than redistributors", func(m *fdt.Machine) { m.Topology = topology.OfCores(124) }, fdt.ErrCPUs},
+		{"threads", func(m *fdt.Machine) { m.Topology.Threads = 3 }, fdt.ErrCPUs},
+		{"a node without memory", func(m *fdt.Machine) { m.Topology.Nodes = 1 }, fdt.ErrMemory},
+		{"a node with other memory", func(m *fdt.Machine) {
+			m.Topology.Nodes, m.Nodes = 1, [][]fdt.Range{m.RAM}
+		}, fdt.ErrMemory},
 		{"more processors than a GIC serves", func(m *fdt.Machine) {
 			m.Devices.Redistributors = fdt.Range{Start: 1 << 40, Size: 1 << 40}
-			m.CPUs = 513
+			m.Topology = topology.OfCores(513)
 		}, fdt.ErrCPUs},
 		{"no distributor", func(m *fdt.Machine) { m.Devices.Distributor.Size = 0 }, fdt.ErrDevice},
 		{"redistributors over the last address", func(m *fdt.Machine) { m.Devices.Redistributors.Size = top }, fdt.ErrDevice},
@@ -188,11 +200,11 @@ func TestRefuses(t *testing.T) {
 // What is at a limit is within it.
 func TestLimits(t *testing.T) {
 	m := machines()["qemu"]
-	m.CPUs = 123
+	m.Topology = topology.OfCores(123)
 	m.Bootargs = strings.Repeat("a", fdt.MaxBootargs)
 	m.Initrd = fdt.Range{Start: 0x40000000, Size: 0x1f000000}
 	encode(t, m)
 	m.Devices.Redistributors = fdt.Range{Start: 1 << 40, Size: 1 << 40}
-	m.CPUs = fdt.MaxCPUs
+	m.Topology = topology.OfCores(fdt.MaxCPUs)
 	encode(t, m)
 }

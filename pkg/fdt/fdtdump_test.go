@@ -16,6 +16,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // What Decode reads in a tree, fdtdump reads too: in trees that fuzzing found, and in some with a few bytes changed.
@@ -93,7 +94,7 @@ func TestFdtdumpReadsWhatIsEncoded(t *testing.T) {
 		m := fdt.Machine{
 			RAM:         []fdt.Range{{Start: pages("RAM", 1<<30, 1<<40), Size: pages("RAM's size", fdt.PageSize, 1<<40)}},
 			Reservation: rapid.SampledFrom([]fdt.Reservation{fdt.NoMap, fdt.Cacheable}).Draw(rt, "reservation"),
-			CPUs:        rapid.IntRange(1, 123).Draw(rt, "processors"),
+			Topology:    topology.OfCores(rapid.IntRange(1, 123).Draw(rt, "processors")),
 			Devices:     qemuDevices,
 			Bootargs:    rapid.StringMatching(`[ -~]{0,100}`).Draw(rt, "command line"),
 			RNGSeed:     rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(rt, "seed"),

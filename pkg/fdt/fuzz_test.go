@@ -14,6 +14,7 @@ import (
 	"github.com/u-root/u-root/pkg/dt"
 
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // seedLimit is how large a tree is that is worth changing: a mutator copies it every time.
@@ -65,7 +66,11 @@ func reservedRanges(m fdt.Memory) (ranges []fdt.Range) {
 func FuzzEncode(f *testing.F) {
 	for _, m := range machines() {
 		d := m.Devices
-		f.Add(m.RAM[0].Start, m.RAM[0].Size, m.Ring.Start, m.Ring.Size, m.Reservation == fdt.Cacheable, m.CPUs,
+		machine, err := m.Topology.WithDefaults()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.RAM[0].Start, m.RAM[0].Size, m.Ring.Start, m.Ring.Size, m.Reservation == fdt.Cacheable, machine.CPUs(),
 			m.Bootargs, m.Initrd.Start, m.Initrd.Size, m.RNGSeed, m.KASLRSeed, d.Distributor.Start,
 			d.Redistributors.Start, d.Redistributors.Size, d.UART.Start, d.UARTInterrupt, d.UARTClock, d.Timer.Virtual)
 	}
@@ -73,7 +78,8 @@ func FuzzEncode(f *testing.F) {
 		bootargs string, initrd, initrdSize uint64, rng []byte, kaslr, distributor,
 		redistributors, redistributorsSize, uart uint64, spi, clock, ppi uint32) {
 		m := fdt.Machine{
-			RAM: []fdt.Range{{Start: ram, Size: ramSize}}, Ring: fdt.Range{Start: ring, Size: ringSize}, CPUs: cpus,
+			RAM: []fdt.Range{{Start: ram, Size: ramSize}}, Ring: fdt.Range{Start: ring, Size: ringSize},
+			Topology: topology.OfCores(cpus),
 			Bootargs: bootargs, Initrd: fdt.Range{Start: initrd, Size: initrdSize}, RNGSeed: rng, KASLRSeed: kaslr,
 			Devices: fdt.Devices{
 				Distributor:    fdt.Range{Start: distributor, Size: 0x10000},
@@ -126,8 +132,10 @@ func checkEncoded(t *testing.T, m fdt.Machine, tree []byte) {
 	if p, ok := chosen.LookProperty("bootargs"); !ok || string(p.Value) != m.Bootargs+"\x00" {
 		t.Fatalf("command line %q is %q", m.Bootargs, p.Value)
 	}
-	if cpus, _ := other.NodeByName("cpus"); len(cpus.Children) != m.CPUs {
-		t.Fatalf("%d processors of %d", len(cpus.Children), m.CPUs)
+	cpus, _ := other.NodeByName("cpus")
+	// beside the processors: the map, a second level of cache each, and one of the last
+	if n := m.Topology.CPUs(); len(cpus.Children) != 2*n+2 {
+		t.Fatalf("%d nodes for %d processors", len(cpus.Children), n)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // schema is the version of the JSON report: fields are added to it, none is renamed.
@@ -36,6 +37,7 @@ type jsonReport struct {
 	DumpRequests  []jsonDumpRequest   `json:"dump_requests,omitempty"`
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
 	Crash         *jsonCrash          `json:"crash"`
+	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
 	Stimuli       []shm.StimulusEvent `json:"stimuli"`
 	Results       []json.RawMessage   `json:"results"`
 	ConsoleTail   string              `json:"console_tail"`
@@ -43,12 +45,51 @@ type jsonReport struct {
 }
 
 type jsonVM struct {
-	Kernel    string  `json:"kernel"`
-	CPUs      int     `json:"cpus"`
-	Memory    uint64  `json:"memory_bytes"`
-	ShmBase   string  `json:"shm_base"`
-	ShmSize   uint64  `json:"shm_size"`
-	FirstExit float64 `json:"first_exit_seconds"`
+	Kernel    string       `json:"kernel"`
+	CPUs      int          `json:"cpus"`
+	Topology  jsonTopology `json:"topology"`
+	Pinning   []int        `json:"pinning"` // the host CPUs that their threads were pinned to, or null
+	Memory    uint64       `json:"memory_bytes"`
+	ShmBase   string       `json:"shm_base"`
+	ShmSize   uint64       `json:"shm_size"`
+	FirstExit float64      `json:"first_exit_seconds"`
+}
+
+// jsonTopology says how the processors are arranged.
+type jsonTopology struct {
+	Sockets int       `json:"sockets"`
+	Dies    int       `json:"dies"`    // of a socket
+	Cores   int       `json:"cores"`   // of a die
+	Threads int       `json:"threads"` // of a core
+	LLC     jsonLLC   `json:"llc"`
+	NUMA    *jsonNUMA `json:"numa"` // null if the guest is told of no nodes
+}
+
+// jsonLLC is about last-level caches: how many there are, and how many cores share one.
+type jsonLLC struct {
+	Count int `json:"count"`
+	Cores int `json:"cores"`
+}
+
+type jsonNUMA struct {
+	Nodes     int     `json:"nodes"`
+	Distances [][]int `json:"distances"` // a row for each node
+}
+
+func newJSONTopology(t topology.Topology) jsonTopology {
+	j := jsonTopology{Sockets: t.Sockets, Dies: t.Dies, Cores: t.Cores, Threads: t.Threads,
+		LLC: jsonLLC{t.LLCs(), t.LLCCores}}
+	if t.Nodes > 0 {
+		j.NUMA = &jsonNUMA{Nodes: t.Nodes}
+		for _, row := range t.Distances {
+			var distances []int // bytes would be base64
+			for _, d := range row {
+				distances = append(distances, int(d))
+			}
+			j.NUMA.Distances = append(j.NUMA.Distances, distances)
+		}
+	}
+	return j
 }
 
 type jsonRing struct {
@@ -108,7 +149,9 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		GuestExitCode: r.GuestExitCode,
 		VM: jsonVM{
 			Kernel:    r.Kernel,
-			CPUs:      r.CPUs,
+			CPUs:      r.Topology.CPUs(),
+			Topology:  newJSONTopology(r.Topology),
+			Pinning:   r.Pin,
 			Memory:    r.Memory,
 			ShmBase:   r.RingBase.String(),
 			ShmSize:   r.RingSize,
@@ -129,6 +172,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Scheduler:   schedulerOf(r),
 		ConsoleTail: string(r.Console),
 	}
+	j.CPUs = cpusJSON(r)
 	for name, n := range r.Ring.ByType {
 		if n > 0 {
 			j.Ring.ByType[name] = n

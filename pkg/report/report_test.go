@@ -21,6 +21,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,7 +35,8 @@ func result() *run.Result {
 		ID: "id", Name: "test " + nasty, Kernel: "demo:" + nasty, StartedAt: time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC),
 		Duration: 1500 * time.Millisecond,
 		Outcome:  run.Crashed, Reason: "the guest crashed", ExitCode: 122, GuestExitCode: &seven,
-		Arch: "x86_64", Accelerator: "emulator", CPUs: 2, Memory: 512 << 20, RingBase: 0x1f000000, RingSize: 16 << 20,
+		Arch: "x86_64", Accelerator: "emulator", Topology: topology.OfCores(2), Memory: 512 << 20,
+		RingBase: 0x1f000000, RingSize: 16 << 20,
 		FirstExit: 2 * time.Millisecond,
 		Ring: monitor.Stats{Messages: 3, Bytes: 100, ByType: map[string]uint64{"EXIT": 1, "CRSH": 2, "STIM": 0},
 			Drops: 4, CRCErrors: 1, Lost: 9, Faults: map[string]uint64{"bad_length": 1}, BellDrains: 2},
@@ -65,6 +67,9 @@ func TestJSON(t *testing.T) {
 		"started_at": "2026-01-02T03:04:05.000006Z", "duration_seconds": 1.5,
 		"outcome": "crash", "reason": "the guest crashed", "exit_code": 122.0, "guest_exit_code": 7.0,
 		"vm": map[string]any{"kernel": "demo:" + clean, "cpus": 2.0, "memory_bytes": 512.0 * (1 << 20),
+			"topology": map[string]any{"sockets": 1.0, "dies": 1.0, "cores": 2.0, "threads": 1.0,
+				"llc": map[string]any{"count": 1.0, "cores": 2.0}, "numa": nil},
+			"pinning":  nil,
 			"shm_base": "0x1f000000", "shm_size": 16.0 * (1 << 20), "first_exit_seconds": 0.002},
 		"ring": map[string]any{"messages": 3.0, "bytes": 100.0, "by_type": map[string]any{"EXIT": 1.0, "CRSH": 2.0},
 			"drops": 4.0, "crc_errors": 1.0, "lost_bytes": 9.0,

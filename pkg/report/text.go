@@ -65,6 +65,9 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	if r.Crash != nil {
 		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
 	}
+	if !good {
+		b.WriteString(cpusText(r))
+	}
 	console := strings.TrimRight(strings.ReplaceAll(string(r.Console), "\r\n", "\n"), "\r\n")
 	if !good && !r.Panicked && console != "" {
 		lines := strings.Split(console, "\n")

@@ -129,7 +129,12 @@ func (b *built) watchRing(r *run) error {
 // register shows the run to Prometheus.
 func (r *run) register(cfg vm.Config) error {
 	r.metrics = newMetrics(r.cfg, r.result, r.machine)
-	for _, collector := range []prometheus.Collector{r.monitor, r.metrics} {
+	collectors := []prometheus.Collector{r.monitor, r.metrics}
+	if r.cfg.Symbols != nil {
+		r.cpuMetrics = newCPUMetrics(r.result.Topology.CPUs())
+		collectors = append(collectors, r.cpuMetrics)
+	}
+	for _, collector := range collectors {
 		if err := r.cfg.Registry.Register(collector); err != nil {
 			return errors.Join(fmt.Errorf("registering metrics: %w", err), r.machine.Close())
 		}

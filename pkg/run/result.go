@@ -6,6 +6,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -27,7 +28,8 @@ type Result struct {
 	Arch        string // of the guest, as its board names it
 	Accelerator string // the back end's name
 
-	CPUs      int
+	Topology  topology.Topology
+	Pin       []int  // the host CPUs that the processors' threads were pinned to, or nil
 	Memory    uint64 // bytes, the ring included
 	RingBase  guestmem.Addr
 	RingSize  uint64        // bytes
@@ -45,6 +47,9 @@ type Result struct {
 	TestResults   [][]byte // TEST payloads as they came
 	Console       []byte   // the last 64 KiB
 	Omitted       Omitted
+
+	Looks     []Look // at what the guest's CPUs were doing
+	LookError error  // why there is none, or not of all of them
 }
 
 // describe fills in what a machine's configuration says of it.
@@ -55,7 +60,10 @@ func (r *Result) describe(cfg vm.Config) {
 	if cfg.Backend != nil {
 		r.Accelerator = cfg.Backend.Name()
 	}
-	r.CPUs, r.Memory, r.RingSize = max(cfg.CPUs, 1), cfg.Memory, cfg.Reserved
+	if t, err := cfg.Topology.WithDefaults(); err == nil {
+		r.Topology = t
+	}
+	r.Pin, r.Memory, r.RingSize = cfg.Pin, cfg.Memory, cfg.Reserved
 	if r.Memory == 0 {
 		r.Memory = vm.DefaultMemory
 	}

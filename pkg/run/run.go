@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/introspect"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -102,6 +103,11 @@ type Config struct {
 	// Drive plays the host's part while the guest runs: control bytes and signal slots. It must return soon after ctx
 	// ends. Its error, unless it is ctx's, fails the run.
 	Drive func(ctx context.Context, c shm.Control) error
+	// Symbols reads the symbols and types of the guest's Linux kernel from its file, for looks at what its CPUs are
+	// doing. It may wait for a file system: it is called when they are needed, at the earliest when the machine is
+	// built, and no run waits for it longer than 2 s. If it fails, they are taken from the guest's memory. Nil: the guest
+	// is no Linux, and not looked at.
+	Symbols func() (*introspect.Kernel, error)
 	// Registry gets the run's metrics, which stay valid after the run; each run needs its own. Nil: none.
 	Registry prometheus.Registerer
 	Log      *zap.Logger // nil: nothing is logged
@@ -161,7 +167,9 @@ type run struct {
 	console *tail
 	panic   *panicWatch
 	parts
-	metrics *metrics
+	metrics    *metrics
+	cpuMetrics *cpuMetrics // nil where nobody asks
+	observer   *observer   // nil where there is nothing to look at
 
 	scheduler *schedulerCollector
 	activity  activity
@@ -201,6 +209,8 @@ func (r *run) run(ctx context.Context) error {
 	driver := make(chan error, 1)
 	go func() { driver <- r.drive(driverCtx) }()
 
+	r.startLooks()
+
 	err := r.watch(ctx, driver)
 
 	stopDriver()
@@ -209,12 +219,14 @@ func (r *run) run(ctx context.Context) error {
 		err = fmt.Errorf("driving the guest: %w", driverErr)
 	}
 	r.monitor.Stop()
+	r.stopLooks()
 	r.flush()
 	select {
 	case <-r.machine.Done():
 	default: // given up: its memory stays, for a vCPU may still use it
 		return err
 	}
+	r.lastLook()
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
 	if closeErr := r.machine.Close(); closeErr != nil {

@@ -54,6 +54,7 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 			w.softDeadline()
 		case now := <-polls:
 			if why := stall.poll(now); why != "" && w.giveUp == nil {
+				r.requestLook(Stalled)
 				r.requestDump(why)
 			}
 		case <-hard.C:
@@ -103,6 +104,7 @@ func (w *watcher) softDeadline() {
 	if w.giveUp == nil {
 		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
 			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
+		w.requestLook(AskedToStop)
 		if w.cfg.Dumps.AtSoftDeadline {
 			w.requestDump("the soft deadline has passed")
 		}
@@ -128,6 +130,7 @@ func (w *watcher) signalled(s os.Signal) {
 		w.stop(errInterrupt)
 	default:
 		w.signal = s
+		w.requestLook(AskedToStop)
 		w.askToStop()
 		w.graceOver = time.After(w.cfg.Grace)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // Backend is what runs a guest's instructions.
@@ -20,10 +21,11 @@ type Backend interface {
 
 // Spec describes the machine that a back end makes.
 type Spec struct {
-	Board   Board
-	Layout  Layout
-	CPUs    int
-	Console io.Writer // gets what the guest writes to its first serial port; does not block
+	Board    Board
+	Layout   Layout
+	Topology topology.Topology
+	Pin      []int     // as in Config
+	Console  io.Writer // gets what the guest writes to its first serial port; does not block
 	// Bell is called soon after the guest has rung its doorbell, with the number of rings since the last call. It does
 	// not block.
 	Bell func(rings int)

@@ -11,6 +11,7 @@ import (
 	"io"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // Defaults for Config's zero values.
@@ -26,8 +27,13 @@ type Config struct {
 	Cmdline  string  // the kernel's command line
 	Memory   uint64  // guest RAM in bytes, including the reserved part; 0: 512 MiB
 	Reserved uint64  // bytes at the top of RAM that the guest's memory map leaves out; 0: 16 MiB
-	CPUs     int     // processors, up to the board's MaxCPUs; 0: 1
 	Initrd   Initrd  // the kernel's initial RAM file system; nil: none
+	// Topology says how many processors there are, up to the board's MaxCPUs, and how they are arranged. RAM is divided
+	// among its NUMA nodes: see Layout.Nodes.
+	Topology topology.Topology
+	// Pin is the host CPUs that the threads of the processors are pinned to: processor i to the one at i modulo the
+	// length. Nil: they run where the host puts them.
+	Pin []int
 	// Console gets what the guest writes to its first serial port; nil: it is discarded. It must not block: the guest
 	// waits.
 	Console io.Writer
@@ -41,9 +47,6 @@ func (c Config) WithDefaults() (Config, error) {
 	if c.Reserved == 0 {
 		c.Reserved = DefaultReserved
 	}
-	if c.CPUs == 0 {
-		c.CPUs = 1
-	}
 	if c.Console == nil {
 		c.Console = io.Discard
 	}
@@ -53,8 +56,12 @@ func (c Config) WithDefaults() (Config, error) {
 	case c.Backend == nil:
 		return c, fmt.Errorf("%w: no back end given", ErrConfig)
 	}
-	if most := c.Kernel.Board().MaxCPUs(); c.CPUs < 0 || c.CPUs > most {
-		return c, fmt.Errorf("%w: %d processors, it can be 1 to %d", ErrConfig, c.CPUs, most)
+	var err error
+	if c.Topology, err = c.Topology.WithDefaults(); err != nil {
+		return c, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	if n, most := c.Topology.CPUs(), c.Kernel.Board().MaxCPUs(); n > most {
+		return c, fmt.Errorf("%w: %d processors, it can be 1 to %d", ErrConfig, n, most)
 	}
 	return c, nil
 }
@@ -92,6 +99,43 @@ type Layout struct {
 
 // Spans returns all of the memory, sorted, the reserved part last.
 func (l Layout) Spans() []Span { return append(append([]Span(nil), l.RAM...), l.Reserved) }
+
+// How RAM is divided among NUMA nodes: Linux ignores a node of less than NODE_MIN_SIZE, arch/x86/include/asm/numa.h.
+const (
+	nodeUnit = 2 << 20 // no huge page lies in two nodes
+	minNode  = 4 << 20
+)
+
+// Nodes divides the memory among n NUMA nodes, in order: each gets the same amount of RAM, in units of 2 MiB, and the
+// last one the rest and the reserved part. It fails with ErrConfig and ErrRoom if that is less than 4 MiB each.
+func (l Layout) Nodes(n int) ([][]Span, error) {
+	all := uint64(0)
+	for _, s := range l.RAM {
+		all += s.Size
+	}
+	share := all / uint64(n) &^ (nodeUnit - 1)
+	if share < minNode {
+		return nil, fmt.Errorf("%w: %w: %d bytes of RAM for %d NUMA nodes, each takes %d", ErrConfig, ErrRoom, all, n,
+			minNode)
+	}
+	nodes := make([][]Span, n)
+	node, left := 0, share
+	for _, s := range l.RAM {
+		for s.Size > 0 {
+			size := s.Size
+			if node < n-1 {
+				size = min(size, left)
+			}
+			nodes[node] = append(nodes[node], Span{s.Base, size})
+			s.Base, s.Size = s.Base+guestmem.Addr(size), s.Size-size
+			if left -= min(left, size); left == 0 && node < n-1 {
+				node, left = node+1, share
+			}
+		}
+	}
+	nodes[n-1] = append(nodes[n-1], l.Reserved)
+	return nodes, nil
+}
 
 // Span is a range of guest-physical addresses.
 type Span struct {

@@ -42,7 +42,7 @@ func New(cfg Config) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{bell: make(chan struct{}, 1)}
-	spec := Spec{Board: board, Layout: layout, CPUs: cfg.CPUs, Console: cfg.Console, Bell: m.ring}
+	spec := Spec{Board: board, Layout: layout, Topology: cfg.Topology, Pin: cfg.Pin, Console: cfg.Console, Bell: m.ring}
 	m.mu.Lock() // a machine that ends at once finds its instance
 	m.instance, err = cfg.Backend.New(spec, m.stop)
 	m.mu.Unlock()

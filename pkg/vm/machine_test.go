@@ -19,6 +19,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -117,7 +118,7 @@ func TestStopReachesAnyGuest(t *testing.T) {
 		for name, kernel := range map[string]vm.Loader{"spin": guestsOf[on.Arch].spin, "halt": guestsOf[on.Arch].halt} {
 			for _, cpus := range []int{1, 2} {
 				t.Run(name, func(t *testing.T) {
-					m := machine(t, on.Backend, vm.Config{Kernel: kernel, CPUs: cpus})
+					m := machine(t, on.Backend, vm.Config{Kernel: kernel, Topology: topology.OfCores(cpus)})
 					if err := m.Start(); err != nil {
 						t.Fatal(err)
 					}
@@ -325,7 +326,8 @@ func (twoCounters) Load(ram *guestmem.Memory) (vm.Kernel, error) {
 // Two processors run at the same time: both counters move, and neither waits for the other.
 func TestTwoProcessorsRunAtOnce(t *testing.T) {
 	testenv.EachMachine(t, func(t *testing.T, on testenv.Machine) {
-		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, CPUs: 2, Memory: 64 << 20})
+		m := machine(t, on.Backend, vm.Config{Kernel: guestsOf[on.Arch].twoCounters, Topology: topology.OfCores(2),
+			Memory: 64 << 20})
 		var words [2]guestmem.Uint32
 		for i := range words {
 			var err error
@@ -433,8 +435,8 @@ func TestNewRefuses(t *testing.T) {
 			want error
 		}{
 			"no kernel":         {vm.Config{}, vm.ErrConfig},
-			"negative CPUs":     {vm.Config{Kernel: spin, CPUs: -1}, vm.ErrConfig},
-			"too many CPUs":     {vm.Config{Kernel: spin, CPUs: 1 << 20}, vm.ErrConfig},
+			"negative CPUs":     {vm.Config{Kernel: spin, Topology: topology.OfCores(-1)}, vm.ErrConfig},
+			"too many CPUs":     {vm.Config{Kernel: spin, Topology: topology.OfCores(255)}, vm.ErrConfig},
 			"ring over memory":  {vm.Config{Kernel: spin, Memory: 16 << 20, Reserved: 16 << 20}, e820.ErrMemory},
 			"ring not aligned":  {vm.Config{Kernel: spin, Reserved: 8193}, e820.ErrAlign},
 			"ring too small":    {vm.Config{Kernel: spin, Reserved: 4096}, e820.ErrRingSize},
@@ -464,7 +466,7 @@ func TestNewRefusesForArm64(t *testing.T) {
 		cfg  vm.Config
 		want error
 	}{
-		"too many CPUs":     {vm.Config{CPUs: 124}, vm.ErrConfig},
+		"too many CPUs":     {vm.Config{Topology: topology.OfCores(124)}, vm.ErrConfig},
 		"ring over memory":  {vm.Config{Memory: 16 << 20, Reserved: 16 << 20}, vm.ErrConfig},
 		"ring not aligned":  {vm.Config{Reserved: 8193}, vm.ErrConfig},
 		"much memory":       {vm.Config{Memory: 1 << 40}, vm.ErrConfig},

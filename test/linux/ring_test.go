@@ -23,6 +23,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 )
 
 // Messages of random sizes, the same in testdata/ringwriter.c: runs of a pattern, whose begins and lengths come from a
@@ -117,7 +118,7 @@ func asInit(t *testing.T, handle func(shm.Message), program string, args ...stri
 		t.Fatal(err)
 	}
 	defer files.Close()
-	cfg.CPUs, cfg.Reserved = 2, 1<<20
+	cfg.Topology, cfg.Reserved = topology.OfCores(2), 1<<20
 	cfg.Backend, _ = accel.Choose(accel.Mode(mode), accel.Guest{Board: cfg.Kernel.Board(), Linux: true})
 	return run.Run(t.Context(), run.Config{
 		VM: cfg, Timeout: 20 * time.Minute,

@@ -169,6 +169,7 @@ type report struct {
 	Stimuli       []shm.StimulusEvent
 	Results       []any
 	ConsoleTail   string `json:"console_tail"`
+	CPUs          cpus
 }
 
 // reported runs a command in a guest and reads the run's report.

@@ -158,10 +158,14 @@ func (board Board) tree(l vm.Layout, initrd vm.Span, c vm.Config) ([]byte, error
 	if _, err := rand.Read(seed); err != nil {
 		return nil, fmt.Errorf("%w: random numbers for the guest: %w", vm.ErrSetup, err)
 	}
+	t, err := c.Topology.WithDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", vm.ErrConfig, err)
+	}
 	m := fdt.Machine{
 		Ring:        span(l.Reserved),
 		Reservation: board.Reservation,
-		CPUs:        c.CPUs,
+		Topology:    t,
 		Devices: fdt.Devices{
 			Distributor:    fdt.Range{Start: Distributor, Size: distributorSize},
 			Redistributors: fdt.Range{Start: Redistributors, Size: maxCPUs * fdt.RedistributorSize},
@@ -177,6 +181,19 @@ func (board Board) tree(l vm.Layout, initrd vm.Span, c vm.Config) ([]byte, error
 	}
 	for _, s := range l.RAM {
 		m.RAM = append(m.RAM, span(s))
+	}
+	if t.Nodes > 0 {
+		nodes, err := l.Nodes(t.Nodes)
+		if err != nil {
+			return nil, err
+		}
+		for _, spans := range nodes {
+			var memory []fdt.Range
+			for _, s := range spans {
+				memory = append(memory, span(s))
+			}
+			m.Nodes = append(m.Nodes, memory)
+		}
 	}
 	tree, err := m.Encode()
 	if err != nil {

@@ -36,6 +36,8 @@ type processor interface {
 	checkVM(vmFD int) error
 	// setupVM makes the machine's interrupt controllers and devices, before its vCPUs.
 	setupVM(m *instance) error
+	// vcpuID is what KVM is told to call the machine's processor id.
+	vcpuID(m *instance, id int) uintptr
 	// setupVCPU makes a vCPU what it is before the machine starts.
 	setupVCPU(m *instance, v *vcpu) error
 	// finish does what needs all vCPUs.
@@ -106,7 +108,7 @@ func (m *instance) build(device string) error {
 	if err := m.processor.setupVM(m); err != nil {
 		return err
 	}
-	for i := range m.spec.CPUs {
+	for i := range m.spec.Topology.CPUs() {
 		v, err := newVCPU(m, i)
 		if err != nil {
 			return err

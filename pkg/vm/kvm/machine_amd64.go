@@ -89,6 +89,9 @@ func (x *x86Processor) setupVM(m *instance) error {
 	return x.readCPUID(m)
 }
 
+// vcpuID is the APIC ID: KVM API, 4.7 KVM_CREATE_VCPU.
+func (*x86Processor) vcpuID(m *instance, id int) uintptr { return uintptr(m.spec.Topology.APICID(id)) }
+
 func (*x86Processor) finish(*instance) error { return nil }
 
 func (x *x86Processor) exit(_ *instance, v *vcpu) bool {

@@ -118,6 +118,9 @@ func (a *armProcessor) setupVM(m *instance) (err error) {
 	return nil
 }
 
+// vcpuID is the number: KVM makes affinities of it as the board's tree has them, 16 to a cluster.
+func (*armProcessor) vcpuID(_ *instance, id int) uintptr { return uintptr(id) }
+
 // finish is what KVM wants of the interrupt controller when all vCPUs are there: KVM, devices/arm-vgic-v3.rst,
 // KVM_DEV_ARM_VGIC_CTRL_INIT.
 func (a *armProcessor) finish(*instance) error {

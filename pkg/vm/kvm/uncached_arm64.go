@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 )
@@ -31,7 +32,8 @@ func (b Backend) CheckUncached() (err error) {
 	if err != nil {
 		return err
 	}
-	m, err := b.New(vm.Spec{Board: board, Layout: layout, CPUs: 1, Console: io.Discard}, func(error) {})
+	m, err := b.New(vm.Spec{Board: board, Layout: layout, Topology: topology.OfCores(1), Console: io.Discard},
+		func(error) {})
 	if err != nil {
 		return err
 	}

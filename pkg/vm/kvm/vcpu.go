@@ -10,13 +10,14 @@ import (
 	"github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/pkg/affinity"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // vcpu is one virtual processor and the thread that runs it.
 type vcpu struct {
-	id    int
+	id    int // its number in the machine
 	fd    int
 	page  []byte       // struct kvm_run and what follows it: KVM API, section 5
 	tid   atomic.Int32 // the thread that runs it, 0 while none does
@@ -24,7 +25,7 @@ type vcpu struct {
 }
 
 func newVCPU(m *instance, id int) (*vcpu, error) {
-	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), uintptr(id)) // KVM_CREATE_VCPU
+	fd, err := ioctl(m.vmFD, kvm.IIO(0x41), m.processor.vcpuID(m, id)) // KVM_CREATE_VCPU
 	if err != nil {
 		return nil, fmt.Errorf("%w: vCPU %d: %w", vm.ErrSetup, id, err)
 	}
@@ -73,6 +74,12 @@ func (v *vcpu) run(m *instance) {
 	defer runtime.UnlockOSThread()
 	v.tid.Store(int32(unix.Gettid()))
 	defer v.tid.Store(0)
+	unpin, err := v.pin(m.spec.Pin)
+	if err != nil {
+		m.stop(fmt.Errorf("%w: vCPU %d: %w", vm.ErrRun, v.id, err))
+		return
+	}
+	defer unpin()
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
 		select {
@@ -89,6 +96,19 @@ func (v *vcpu) run(m *instance) {
 			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, m.processor.registers(v)))
 		}
 	}
+}
+
+// pin pins the vCPU's thread, which is the caller's, to its part of the host's CPUs. The thread goes on as another
+// goroutine's when the vCPU has ended, so unpin lets it run where it could before.
+func (v *vcpu) pin(cpus []int) (unpin func(), err error) {
+	if len(cpus) == 0 {
+		return func() {}, nil
+	}
+	before, err := affinity.Allowed()
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = affinity.Pin(0, before...) }, affinity.Pin(0, cpus[v.id%len(cpus)])
 }
 
 // Reasons of exits that gokvm does not name: linux/kvm.h.

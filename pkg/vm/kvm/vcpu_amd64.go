@@ -46,7 +46,7 @@ func (x *x86Processor) readCPUID(m *instance) error {
 		})
 	}
 	x.deadline = deadline > 0
-	return nil
+	return x86.CheckCPUID(x.hostCPUID, m.spec.Topology)
 }
 
 // setCPUID shows the guest the host's processor as KVM supports it, with this machine's topology:
@@ -57,7 +57,7 @@ func (x *x86Processor) setCPUID(m *instance, v *vcpu) error {
 		khz = 0 // a host whose TSC is not stable: the guest measures
 	}
 	t := &cpuidTable{}
-	for i, e := range x86.CPUID(x.hostCPUID, v.id, m.spec.CPUs, x.deadline, uint32(khz)) {
+	for i, e := range x86.CPUID(x.hostCPUID, v.id, m.spec.Topology, x.deadline, uint32(khz)) {
 		t.entries[i] = kvm.CPUIDEntry2{
 			Function: e.Function, Index: e.Index, Flags: e.Flags, Eax: e.Eax, Ebx: e.Ebx, Ecx: e.Ecx, Edx: e.Edx,
 		}

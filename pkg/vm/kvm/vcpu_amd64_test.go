@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -20,7 +21,7 @@ func TestMSRThatKVMRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := Backend{}.New(vm.Spec{Board: x86.Board{}, Layout: layout, CPUs: 1}, func(error) {})
+	m, err := Backend{}.New(vm.Spec{Board: x86.Board{}, Layout: layout, Topology: topology.OfCores(1)}, func(error) {})
 	if err != nil {
 		t.Fatal(err)
 	}

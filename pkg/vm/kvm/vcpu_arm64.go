@@ -33,8 +33,15 @@ func (a *armProcessor) setupVCPU(_ *instance, v *vcpu) error {
 	if err := ioctlPtr(v.fd, kvm.IIOW(reqVCPUInit, unsafe.Sizeof(init)), &init); err != nil {
 		return fmt.Errorf("%w: KVM_ARM_VCPU_INIT of vCPU %d, target %d: %w", vm.ErrSetup, v.id, init.target, err)
 	}
+	_ = v.set(regCLIDR, caches) // before 6.3, a vCPU has its host's and no other
 	return nil
 }
+
+// caches is what CLIDR_EL1 says of the caches in front of the one that the device tree adds: the first level is one for
+// data and one for instructions, the second is for both and the last before memory (LoC). It is what QEMU's processors
+// have, too. What KVM makes up from 6.3 on has fewer, and Linux then does not believe the tree: cache_setup_of_node in
+// its drivers/base/cacheinfo.c.
+const caches = 1<<27 | 2<<24 | 1<<21 | 4<<3 | 3
 
 // register is a register's number in KVM_GET_ONE_REG and KVM_SET_ONE_REG: KVM API, 4.68, "arm64".
 type register uint64
@@ -46,6 +53,7 @@ func core(n uint64) register { return register(0x6030_0000_0010_0000 | n*2) }
 var (
 	regPC     = core(32)
 	regPSTATE = core(33)
+	regCLIDR  = system(3, 1, 0, 0, 1)
 )
 
 // system is a system register, by the numbers that MRS names it by.

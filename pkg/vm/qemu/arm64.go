@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 )
@@ -40,23 +41,26 @@ func (arm64Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
 	return (end + ramUnit - 1) &^ (ramUnit - 1), offset
 }
 
-func (arm64Platform) args(size uint64, cpus int, threads string) []string {
+func (arm64Platform) args(size uint64, t topology.Topology, threads string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-M", "virt,gic-version=3,memory-backend=ram",
 		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" +
 			fmt.Sprint(size),
 		"-m", fmt.Sprintf("%dk", size>>10),
-		"-smp", fmt.Sprint(cpus),
+		"-smp", fmt.Sprint(t.CPUs()), // the device tree says how they are arranged
 		"-accel", "tcg,thread=" + threads,
 		"-cpu", "cortex-a72", // the fastest that has all that Linux asks for
 		"-bios", "/proc/self/fd/4",
 		"-chardev", "file,id=com1,path=/proc/self/fd/5", "-serial", "chardev:com1",
 		"-chardev", "socket,id=qmp,fd=6", "-mon", "chardev=qmp,mode=control",
 		"-no-reboot",
+		"-name", "ktstr-vmm,debug-threads=on", // names that pin finds
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 }
+
+func (arm64Platform) check(topology.Topology) error { return nil }
 
 func (arm64Platform) firmware() []byte {
 	rom := make([]byte, fdt.PageSize)

@@ -32,6 +32,7 @@ type instance struct {
 
 	platform platform
 	stop     func(error)
+	pinned   []int  // as in vm.Spec
 	mem      []byte // all of the RAM, the memfd that the child has too
 	regions  []guestmem.Region
 	guest    *guestmem.Memory
@@ -50,16 +51,19 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.check(s.Topology); err != nil {
+		return nil, err
+	}
 	path, err := b.find(p)
 	if err != nil {
 		return nil, err
 	}
-	mode, err := threads(path, p, s.CPUs)
+	mode, err := threads(path, p, s)
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{platform: p, stop: stop, entered: make(chan guestmem.Uint32, 1), reaped: make(chan struct{}),
-		ended: make(chan struct{})}
+	m := &instance{platform: p, stop: stop, pinned: s.Pin, entered: make(chan guestmem.Uint32, 1),
+		reaped: make(chan struct{}), ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
 	if err != nil {
@@ -71,7 +75,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 		m.regions = append(m.regions, guestmem.Region{Base: span.Base, Mem: mem[offset(span):][:span.Size]})
 	}
 	if m.guest, err = guestmem.New(m.regions...); err == nil {
-		err = m.spawn(path, ram, p.args(size, s.CPUs, mode), s)
+		err = m.spawn(path, ram, p.args(size, s.Topology, mode), s)
 	}
 	if err != nil {
 		guestmem.Unmap(mem)
@@ -168,6 +172,10 @@ func (m *instance) letGo(why listener) {
 		return
 	}
 	m.FirstSign.Note()
+	if err := m.pin(); err != nil {
+		m.stop(err)
+		return
+	}
 	select {
 	case <-why.ready():
 	case <-m.reaped:

@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/arm64"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
@@ -27,6 +29,9 @@ var (
 	ErrNotInstalled = errors.New("QEMU is not installed")
 	ErrTooOld       = errors.New("QEMU is too old")
 )
+
+// ErrTopology means that QEMU can't show a guest processors in this topology. It comes with vm.ErrConfig.
+var ErrTopology = errors.New("the emulator can't show a guest this topology")
 
 // release is a version of QEMU.
 type release struct{ major, minor int }
@@ -61,7 +66,9 @@ type platform interface {
 	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
 	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, and as fds 5 to 7 the pipes for the console,
 	// the log and the doorbell.
-	args(size uint64, cpus int, threads string) []string
+	args(size uint64, t topology.Topology, threads string) []string
+	// check reports what QEMU can't show of a topology: ErrTopology.
+	check(t topology.Topology) error
 	// firmware is what the processors run before the kernel.
 	firmware() []byte
 	// mailbox is where the firmware and the host meet.
@@ -117,11 +124,28 @@ func (b Backend) Check(board vm.Board) (path, version string, err error) {
 	return path, version, err
 }
 
-// threads says how the processors of a machine run: each on a thread, or in turns where a QEMU is too old for
-// that. It runs the QEMU to ask, unless there is but one.
-func threads(path string, p platform, cpus int) (string, error) {
-	if cpus == 1 {
+// crowd is how many of a guest's processors to one CPU of the host are better off on one thread, by trying: threads
+// that wait for each other, as Linux's processors do when they start, would wait for the host's scheduler every time.
+const crowd = 5
+
+// Crowded reports whether so many processors take turns on one thread, because the host has few CPUs for them: all that
+// this process may use, or those that they are pinned to.
+func Crowded(cpus int, pin []int) bool {
+	host := len(pin)
+	if host == 0 {
+		host = runtime.NumCPU()
+	}
+	return cpus >= crowd*host
+}
+
+// threads says how the processors of a machine run: each on a thread, or in turns where they are a crowd, or a QEMU is
+// too old for that. It runs the QEMU to ask, unless there is but one.
+func threads(path string, p platform, s vm.Spec) (string, error) {
+	switch cpus := s.Topology.CPUs(); {
+	case cpus == 1:
 		return "multi", nil
+	case Crowded(cpus, s.Pin):
+		return "single", nil
 	}
 	_, r, err := checkVersion(path, p)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/e820"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -45,7 +46,11 @@ func (x86Platform) place(l vm.Layout) (uint64, func(vm.Span) uint64) {
 	return (end + ramUnit - 1) &^ (ramUnit - 1), offset
 }
 
-func (x86Platform) args(size uint64, cpus int, threads string) []string {
+func (x86Platform) args(size uint64, t topology.Topology, threads string) []string {
+	cpu := "max,la57=off" // five levels of page tables cost a boot 0.4 s
+	if t.Threads > 1 {
+		cpu += ",vendor=GenuineIntel" // an AMD without topology extensions, which QEMU has not, has no threads for Linux 6.1
+	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
 		"-M", "microvm,memory-backend=ram,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off," +
@@ -53,9 +58,9 @@ func (x86Platform) args(size uint64, cpus int, threads string) []string {
 		// Aligned, the RAM's huge pages can be mapped as such.
 		"-object", "memory-backend-file,id=ram,share=on,dump=off,mem-path=/proc/self/fd/3,align=2M,size=" + fmt.Sprint(size),
 		"-m", fmt.Sprintf("%dk", size>>10),
-		"-smp", fmt.Sprint(cpus),
+		"-smp", fmt.Sprintf("%d,sockets=%d,cores=%d,threads=%d", t.CPUs(), t.Sockets, t.Cores, t.Threads),
 		"-accel", "tcg,thread=" + threads,
-		"-cpu", "max,la57=off", // five levels of page tables cost a boot 0.4 s
+		"-cpu", cpu,
 		"-bios", "/proc/self/fd/4",
 		"-chardev", "file,id=com1,path=/proc/self/fd/5", "-serial", "chardev:com1",
 		"-chardev", "file,id=bell,path=/proc/self/fd/7",
@@ -63,9 +68,22 @@ func (x86Platform) args(size uint64, cpus int, threads string) []string {
 		"-device", "i8042",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=0x%x,iosize=1", x86.SleepControl), // ends QEMU with 2 * value + 1
 		"-no-reboot",
+		"-name", "ktstr-vmm,debug-threads=on", // names that pin finds
 		"-d", "cpu_reset", "-D", "/proc/self/fd/6",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
+}
+
+// check: microvm has no dies, and a last-level cache for each socket.
+func (x86Platform) check(t topology.Topology) error {
+	switch {
+	case t.Dies > 1:
+		return fmt.Errorf("%w: %w: %s: it has no dies; KVM has", vm.ErrConfig, ErrTopology, t)
+	case t.LLCCores != t.Cores:
+		return fmt.Errorf("%w: %w: %d of a socket's %d cores share a last-level cache, with it all of them do; KVM can",
+			vm.ErrConfig, ErrTopology, t.LLCCores, t.Cores)
+	}
+	return nil
 }
 
 func (x86Platform) firmware() []byte {

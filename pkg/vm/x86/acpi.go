@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
@@ -16,6 +17,8 @@ const (
 
 	localAPICAddr = 0xfee00000
 	ioAPICAddr    = 0xfec00000
+
+	maxAPICID = 254 // 255 is all of them
 
 	sdtHeaderSize = 36
 	fadtSize      = 276
@@ -46,7 +49,14 @@ func checksum(b []byte) byte {
 }
 
 // loadACPI writes the tables.
-func loadACPI(ram *guestmem.Memory, cpus int) error {
+func loadACPI(ram *guestmem.Memory, c vm.Config) error {
+	t, err := c.Topology.WithDefaults()
+	if err != nil {
+		return fmt.Errorf("%w: %w", vm.ErrConfig, err)
+	}
+	if id := t.APICID(t.CPUs() - 1); id > maxAPICID {
+		return fmt.Errorf("%w: %s needs APIC IDs up to %d, there are %d", vm.ErrConfig, t, id, maxAPICID)
+	}
 	var image []byte
 	put := func(t []byte) uint64 {
 		image = append(image, make([]byte, -len(image)&15)...)
@@ -58,8 +68,19 @@ func loadACPI(ram *guestmem.Memory, cpus int) error {
 	put(make([]byte, rsdpSize))
 	dsdt := put(acpiTable("DSDT", 2, dsdtBody()))
 	fadt := put(acpiTable("FACP", 6, fadtBody(dsdt)))
-	madt := put(acpiTable("APIC", 5, madtBody(cpus)))
-	xsdt := put(acpiTable("XSDT", 1, words(fadt, madt)))
+	tables := []uint64{fadt, put(acpiTable("APIC", 5, madtBody(t)))}
+	if t.Nodes > 0 {
+		layout, err := Board{}.Layout(c.Memory, c.Reserved)
+		if err != nil {
+			return err
+		}
+		nodes, err := layout.Nodes(t.Nodes)
+		if err != nil {
+			return err
+		}
+		tables = append(tables, put(acpiTable("SRAT", 3, sratBody(t, nodes))), put(acpiTable("SLIT", 1, slitBody(t))))
+	}
+	xsdt := put(acpiTable("XSDT", 1, words(tables...)))
 
 	// The root pointer: 5.2.5.3.
 	rsdp := image[:rsdpSize]
@@ -109,16 +130,50 @@ func genericAddress(port uint64) []byte {
 }
 
 // madtBody lists the interrupt controllers: 5.2.12.
-func madtBody(cpus int) []byte {
-	t := le.AppendUint32(nil, localAPICAddr)
-	t = le.AppendUint32(t, 0) // no 8259s
-	for id := range cpus {
-		t = append(t, 0, 8, byte(id), byte(id)) // a local APIC: the processor's number, the APIC's
-		t = le.AppendUint32(t, 1)               // enabled
+func madtBody(t topology.Topology) []byte {
+	b := le.AppendUint32(nil, localAPICAddr)
+	b = le.AppendUint32(b, 0) // no 8259s
+	for cpu := range t.CPUs() {
+		b = append(b, 0, 8, byte(cpu), byte(t.APICID(cpu))) // a local APIC: the processor's number, the APIC's
+		b = le.AppendUint32(b, 1)                           // enabled
 	}
-	t = append(t, 1, 12, 0, 0) // the I/O APIC
-	t = le.AppendUint32(t, ioAPICAddr)
-	return le.AppendUint32(t, 0) // its first interrupt
+	b = append(b, 1, 12, 0, 0) // the I/O APIC
+	b = le.AppendUint32(b, ioAPICAddr)
+	return le.AppendUint32(b, 0) // its first interrupt
+}
+
+// sratBody says which node, which the table calls a proximity domain, has which processors and what memory: 5.2.16.
+func sratBody(t topology.Topology, nodes [][]vm.Span) []byte {
+	const enabled = 1
+	b := le.AppendUint32(nil, 1) // reserved, always 1
+	b = le.AppendUint64(b, 0)
+	for cpu := range t.CPUs() { // 5.2.16.1; no node has a number beyond 8 bits
+		b = append(b, 0, 16, byte(t.Place(cpu).Node), byte(t.APICID(cpu)))
+		b = le.AppendUint32(b, enabled)
+		b = append(b, make([]byte, 8)...) // no SAPIC, the node's other bits, no clock domain
+	}
+	for node, spans := range nodes {
+		for _, s := range spans { // 5.2.16.2
+			b = append(b, 1, 40)
+			b = le.AppendUint32(b, uint32(node))
+			b = le.AppendUint16(b, 0)
+			b = le.AppendUint64(b, uint64(s.Base))
+			b = le.AppendUint64(b, s.Size)
+			b = le.AppendUint32(b, 0)
+			b = le.AppendUint32(b, enabled)
+			b = le.AppendUint64(b, 0)
+		}
+	}
+	return b
+}
+
+// slitBody is the distances between nodes: 5.2.17.
+func slitBody(t topology.Topology) []byte {
+	b := le.AppendUint64(nil, uint64(t.Nodes))
+	for _, row := range t.Distances {
+		b = append(b, row...)
+	}
+	return b
 }
 
 // dsdtBody is AML that describes COM1, and names the sleep type of soft-off: 20.2.

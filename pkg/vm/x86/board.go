@@ -66,7 +66,7 @@ func (Board) Load(ram *guestmem.Memory, b vm.Boot) (vm.Entry, error) {
 	if err != nil {
 		return vm.Entry{}, err
 	}
-	if err := loadACPI(ram, b.CPUs); err != nil {
+	if err := loadACPI(ram, b.Config); err != nil {
 		return vm.Entry{}, err
 	}
 	khz, err := b.CounterKHz()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -172,7 +173,7 @@ func TestInitrdKeepsItsCause(t *testing.T) {
 		io.ErrUnexpectedEOF}, {badInitrd{0, unreadable}, unreadable}} {
 		boot := vm.Boot{
 			Config: vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Initrd: tc.initrd,
-				Memory: 64 << 20, Reserved: 16 << 20, CPUs: 1},
+				Memory: 64 << 20, Reserved: 16 << 20, Topology: topology.OfCores(1)},
 			CounterKHz: func() (uint32, error) { return 0, nil },
 		}
 		_, err := (x86.Board{}).Load(ram, boot)
@@ -194,7 +195,7 @@ func TestCommandLineLimit(t *testing.T) {
 	for length, want := range map[int]error{100: nil, 101: vm.ErrCmdline} {
 		boot := vm.Boot{
 			Config: vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))},
-				Cmdline: strings.Repeat("x", length), CPUs: 1},
+				Cmdline: strings.Repeat("x", length), Topology: topology.OfCores(1)},
 			CounterKHz: func() (uint32, error) { return 0, nil },
 		}
 		if _, err := (x86.Board{}).Load(ram, boot); !errors.Is(err, want) {

@@ -1,16 +1,19 @@
 package x86
 
 import (
-	"math/bits"
+	"fmt"
 	"slices"
+
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // Leaves of CPUID: SDM volume 2, CPUID, and AMD's manual 24594 volume 3, appendix E.
 const (
 	leafFeatures     = 1
 	leafCaches       = 4
-	leafTopology     = 0xb
-	leafTopologyV2   = 0x1f
+	leafTopology     = 0xb        // threads and cores
+	leafTopologyV2   = 0x1f       // dies, too
 	leafHypervisor   = 0x40000000 // the highest leaf of its range
 	leafTiming       = 0x40000010 // the TSC's frequency in kHz, a convention of several hypervisors
 	leafAMDFeatures  = 0x80000001
@@ -38,21 +41,25 @@ type CPUIDEntry struct {
 	Eax, Ebx, Ecx, Edx     uint32
 }
 
-// CPUID returns what processor id of n sees if its back end can show it the host's entries: one package of n cores with
-// one thread each. The cores share the last level of cache, so that a tester of schedulers knows of one; each core has
-// the lower levels to itself. (On the first Zen, family 0x17 up to model 0x1f, Linux assumes that 8 APIC IDs form a
-// complex with its own last-level cache, whatever CPUID says.) The deadline mode of the APIC's timer is shown if
+// CPUID returns what processor cpu sees of a machine's topology if its back end can show it the host's entries. What a
+// core's threads share, they alone do, but for the last level of cache, which is shared as the topology says, so that a
+// tester of schedulers knows of it. (On the first Zen, family 0x17 up to model 0x1f, Linux assumes that 8 APIC IDs form
+// a complex with its own last-level cache, whatever CPUID says.) The deadline mode of the APIC's timer is shown if
 // deadline is set, which says that the back end has it, and the TSC's frequency if tscKHz is not 0.
-func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEntry {
-	shift := uint32(bits.Len(uint(n - 1))) // the bits of the APIC ID that name a core
+func CPUID(host []CPUIDEntry, cpu int, t topology.Topology, deadline bool, tscKHz uint32) []CPUIDEntry {
+	id, place, shift, socket := t.APICID(cpu), t.Place(cpu), t.Shifts(), uint32(t.CPUs()/t.Sockets)
 	entries := slices.Clone(host)
 	for i := range entries {
 		e := &entries[i]
 		switch e.Function {
+		case 0:
+			if t.Dies > 1 {
+				e.Eax = max(e.Eax, leafTopologyV2) // the leaf that knows of dies
+			}
 		case leafFeatures:
-			e.Ebx = e.Ebx&0xffff | uint32(id)<<24 | min(uint32(1)<<shift, 255)<<16
+			e.Ebx = e.Ebx&0xffff | id<<24 | min(uint32(1)<<shift.Socket, 255)<<16
 			e.Edx &^= hyperThread
-			if n > 1 {
+			if socket > 1 {
 				e.Edx |= hyperThread
 			}
 			e.Ecx |= hypervisor
@@ -61,45 +68,69 @@ func CPUID(host []CPUIDEntry, id, n int, deadline bool, tscKHz uint32) []CPUIDEn
 			}
 		case leafCaches: // how many APIC IDs the sharers have room in
 			if e.Eax != 0 {
-				e.Eax = e.Eax&cacheShape | (1<<shift-1)<<26
+				room := uint32(1) << shift.Core
 				if e.cacheLevel() == lastCache(host, leafCaches) {
-					e.Eax |= (1<<shift - 1) << 14
+					room = 1 << shift.LLC
 				}
+				e.Eax = e.Eax&cacheShape | min(uint32(1)<<(shift.Socket-shift.Core)-1, 63)<<26 | (room-1)<<14
 			}
 		case leafAMDCaches: // how many sharers there are
 			if e.Eax != 0 {
-				e.Eax &= cacheShape
+				sharers := uint32(t.Threads)
 				if e.cacheLevel() == lastCache(host, leafAMDCaches) {
-					e.Eax |= uint32(n-1) << 14
+					sharers = uint32(t.LLCCores * t.Threads)
 				}
+				e.Eax = e.Eax&cacheShape | (sharers-1)<<14
 			}
 		case leafAMDFeatures:
 			e.Ecx &^= coresNotThreads
-			if n > 1 && isAMD(host) {
+			if socket > 1 && isAMD(host) {
 				e.Ecx |= coresNotThreads
 			}
 		case leafHypervisor:
 			e.Eax = max(e.Eax, leafTiming)
 		case leafAMDSizes:
-			e.Ecx = shift<<12 | uint32(n-1)
-		case leafAMDTopology:
-			e.Eax, e.Ebx, e.Ecx = uint32(id), uint32(id), 0
+			e.Ecx = uint32(shift.Socket)<<12 | (socket - 1)
+		case leafAMDTopology: // which AMD calls a die of a socket, a node of a processor
+			e.Eax, e.Ebx = id, uint32(t.Threads-1)<<8|id>>shift.Core&0xff
+			e.Ecx = uint32(t.Dies-1)<<8 | uint32(place.Socket*t.Dies+place.Die)
 		}
 	}
 	// The host has the first level of the topology alone, or its own.
 	entries = slices.DeleteFunc(entries, func(e CPUIDEntry) bool {
 		return e.Function == leafTopology || e.Function == leafTopologyV2 || e.Function == leafAMDLevels
 	})
-	for level, e := range []CPUIDEntry{
-		{Ebx: 1, Ecx: 1 << 8},                       // the threads of a core
-		{Eax: shift, Ebx: uint32(n), Ecx: 1 | 2<<8}, // the cores of the package
-		{Ecx: 2}, // no more
-	} {
-		e.Function, e.Index, e.Flags, e.Edx = leafTopology, uint32(level), significantIndex, uint32(id)
-		entries = append(entries, e)
+	entries = append(entries, levels(leafTopology, id,
+		level{1, shift.Core, t.Threads}, level{2, shift.Socket, int(socket)})...)
+	if t.Dies > 1 {
+		entries = append(entries, levels(leafTopologyV2, id,
+			level{1, shift.Core, t.Threads}, level{2, shift.Die, t.Cores * t.Threads}, level{5, shift.Socket, int(socket)})...)
 	}
 	if tscKHz > 0 {
 		entries = append(entries, CPUIDEntry{Function: leafTiming, Eax: tscKHz})
+	}
+	return entries
+}
+
+// CheckCPUID reports why a guest would not see its topology in what CPUID makes of the host's entries. It fails with
+// vm.ErrConfig.
+func CheckCPUID(host []CPUIDEntry, t topology.Topology) error {
+	extended := slices.ContainsFunc(host, func(e CPUIDEntry) bool { return e.Function == leafAMDTopology })
+	if isAMD(host) && !extended && (t.Threads > 1 || t.Dies > 1 || t.LLCCores < t.Cores) {
+		return fmt.Errorf("%w: %s with %d last-level caches: the host's processor, an AMD without the topology extensions, "+
+			"shows a guest on KVM sockets and cores alone", vm.ErrConfig, t, t.LLCs())
+	}
+	return nil
+}
+
+// level is a level of leaves 0xb and 0x1f: its type, how many bits of the APIC ID name what is below the next level,
+// and how many processors that has.
+type level struct{ kind, shift, cpus int }
+
+func levels(leaf, id uint32, list ...level) (entries []CPUIDEntry) {
+	for i, l := range append(list, level{}) { // the last one says that there are no more
+		entries = append(entries, CPUIDEntry{Function: leaf, Index: uint32(i), Flags: significantIndex,
+			Eax: uint32(l.shift), Ebx: uint32(l.cpus), Ecx: uint32(l.kind<<8 | i), Edx: id})
 	}
 	return entries
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/x86"
 )
@@ -18,8 +19,11 @@ import (
 // ACPI's own compiler reads every table without a warning, and what it read makes the same table again.
 func TestACPITablesAreGoodForIASL(t *testing.T) {
 	iasl := testenv.Tool(t, "iasl")
-	for _, cpus := range []int{1, 3, 254} {
-		for signature, table := range acpiTables(t, cpus) {
+	for _, processors := range []topology.Topology{
+		topology.OfCores(1), topology.OfCores(3), topology.OfCores(254), {Cores: 3, Threads: 2, Nodes: 1},
+		{Sockets: 2, Dies: 2, Cores: 6, Threads: 2, LLCCores: 3, Nodes: 8}, {Sockets: 64, Nodes: 64},
+	} {
+		for signature, table := range acpiTables(t, processors) {
 			dir := t.TempDir()
 			if err := os.WriteFile(filepath.Join(dir, "table.dat"), table, 0o600); err != nil {
 				t.Fatal(err)
@@ -32,22 +36,22 @@ func TestACPITablesAreGoodForIASL(t *testing.T) {
 				said = strings.ReplaceAll(said, "0 errors, 0 warnings, 0 remarks", "")
 				for _, word := range []string{"warning", "error", "remark", "invalid", "unknown"} {
 					if err != nil || strings.Contains(said, word) {
-						t.Fatalf("%s of %d processors: iasl %s: %v\n%s", signature, cpus, args, err, out)
+						t.Fatalf("%s of %s: iasl %s: %v\n%s", signature, processors, args, err, out)
 					}
 				}
 			}
 			again, err := os.ReadFile(filepath.Join(dir, "table.aml"))
 			const header = 36 // which names the compiler
 			if err != nil || len(again) < header || !bytes.Equal(again[header:], table[header:]) {
-				t.Errorf("%s of %d processors: read and compiled again it is\n% x, it was\n% x (%v)",
-					signature, cpus, again, table, err)
+				t.Errorf("%s of %s: read and compiled again it is\n% x, it was\n% x (%v)",
+					signature, processors, again, table, err)
 			}
 		}
 	}
 }
 
 // acpiTables are a machine's tables as its kernel finds them, by their signatures.
-func acpiTables(t *testing.T, cpus int) map[string][]byte {
+func acpiTables(t *testing.T, processors topology.Topology) map[string][]byte {
 	t.Helper()
 	mem := make([]byte, 8<<20)
 	ram, err := guestmem.New(guestmem.Region{Mem: mem})
@@ -55,7 +59,7 @@ func acpiTables(t *testing.T, cpus int) map[string][]byte {
 		t.Fatal(err)
 	}
 	if _, err := (x86.Board{}).Load(ram, vm.Boot{
-		Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, CPUs: cpus},
+		Config:     vm.Config{Kernel: x86.BzImage{File: bytes.NewReader(bzImage(reset))}, Topology: processors},
 		CounterKHz: func() (uint32, error) { return 0, nil },
 	}); err != nil {
 		t.Fatal(err)
@@ -73,7 +77,7 @@ func acpiTables(t *testing.T, cpus int) map[string][]byte {
 			add(le.Uint64(table[140:]))
 		}
 	}
-	if len(tables) != 4 {
+	if numa := processors.Nodes > 0; len(tables) != map[bool]int{false: 4, true: 6}[numa] {
 		t.Fatalf("%d tables", len(tables))
 	}
 	return tables
