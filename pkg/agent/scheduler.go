@@ -180,8 +180,8 @@ func (s *scheduler) watch(ctx context.Context) {
 	}
 }
 
-// pause waits for the next look's time, when a look took so long. It is a timer's wait, not one in poll(2) for the kernel's
-// log: Go's runtime looks after a thread in a system call again and again, which costs more than all looks.
+// pause waits for the next look's time, when a look took so long. It is a timer's wait, not one in poll(2) for the
+// kernel's log: Go's runtime looks after a thread in a system call again and again, which costs more than all looks.
 func pause(ctx context.Context, took time.Duration) {
 	select {
 	case <-time.After(max(schedulerPoll, min(pauseForLook*took, longestPause))):
@@ -527,8 +527,8 @@ const (
 )
 
 // verifiersTrace reports whether a line is one of those in which the verifier says how far it came: an instruction or
-// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c, print_verifier_state,
-// print_verification_stats).
+// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c,
+// print_verifier_state, print_verification_stats).
 func verifiersTrace(line string) bool {
 	number, rest, ok := strings.Cut(line, ":")
 	if _, err := strconv.Atoi(number); ok && err == nil && strings.HasPrefix(rest, " ") {

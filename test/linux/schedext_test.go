@@ -48,7 +48,8 @@ func TestSchedExtEndings(t *testing.T) {
 		"panics": {flags: "-panic-after 1s", reason: "exited with code 2: panic: fifo: as -panic-after asks", code: 2},
 		"forgets": {flags: "-watchdog " + stalls + " -forget " + comm(workload), reason: stalled + comm(workload) + "[",
 			dump: "triggered exit kind", code: -1},
-		"forgets all":   {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind", code: -1},
+		"forgets all": {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind",
+			code: -1},
 		"fails to load": {flags: "-reject", reason: "; infinite loop detected at insn 4", none: true, code: 1},
 		"never attaches": {flags: "-no-attach", none: true, code: -1, wait: "3s",
 			reason: `did not become the scheduler within 3s: /sys/kernel/sched_ext/state is "disabled"`},
@@ -105,7 +106,8 @@ func (r report) wantKnownSoon(t *testing.T) {
 func TestSchedExtStates(t *testing.T) {
 	t.Parallel()
 	e, r := scheduled(t, "--cpus", "2", "--scheduler", fifo, "--", "busybox", "sh", "-c",
-		"busybox cat /sys/kernel/sched_ext/state; busybox cut -d ' ' -f 41 /proc/self/stat; busybox cut -d ' ' -f 41 /proc/1/stat")
+		"busybox cat /sys/kernel/sched_ext/state; "+
+			"busybox cut -d ' ' -f 41 /proc/self/stat; busybox cut -d ' ' -f 41 /proc/1/stat")
 	e.want(t, 0, "enabled\n0\n1\n")
 	var states []string
 	for _, s := range r.Scheduler.States {
