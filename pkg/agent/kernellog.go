@@ -65,22 +65,16 @@ func (l *kernelLog) setClock(path string) error {
 
 func (l *kernelLog) close() { unix.Close(l.fd) }
 
-// wait returns when there is something to read, at the latest after d.
-func (l *kernelLog) wait(d time.Duration) {
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}, int(d.Milliseconds()))
-}
-
-// read gives each line that has come to hear, and reports whether there was any.
-func (l *kernelLog) read(hear func(logLine)) (any bool) {
+// read gives each line that has come to hear.
+func (l *kernelLog) read(hear func(logLine)) {
 	for {
 		n, err := unix.Read(l.fd, l.buf)
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EPIPE): // the log has overtaken its reader
 			continue
 		case err != nil || n <= 0:
-			return any
+			return
 		}
-		any = true
 		for record := range strings.Lines(string(l.buf[:n])) {
 			if line, ok := parseLogLine(strings.TrimSuffix(record, "\n")); ok {
 				line.at = max(0, line.at-l.ahead)

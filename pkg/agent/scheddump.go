@@ -18,8 +18,8 @@ import (
 )
 
 // sched_ext's dumps, those that SysRq-D asks for and those that it makes when it throws a scheduler out, are events of
-// the kernel's tracing, a line each: kernel/sched/ext.c, dump_line; include/trace/events/sched_ext.h. The agent has them
-// in a tracing instance of its own (Linux, Documentation/trace/ftrace.rst), so that a command can use the others.
+// the kernel's tracing, a line each: kernel/sched/ext.c, dump_line; include/trace/events/sched_ext.h. The agent has
+// them in a tracing instance of its own (Linux, Documentation/trace/ftrace.rst), so that a command can use the others.
 const (
 	tracingDir      = "/sys/kernel/tracing"
 	tracingInstance = "instances/ktstr-vmm"

@@ -162,7 +162,7 @@ func (s *scheduler) watch(ctx context.Context) {
 		s.deadline = time.Now().Add(s.a.limits.schedulerSettles)
 	}
 	for took := time.Duration(0); ctx.Err() == nil; {
-		s.pause(ctx, took)
+		pause(ctx, took)
 		start := time.Now()
 		var asked chan struct{}
 		select {
@@ -180,20 +180,12 @@ func (s *scheduler) watch(ctx context.Context) {
 	}
 }
 
-// pause waits for the kernel's log to say something, or for the next look's time, when a look took so long.
-func (s *scheduler) pause(ctx context.Context, took time.Duration) {
-	rest := min(pauseForLook*took, longestPause)
-	wait := max(schedulerPoll-rest, 0)
-	if s.log == nil {
-		rest, wait = rest+wait, 0
-	}
+// pause waits for the next look's time, when a look took so long. It is a timer's wait, not one in poll(2) for the
+// kernel's log: Go's runtime looks after a thread in a system call again and again, which costs more than all looks.
+func pause(ctx context.Context, took time.Duration) {
 	select {
-	case <-time.After(rest):
+	case <-time.After(max(schedulerPoll, min(pauseForLook*took, longestPause))):
 	case <-ctx.Done():
-		return
-	}
-	if wait > 0 {
-		s.log.wait(wait)
 	}
 }
 
@@ -251,6 +243,9 @@ func (s *scheduler) goes(ctx context.Context, phase shm.SchedulerPhase, ended bo
 	}
 	if !ended {
 		return false
+	}
+	if s.status.Signaled() && s.status.Signal() != unix.SIGTERM && !s.killed.Load() {
+		return s.conclude(ctx, shm.SchedulerLost, "") // of what nobody asked it to
 	}
 	s.awaitOutput(lastWordsLimit)
 	reason := endText(s.status)
@@ -341,7 +336,7 @@ func (s *scheduler) awaitWords(ctx context.Context) {
 		if s.words.reason != "" && (s.words.detail != "" || disabled) {
 			return
 		}
-		s.log.wait(schedulerPoll)
+		pause(ctx, 0)
 	}
 }
 
@@ -532,8 +527,8 @@ const (
 )
 
 // verifiersTrace reports whether a line is one of those in which the verifier says how far it came: an instruction or
-// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c, print_verifier_state,
-// print_verification_stats).
+// a state, both with a number in front, a line of source, or its statistics (kernel/bpf/verifier.c,
+// print_verifier_state, print_verification_stats).
 func verifiersTrace(line string) bool {
 	number, rest, ok := strings.Cut(line, ":")
 	if _, err := strconv.Atoi(number); ok && err == nil && strings.HasPrefix(rest, " ") {

@@ -140,7 +140,8 @@ func TestScheduler(t *testing.T) {
 		},
 		"takes itself back": {
 			scheduler: enabled + forever, phase: shm.SchedulerLost, code: codeNotScheduler,
-			script: logged(`BPF scheduler "mine" disabled (unregistered from user space)`) + "echo disabled > $S/state; " + forever,
+			script: logged(`BPF scheduler "mine" disabled (unregistered from user space)`) +
+				"echo disabled > $S/state; " + forever,
 			reason: "is not the scheduler any more, though its process lives: (unregistered from user space)",
 		},
 		"another": {
@@ -161,6 +162,10 @@ func TestScheduler(t *testing.T) {
 			scheduler: enabled + "while [ ! -e $S/die ]; do sleep 0.01; done; exit 42", phase: shm.SchedulerLost,
 			script: "(trap ': > $S/die' TERM; while :; do sleep 0.01; done) & exit 0", code: 42,
 			reason: "exited with code 42",
+		},
+		"dies when asked to go": {
+			scheduler: "trap 'kill -SEGV $$' TERM; " + enabled + "while :; do sleep 0.01; done", script: "exit 0",
+			phase: shm.SchedulerLost, code: 139, reason: "exited with code 139 (SIGSEGV)",
 		},
 		"ignores TERM": {
 			scheduler: "trap '' TERM; " + enabled + "while :; do sleep 0.01; done", script: "exit 0", phase: shm.SchedulerLeft,
@@ -193,7 +198,8 @@ func TestScheduler(t *testing.T) {
 
 // The first words and the last of a scheduler that goes when it is asked to are sent before the run's end.
 func TestSchedulersWords(t *testing.T) {
-	g := newScheduled(t, "echo hello; trap 'echo stats >&2; exit 3' TERM; "+enabled+"while :; do sleep 0.01; done", "exit 4")
+	g := newScheduled(t,
+		"echo hello; trap 'echo stats >&2; exit 3' TERM; "+enabled+"while :; do sleep 0.01; done", "exit 4")
 	got := g.boot()
 	said := of(shm.SchedulerOutput, got)
 	if said[0] != "SXOU \x01hello\n" || !strings.HasSuffix(said[len(said)-1], "stats\n") {
@@ -286,7 +292,8 @@ func TestSchedulerWithoutSchedExt(t *testing.T) {
 	got := newGuestFor(t, j).boot()
 	all := states(t, got)
 	wantMessages(t, without(shm.SchedulerChange, got), code(shm.SchedulerExit, 127))
-	if last := all[len(all)-1]; last.Phase != shm.SchedulerRefused || !strings.Contains(last.Reason, "could not be started") {
+	last := all[len(all)-1]
+	if last.Phase != shm.SchedulerRefused || !strings.Contains(last.Reason, "could not be started") {
 		t.Errorf("%+v", all)
 	}
 	j.Scheduler = []string{"/bin/sh", "-c", forever}
@@ -403,7 +410,8 @@ func TestLongDump(t *testing.T) {
 		return nil
 	}
 	lines := 0
-	for _, text := range append([]string{"Debug dump triggered by SysRq-D"}, strings.Fields(strings.Repeat("x ", 1<<18))...) {
+	texts := append([]string{"Debug dump triggered by SysRq-D"}, strings.Fields(strings.Repeat("x ", 1<<18))...)
+	for _, text := range texts {
 		d.take(t.Context(), "a: "+dumpMark+text)
 		lines += len(text) + 1
 	}

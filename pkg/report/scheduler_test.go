@@ -97,7 +97,9 @@ func TestSchedulerInJUnit(t *testing.T) {
 	if err := report.JUnit(&out, scheduled()); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"<system-err>1s enabled &#34;fifo&#34;", "output:&#xA;fifo: enabled", "dump:&#xA;line a"} {
+	for _, want := range []string{
+		"<system-err>1s enabled &#34;fifo&#34;", "output:&#xA;fifo: enabled", "dump:&#xA;line a",
+	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s\nhas no %q", out.String(), want)
 		}
@@ -111,7 +113,8 @@ func TestDescribeScheduler(t *testing.T) {
 		want string
 	}{
 		{shm.Message{Type: shm.SchedulerChange, Payload: state.Encode()}, `lost "fifo": gone\x1b`},
-		{shm.Message{Type: shm.SchedulerDump, Payload: shm.DumpPiece{Number: 2, Text: []byte("a\nb")}.Encode()}, `dump 2: a\nb`},
+		{shm.Message{Type: shm.SchedulerDump, Payload: shm.DumpPiece{Number: 2, Text: []byte("a\nb")}.Encode()},
+			`dump 2: a\nb`},
 		{shm.Message{Type: shm.SchedulerOutput, Payload: shm.OutputPiece{Stream: 1, Text: []byte("x")}.Encode()}, "x"},
 		{shm.Message{Type: shm.SchedulerOutput, Payload: []byte{9}}, "1 bytes: 09"},
 	} {

@@ -46,7 +46,8 @@ func TestWhatAGuestSaysOfItsScheduler(t *testing.T) {
 
 // A scheduler that goes when it is asked to has no part in the outcome.
 func TestSchedulerThatLeft(t *testing.T) {
-	f := newFake(t, sends(false, state(shm.SchedulerState{Phase: shm.SchedulerLeft, Reason: "ignored a TERM"}), coded(shm.Exit, 3)))
+	left := shm.SchedulerState{Phase: shm.SchedulerLeft, Reason: "ignored a TERM"}
+	f := newFake(t, sends(false, state(left), coded(shm.Exit, 3)))
 	if r := run.Run(t.Context(), f.config()); r.Outcome != run.Exited || r.ExitCode != 3 || r.SchedulerExit != nil {
 		t.Errorf("%v, %d, %+v", r.Outcome, r.ExitCode, r.SchedulerExit)
 	}

@@ -46,7 +46,9 @@ func TestExtensionVectors(t *testing.T) {
 		typ     shm.Type
 		payload interface{ Encode() []byte }
 	}{
-		{"loading", shm.SchedulerChange, shm.SchedulerState{Time: 1500 * time.Millisecond, Phase: shm.SchedulerLoading, PID: 56}},
+		{"loading", shm.SchedulerChange, shm.SchedulerState{
+			Time: 1500 * time.Millisecond, Phase: shm.SchedulerLoading, PID: 56,
+		}},
 		{"enabled", shm.SchedulerChange, shm.SchedulerState{
 			Time: 1600 * time.Millisecond, Phase: shm.SchedulerEnabled, EnableSeq: 1, HotplugSeq: 2, Rejected: 3,
 			SwitchAll: true, PID: 56, Ops: "fifo",
@@ -60,7 +62,9 @@ func TestExtensionVectors(t *testing.T) {
 			HotplugSeq: math.MaxUint64, Rejected: math.MaxUint64, PID: math.MinInt32,
 			Ops: strings.Repeat("o", shm.MaxOpsName), Reason: strings.Repeat("r", shm.MaxSchedulerReason),
 		}},
-		{"dump", shm.SchedulerDump, shm.DumpPiece{Number: 1, Text: []byte("Debug dump triggered by SysRq-D\n\nCPU states\n")}},
+		{"dump", shm.SchedulerDump, shm.DumpPiece{
+			Number: 1, Text: []byte("Debug dump triggered by SysRq-D\n\nCPU states\n"),
+		}},
 		{"cut dump", shm.SchedulerDump, shm.DumpPiece{Number: 2, Omitted: 4096}},
 		{"output", shm.SchedulerOutput, shm.OutputPiece{Stream: shm.OutputStderr, Text: []byte("R0 !read_ok\n")}},
 	} {

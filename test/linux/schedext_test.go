@@ -48,7 +48,8 @@ func TestSchedExtEndings(t *testing.T) {
 		"panics": {flags: "-panic-after 1s", reason: "exited with code 2: panic: fifo: as -panic-after asks", code: 2},
 		"forgets": {flags: "-watchdog " + stalls + " -forget " + comm(workload), reason: stalled + comm(workload) + "[",
 			dump: "triggered exit kind", code: -1},
-		"forgets all":   {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind", code: -1},
+		"forgets all": {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind",
+			code: -1},
 		"fails to load": {flags: "-reject", reason: "; infinite loop detected at insn 4", none: true, code: 1},
 		"never attaches": {flags: "-no-attach", none: true, code: -1, wait: "3s",
 			reason: `did not become the scheduler within 3s: /sys/kernel/sched_ext/state is "disabled"`},
@@ -105,7 +106,8 @@ func (r report) wantKnownSoon(t *testing.T) {
 func TestSchedExtStates(t *testing.T) {
 	t.Parallel()
 	e, r := scheduled(t, "--cpus", "2", "--scheduler", fifo, "--", "busybox", "sh", "-c",
-		"busybox cat /sys/kernel/sched_ext/state; busybox cut -d ' ' -f 41 /proc/self/stat; busybox cut -d ' ' -f 41 /proc/1/stat")
+		"busybox cat /sys/kernel/sched_ext/state; "+
+			"busybox cut -d ' ' -f 41 /proc/self/stat; busybox cut -d ' ' -f 41 /proc/1/stat")
 	e.want(t, 0, "enabled\n0\n1\n")
 	var states []string
 	for _, s := range r.Scheduler.States {
@@ -182,7 +184,7 @@ func TestSchedExtDiesInTheFlush(t *testing.T) {
 	t.Parallel()
 	path, include := script(t, "echo $$ > /tmp/scheduler.pid\nexec "+fifo+"\n")
 	e, r := scheduled(t, append(include, "--scheduler", "busybox sh "+path, "--", "busybox", "sh", "-c",
-		"(trap 'kill -9 $(busybox cat /tmp/scheduler.pid)' TERM; while :; do busybox sleep 0.1; done) & exit 0")...)
+		"pid=$(busybox cat /tmp/scheduler.pid); (trap 'kill -9 $pid' TERM; while :; do :; done) & exit 0")...)
 	if e.code != 121 || !strings.Contains(r.Reason, "exited with code 137 (SIGKILL)") {
 		t.Errorf("exit code %d, %q", e.code, r.Reason)
 	}
