@@ -129,11 +129,12 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 		}
 	}
 	s.env = []string{"KTSTR_TEST_ACCEL=" + p.backend, "KTSTR_TEST_ARCH=" + p.arch}
+	s.skip = []string{notFor[p.arch]}
 	if kernel == schedExt {
-		s.args = append(testFlags(cmp.Or(run, schedExtTests)), "-test.skip="+notFor[p.arch])
+		s.args = testFlags(cmp.Or(run, schedExtTests))
 		return s, b.addSchedExt(&s)
 	}
-	s.args = append(testFlags(run), "-test.skip="+notFor[p.arch]+"|"+schedExtTests)
+	s.args, s.skip = testFlags(run), append(s.skip, schedExtTests)
 	if p.arch == "arm64" {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
 			return s, err
@@ -151,6 +152,10 @@ func (b *builder) linuxAt(p place, kernel string, inBed bool, run string) (suite
 	return b.linux(p, kernel, runtime.GOARCH, run)
 }
 
+// notInBed are the tests that the bed can't run: it has no lscpu, no Go command and no compiler, and QEMU looks for what
+// faults on Device memory where there is more than one processor.
+var notInBed = []string{"^TestX86Lscpu$", "^TestSchedExtGuide$", "^TestArm64CopyFaults", "^TestArm64RingIsDeviceMemory$/^C$"}
+
 // linuxInBed is the Linux suite on KVM in the bed: of arm64, each of the hosts has one of the kernels.
 func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	host := "x86_64"
@@ -159,12 +164,10 @@ func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	}
 	s, err := b.linux(p, kernel, bed.Hosts[host].Arch, run)
 	s.where, s.host = "bed", host
-	s.args = append(s.args, "-test.short", "-test.parallel=1", "-test.skip="+notFor[p.arch]+"|^TestX86Lscpu$")
+	s.args = append(s.args, "-test.short", "-test.parallel=1")
+	s.skip = append(s.skip, notInBed...)
 	if p.arch == "arm64" {
 		s.where = host
-		// QEMU looks for what faults on Device memory where there is more than one processor, and the bed has no compiler.
-		s.args = append(s.args, "-test.skip="+notFor[p.arch]+"|"+schedExtTests+
-			"|^TestArm64CopyFaults|^TestArm64RingIsDeviceMemory$/^C$")
 	}
 	return s, err
 }

@@ -35,6 +35,7 @@ type suite struct {
 	pkg    string
 	binary string
 	args   []string
+	skip   []string          // regexps of tests
 	dir    string            // of the package, in the module
 	files  map[string]string // by the names of the environment variables that say where they are
 	env    []string
@@ -145,13 +146,21 @@ func planMachine(b *builder, c choice, host hostHas) (boots [][]suite, err error
 
 func (s suite) name() string { return s.pkg + " " + s.label.String() }
 
+// arguments are the test binary's.
+func (s suite) arguments() []string {
+	if len(s.skip) == 0 {
+		return s.args
+	}
+	return append(slices.Clip(s.args), "-test.skip="+strings.Join(s.skip, "|"))
+}
+
 // runHere runs a suite on this host.
 func runHere(ctx context.Context, e *events, s suite) (bool, error) {
 	out, err := e.of(s.name())
 	if err != nil {
 		return false, err
 	}
-	cmd := exec.CommandContext(ctx, s.binary, s.args...)
+	cmd := exec.CommandContext(ctx, s.binary, s.arguments()...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, out, out
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Env = append(cmd.Env, "PATH="+strings.Join(append(s.path, os.Getenv("PATH")), ":"))
@@ -205,7 +214,7 @@ func runBoot(ctx context.Context, e *events, suites []suite) (bool, error) {
 	for _, s := range suites {
 		program := bedTests + filepath.Base(s.binary)
 		b.Files[program] = s.binary
-		c := &bed.Command{Dir: filepath.Join(bedRoot, s.dir), Env: s.env, Args: append([]string{program}, s.args...)}
+		c := &bed.Command{Dir: filepath.Join(bedRoot, s.dir), Env: s.env, Args: append([]string{program}, s.arguments()...)}
 		for name, path := range s.files {
 			b.Files[bedTests+name] = path
 			c.Env = append(c.Env, name+"="+bedTests+name)
