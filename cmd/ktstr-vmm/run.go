@@ -37,6 +37,9 @@ func runCommand() *cobra.Command {
 			if g.Reservation, ok = reservations[reserve]; !ok {
 				return fmt.Errorf("--shm-reserve %q: it is one of no-map, cacheable", reserve)
 			}
+			if c.Flags().Changed("scheduler") && strings.TrimSpace(scheduler) == "" {
+				return fmt.Errorf("--scheduler %q: it is a program and its arguments", scheduler)
+			}
 			if g.SchedulerWait < time.Millisecond || g.SchedulerWait > maxWait {
 				return fmt.Errorf("--scheduler-wait %v: it can be %v to %v", g.SchedulerWait, time.Millisecond, maxWait)
 			}

@@ -59,16 +59,13 @@ func run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	// A signal is for the process group, and so for the scheduler, too. What it says then is still passed on.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
 	if err := scheduler.Start(); err != nil {
 		return 0, err
 	}
-	go func() {
-		for s := range signals {
-			_ = scheduler.Process.Signal(s) // it may be gone
-		}
-	}()
 	failed := passOn(out, os.Stdout, send)
 	err = scheduler.Wait()
 	var exit *exec.ExitError

@@ -161,7 +161,7 @@ func (d *doors) serve(c *os.File) {
 // accepted sends a request's message, if it is one that the host can do something with.
 func (d *doors) accepted(t shm.Type, payload []byte) (err error) {
 	switch {
-	case !t.Known() || t == shm.Stdout || t == shm.Stderr:
+	case !t.Known() || isAgents(t):
 		return fmt.Errorf("%v is no type that a test may send", t)
 	case t == shm.Exit || t == shm.SchedulerExit:
 		_, err = shm.DecodeCode(payload)
@@ -172,6 +172,15 @@ func (d *doors) accepted(t shm.Type, payload []byte) (err error) {
 		return err
 	}
 	return d.send(d.ctx, t, payload)
+}
+
+// isAgents reports whether messages of a type are the agent's alone: what the host does with them has its word for it.
+func isAgents(t shm.Type) bool {
+	switch t {
+	case shm.Stdout, shm.Stderr, shm.SchedulerChange, shm.SchedulerDump, shm.SchedulerOutput:
+		return true
+	}
+	return false
 }
 
 // readLines reads the pipe until flush is called, and then what is in it. Whoever writes to it never

@@ -134,7 +134,7 @@ func TestSocketRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	for _, typ := range []shm.Type{shm.Stdout, 7, shm.Exit, shm.SchedulerExit, shm.Stimulus} {
+	for _, typ := range []shm.Type{shm.Stdout, shm.SchedulerChange, 7, shm.Exit, shm.SchedulerExit, shm.Stimulus} {
 		if err := agentproto.WriteRequest(raw, typ, []byte("abc")); err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -40,13 +41,15 @@ func (a *agent) goRealTime() error {
 			if err != nil || seen[tid] {
 				continue
 			}
-			if err := a.kernel.setRealTime(tid, false); err != nil {
+			seen[tid] = true
+			if err := a.kernel.setRealTime(tid, false); errors.Is(err, unix.ESRCH) {
+				continue // it has ended
+			} else if err != nil {
 				return err
 			}
-			seen[tid] = true
+			a.reaper.fork = a.forkOrdinary
 		}
 		if len(seen) == before {
-			a.reaper.fork = a.forkOrdinary
 			return nil
 		}
 	}

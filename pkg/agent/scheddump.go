@@ -39,6 +39,7 @@ const (
 // dumps sends sched_ext's dumps as they come.
 type dumps struct {
 	dir  string // of the tracing instance
+	most int    // bytes of a piece's text
 	send func(context.Context, shm.DumpPiece) error
 
 	mu      sync.Mutex
@@ -58,7 +59,7 @@ func (a *agent) watchDumps(ctx context.Context) {
 		if a.kernelSays(schedExtState) == "" {
 			return
 		}
-		d, err := openDumps(a.path(tracingDir), func(ctx context.Context, p shm.DumpPiece) error {
+		d, err := openDumps(a.path(tracingDir), min(shm.MaxDumpPiece, a.chunk()), func(ctx context.Context, p shm.DumpPiece) error {
 			return a.writer.WriteWait(ctx, shm.SchedulerDump, p.Encode())
 		})
 		if err != nil {
@@ -71,11 +72,11 @@ func (a *agent) watchDumps(ctx context.Context) {
 }
 
 // openDumps fails where the kernel has no such event.
-func openDumps(tracing string, send func(context.Context, shm.DumpPiece) error) (*dumps, error) {
+func openDumps(tracing string, most int, send func(context.Context, shm.DumpPiece) error) (*dumps, error) {
 	if _, err := os.Stat(filepath.Join(tracing, dumpEvent)); err != nil {
 		return nil, fmt.Errorf("sched_ext's dumps can't be read: %w", err)
 	}
-	d := &dumps{dir: filepath.Join(tracing, tracingInstance), send: send, buf: make([]byte, 16<<10)}
+	d := &dumps{dir: filepath.Join(tracing, tracingInstance), most: most, send: send, buf: make([]byte, 16<<10)}
 	if err := os.Mkdir(d.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
@@ -139,6 +140,7 @@ func (d *dumps) flush(ctx context.Context) {
 		}
 	}
 	if any {
+		d.sendText(ctx)
 		d.countLost()
 		d.sendText(ctx)
 	}
@@ -155,10 +157,10 @@ func (d *dumps) take(ctx context.Context, traced string) {
 		d.number++
 		d.sent, d.omitted = 0, 0
 	}
-	if len(d.text)+len(text)+1 > shm.MaxDumpPiece {
+	if len(d.text)+len(text)+1 > d.most {
 		d.sendText(ctx)
 	}
-	if d.sent+len(d.text)+len(text)+1 > dumpLimit || len(text)+1 > shm.MaxDumpPiece {
+	if d.sent+len(d.text)+len(text)+1 > dumpLimit || len(text)+1 > d.most {
 		d.omitted += uint32(len(text) + 1)
 		return
 	}
@@ -196,7 +198,7 @@ func (d *dumps) countLost() {
 			}
 		}
 	}
-	if lost > d.lost {
+	if lost > d.lost && d.number > 0 {
 		d.text = fmt.Appendf(d.text, "[%d lines had no room in the kernel's trace buffer]\n", lost-d.lost)
 		d.lost = lost
 	}

@@ -50,6 +50,7 @@ type scheduler struct {
 	lost     shm.SchedulerPhase // how it ended, before it was asked to go; 0: it has not
 	asked    atomic.Bool        // to go
 	killed   atomic.Bool        // for it did not
+	survived atomic.Bool        // that, too
 	deadline time.Time          // for becoming the scheduler
 
 	up    chan struct{}      // closed when it is in charge
@@ -57,8 +58,8 @@ type scheduler struct {
 	over  chan struct{}      // closed when that has ended
 }
 
-// startScheduler starts the scheduler under test and returns when it is in charge, or it is known that it will not be,
-// or the run is to end. What ends it, or keeps it from that, is told to the host at once.
+// startScheduler starts the scheduler under test and returns when it is in charge, or it is known that it will not be.
+// What ends it, or keeps it from that, is told to the host at once.
 func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 	if len(a.job.Scheduler) == 0 {
 		return true, nil
@@ -88,17 +89,21 @@ func (a *agent) startScheduler(ctx context.Context) (up bool, err error) {
 		return false, nil
 	}
 	a.scheduler = s
-	s.send(ctx, a.state(schedExt{phase: shm.SchedulerLoading, ops: before.ops, enableSeq: before.enableSeq}))
+	loading := a.state(schedExt{phase: shm.SchedulerLoading, ops: before.ops, enableSeq: before.enableSeq})
+	if !known {
+		loading.Reason = "the kernel says nothing of sched_ext, so only the scheduler's process is watched"
+		a.complain(errors.New(loading.Reason))
+	}
+	s.send(ctx, loading)
 	a.background(func() { s.watch(ctx) })
 	select {
 	case <-s.up:
 		return true, nil
 	case <-s.over:
 		return false, nil
-	case <-a.stopping:
 	case <-ctx.Done():
+		return false, ctx.Err()
 	}
-	return true, nil // the command's start says what becomes of a run that is to end
 }
 
 // start starts the scheduler's process, in a session of its own, by which its processes are told from the command's.
@@ -215,10 +220,17 @@ func (s *scheduler) look(ctx context.Context) (gone bool) {
 	case s.words.thrownOut() && !s.tenure.enabled:
 		return s.conclude(ctx, shm.SchedulerRefused, "")
 	case !s.tenure.enabled && time.Now().After(s.deadline):
-		return s.conclude(ctx, shm.SchedulerRefused, fmt.Sprintf("did not become the scheduler within %v: %s is %q%s",
-			s.a.schedulerWait(), schedExtState, s.a.kernelSays(schedExtState), s.output.last()))
+		return s.conclude(ctx, shm.SchedulerRefused, s.notYet(fmt.Sprintf("within %v", s.a.schedulerWait())))
+	case !s.isUp() && s.a.isStopping():
+		return s.conclude(ctx, shm.SchedulerRefused, s.notYet("before the run was to end"))
 	}
 	return false
+}
+
+// notYet says that the scheduler did not become one.
+func (s *scheduler) notYet(when string) string {
+	return fmt.Sprintf("did not become the scheduler %s: %s is %q%s", when, schedExtState,
+		s.a.kernelSays(schedExtState), s.output.last())
 }
 
 // changed returns what the kernel says of sched_ext, where that may be something else than at the last look.
@@ -241,14 +253,18 @@ func (s *scheduler) goes(ctx context.Context, phase shm.SchedulerPhase, ended bo
 	if s.words.thrownOut() && (phase == shm.SchedulerLost || ended) {
 		return s.conclude(ctx, shm.SchedulerLost, "")
 	}
+	if s.survived.Load() {
+		return s.conclude(ctx, shm.SchedulerLost, fmt.Sprintf("was killed, and has not ended in %v: %s is %q", schedulerKill,
+			schedExtState, s.a.kernelSays(schedExtState)))
+	}
 	if !ended {
 		return false
 	}
-	if s.status.Signaled() && s.status.Signal() != unix.SIGTERM && !s.killed.Load() {
-		return s.conclude(ctx, shm.SchedulerLost, "") // of what nobody asked it to
-	}
 	s.awaitOutput(lastWordsLimit)
 	reason := endText(s.status)
+	if code := shellCode(s.status); code != 0 && code != codeSignalled+int(unix.SIGTERM) && !s.killed.Load() {
+		return s.conclude(ctx, shm.SchedulerLost, reason+" when it was asked to go"+s.output.last())
+	}
 	if s.killed.Load() {
 		reason = fmt.Sprintf("ignored a TERM for %v and was killed; it %s", s.a.schedulerTerm(), reason)
 	}
@@ -275,21 +291,27 @@ func (s *scheduler) send(ctx context.Context, state shm.SchedulerState) {
 }
 
 func (s *scheduler) ready() {
+	if !s.isUp() {
+		close(s.up)
+	}
+}
+
+// isUp reports whether the scheduler has been in charge.
+func (s *scheduler) isUp() bool {
 	select {
 	case <-s.up:
+		return true
 	default:
-		close(s.up)
+		return false
 	}
 }
 
 // unready returns phase where the scheduler has been in charge, and SchedulerRefused where it has not.
 func (s *scheduler) unready(phase shm.SchedulerPhase) shm.SchedulerPhase {
-	select {
-	case <-s.up:
+	if s.isUp() {
 		return phase
-	default:
-		return shm.SchedulerRefused
 	}
+	return shm.SchedulerRefused
 }
 
 // How long the end of a scheduler is looked into, before it is told to the host.
@@ -300,6 +322,8 @@ const (
 	stepDownLimit = 2 * time.Second
 	// lastWordsLimit is how long the process of another may take, and how long output may take to come.
 	lastWordsLimit = 100 * time.Millisecond
+	// schedulerKill is how long the kernel may take to end a process that was killed: it takes the scheduler out first.
+	schedulerKill = 5 * time.Second
 )
 
 // conclude tells the host how the scheduler ended, with all that is known of it: the kernel's words come after its
@@ -313,7 +337,7 @@ func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reas
 	if s.words.reason == unregisteredByUser {
 		patience = stepDownLimit
 	}
-	if s.ends(patience) {
+	if s.ends(s.a.shortened(patience)) {
 		code = shellCode(s.status)
 		s.awaitOutput(lastWordsLimit)
 	}
@@ -330,7 +354,7 @@ func (s *scheduler) conclude(ctx context.Context, phase shm.SchedulerPhase, reas
 // awaitWords waits for what the kernel says of the scheduler's end: two lines, of which it may leave out the second. It
 // has said all when its state is "disabled".
 func (s *scheduler) awaitWords(ctx context.Context) {
-	for end := time.Now().Add(wordsLimit); time.Now().Before(end) && ctx.Err() == nil; {
+	for end := time.Now().Add(s.a.shortened(wordsLimit)); time.Now().Before(end) && ctx.Err() == nil; {
 		disabled := s.a.kernelSays(schedExtState) == "disabled"
 		s.log.read(s.words.hear)
 		if s.words.reason != "" && (s.words.detail != "" || disabled) {
@@ -470,9 +494,7 @@ func (a *agent) dismissScheduler(ctx context.Context) {
 	if !s.ends(a.schedulerTerm()) {
 		s.killed.Store(true)
 		_ = s.signalGroup(unix.SIGKILL)
-		if !s.ends(leftoverKill) {
-			return // the kernel does not let go of it
-		}
+		s.survived.Store(!s.ends(schedulerKill))
 	}
 	select {
 	case <-s.over:
@@ -488,13 +510,23 @@ func (a *agent) schedulerWait() time.Duration {
 	return a.limits.schedulerUp
 }
 
-// schedulerTerm is how long it has from a TERM to a KILL: less where the host waits.
-func (a *agent) schedulerTerm() time.Duration {
+// schedulerTerm is how long it has from a TERM to a KILL.
+func (a *agent) schedulerTerm() time.Duration { return a.shortened(a.limits.schedulerTerm) }
+
+// shortened is how long something may take at the run's end: less where the host waits.
+func (a *agent) shortened(d time.Duration) time.Duration {
+	if a.isStopping() {
+		return d / 4
+	}
+	return d
+}
+
+func (a *agent) isStopping() bool {
 	select {
 	case <-a.stopping:
-		return a.limits.schedulerTerm / 4
+		return true
 	default:
-		return a.limits.schedulerTerm
+		return false
 	}
 }
 

@@ -93,6 +93,14 @@ func TestScheduler(t *testing.T) {
 	}{
 		"in charge": {scheduler: "sleep 0.1; " + enabled + forever, script: "cat $S/root/ops", phase: shm.SchedulerLeft,
 			reason: "exited with code 143 (SIGTERM)"},
+		"fails when it is asked to go": {
+			scheduler: "trap 'echo a leak >&2; exit 3' TERM; " + enabled + "while :; do sleep 0.01; done", script: "exit 0",
+			phase: shm.SchedulerLost, code: 3, reason: "exited with code 3 when it was asked to go: Terminated; a leak",
+		},
+		"not in charge when the run is to end": {
+			scheduler: "kill -TERM $PPID; " + forever, phase: shm.SchedulerRefused, code: codeNotScheduler, not: true,
+			reason: `did not become the scheduler before the run was to end: /sys/kernel/sched_ext/state is "disabled"`,
+		},
 		"never in charge": {
 			scheduler: forever, script: "exit 0", phase: shm.SchedulerRefused, code: codeNotScheduler, not: true,
 			reason: `did not become the scheduler within 1s: /sys/kernel/sched_ext/state is "disabled"`,
@@ -199,7 +207,7 @@ func TestScheduler(t *testing.T) {
 // The first words and the last of a scheduler that goes when it is asked to are sent before the run's end.
 func TestSchedulersWords(t *testing.T) {
 	g := newScheduled(t,
-		"echo hello; trap 'echo stats >&2; exit 3' TERM; "+enabled+"while :; do sleep 0.01; done", "exit 4")
+		"echo hello; trap 'echo stats >&2; exit 0' TERM; "+enabled+"while :; do sleep 0.01; done", "exit 4")
 	got := g.boot()
 	said := of(shm.SchedulerOutput, got)
 	if said[0] != "SXOU \x01hello\n" || !strings.HasSuffix(said[len(said)-1], "stats\n") {
@@ -400,7 +408,7 @@ func TestDumps(t *testing.T) {
 // A dump is sent up to a limit, and what is cut is counted.
 func TestLongDump(t *testing.T) {
 	var sent, omitted int
-	d := &dumps{}
+	d := &dumps{most: shm.MaxDumpPiece}
 	d.send = func(_ context.Context, p shm.DumpPiece) error {
 		if len(p.Encode()) != 8+len(p.Text) {
 			t.Errorf("a piece of %d bytes is cut", len(p.Text))

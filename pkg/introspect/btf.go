@@ -17,9 +17,8 @@ const (
 
 	btfType   = 12 // bytes of a type, before what is particular to its kind, and of a member
 	btfKFlag  = 1 << 31
-	maxChain  = 64      // types that lead to another one: typedefs, const and so on
-	maxSteps  = 1 << 20 // members that are looked at
-	maxNested = 8       // structures without a name in each other
+	maxChain  = 64 // types that lead to another one: typedefs, const and so on
+	maxNested = 8  // structures without a name in each other
 )
 
 // The kinds of types.
@@ -57,7 +56,7 @@ var errBTF = errors.New("they are broken")
 type btf struct {
 	types, names []byte
 	offsets      []uint32 // of each type in types, by its ID; that of 0, void, is not used
-	steps        int
+	effort       *effort
 }
 
 // typ is a type.
@@ -85,17 +84,17 @@ func btfSize(b []byte) int {
 }
 
 // parseBTF reads types, with their header.
-func parseBTF(b []byte) (*btf, error) {
+func parseBTF(b []byte, e *effort) (*btf, error) {
 	size := btfSize(b)
 	if size == 0 {
 		return nil, fmt.Errorf("%w: no header of %d bytes at most", errBTF, maxBTF)
 	}
 	typesSize, names := binary.LittleEndian.Uint32(b[12:]), binary.LittleEndian.Uint32(b[16:])
-	t := &btf{types: b[btfHeader : btfHeader+typesSize], names: b[btfHeader+names : size], offsets: []uint32{0}}
+	t := &btf{types: b[btfHeader : btfHeader+typesSize], names: b[btfHeader+names : size], offsets: []uint32{0}, effort: e}
 	for at := 0; at < len(t.types); {
 		t.offsets = append(t.offsets, uint32(at))
 		n := t.length(at)
-		if n == 0 || n > len(t.types)-at {
+		if n == 0 || n > len(t.types)-at || !e.spend() {
 			return nil, fmt.Errorf("%w: type %d", errBTF, len(t.offsets)-1)
 		}
 		at += n
@@ -130,7 +129,7 @@ func (t *btf) get(id uint32) (typ, bool) {
 func (t *btf) underlying(id uint32) (typ, bool) {
 	for range maxChain {
 		u, ok := t.get(id)
-		if !ok {
+		if !ok || !t.effort.spend() {
 			return typ{}, false
 		}
 		switch u.kind() {
@@ -211,7 +210,7 @@ func (t *btf) direct(u typ, name string, depth int) (id, offset uint32, ok bool)
 		return 0, 0, false
 	}
 	for m := u.members; len(m) >= btfType; m = m[btfType:] {
-		if t.steps++; t.steps > maxSteps {
+		if !t.effort.spend() {
 			return 0, 0, false
 		}
 		nameAt, id := binary.LittleEndian.Uint32(m), binary.LittleEndian.Uint32(m[4:])
@@ -237,8 +236,8 @@ func (t *btf) direct(u typ, name string, depth int) (id, offset uint32, ok bool)
 }
 
 // findBTF finds types in an image of a kernel, from a place on, and returns where the next may be.
-func findBTF(image []byte, from int) (b []byte, next int) {
-	for {
+func findBTF(image []byte, from int, e *effort) (b []byte, next int) {
+	for e.spend() {
 		i := bytes.Index(image[from:], []byte(btfMagic))
 		if i < 0 {
 			return nil, len(image)
@@ -248,4 +247,5 @@ func findBTF(image []byte, from int) (b []byte, next int) {
 			return image[from-1 : from-1+size], from
 		}
 	}
+	return nil, len(image)
 }

@@ -66,7 +66,7 @@ func FuzzHostileMemory(f *testing.F) {
 		mem := guests[arch].mem
 		defer guests[arch].patch(patches)()
 		start := time.Now()
-		k, err := introspect.ReadMemory(mem, arch)
+		k, err := introspect.ReadMemory(t.Context(), mem, arch)
 		if err == nil {
 			cpus, _ := look(k, mem, 32)
 			for _, c := range cpus {

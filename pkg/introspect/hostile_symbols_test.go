@@ -42,7 +42,7 @@ func TestHostileSymbols(t *testing.T) {
 			copy(mem[i:], table)
 		}
 		start := time.Now()
-		_, err := introspect.ReadMemory(memoryOf(t, guestmem.Region{Base: 16 << 20, Mem: mem}), "x86_64")
+		_, err := introspect.ReadMemory(t.Context(), memoryOf(t, guestmem.Region{Base: 16 << 20, Mem: mem}), "x86_64")
 		if took := time.Since(start); !errors.Is(err, introspect.ErrSymbols) || took > hangLimit {
 			t.Errorf("%s: %v after %v", name, err, took)
 		}

@@ -61,7 +61,7 @@ func TestHostileTypes(t *testing.T) {
 		region := running("x86_64").Region(t)
 		copy(region.Mem[kerneltest.TypesAt:], rawTypes(types))
 		start := time.Now()
-		if _, err := introspect.ReadMemory(memoryOf(t, region), "x86_64"); !errors.Is(err, introspect.ErrTypes) {
+		if _, err := introspect.ReadMemory(t.Context(), memoryOf(t, region), "x86_64"); !errors.Is(err, introspect.ErrTypes) {
 			t.Errorf("%s: %v, want %v", name, err, introspect.ErrTypes)
 		}
 		if took := time.Since(start); took > hangLimit {
@@ -75,7 +75,7 @@ func TestHostilePageTables(t *testing.T) {
 	for _, arch := range architectures {
 		kernel := running(arch)
 		mem := kernel.Memory(t)
-		k, err := introspect.ReadMemory(mem, arch)
+		k, err := introspect.ReadMemory(t.Context(), mem, arch)
 		if err != nil {
 			t.Fatal(err)
 		}

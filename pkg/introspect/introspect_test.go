@@ -2,6 +2,7 @@ package introspect_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -84,7 +85,7 @@ func TestLook(t *testing.T) {
 				kernel := running(arch)
 				change(&kernel)
 				mem := kernel.Memory(t)
-				k, err := introspect.ReadMemory(mem, arch)
+				k, err := introspect.ReadMemory(context.Background(), mem, arch)
 				wantFacts(t, k, err, mem, facts())
 				k, err = introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t)))
 				wantFacts(t, k, err, mem, facts())
@@ -109,7 +110,7 @@ func TestPageTables(t *testing.T) {
 				kernel := running(arch)
 				kernel.Paging = p
 				mem := kernel.Memory(t)
-				k, err := introspect.ReadMemory(mem, arch)
+				k, err := introspect.ReadMemory(context.Background(), mem, arch)
 				wantFacts(t, k, err, mem, facts())
 			})
 		}
@@ -126,7 +127,7 @@ func TestWithoutSchedExt(t *testing.T) {
 			want[i].SCX = nil
 		}
 		mem := kernel.Memory(t)
-		k, err := introspect.ReadMemory(mem, arch)
+		k, err := introspect.ReadMemory(context.Background(), mem, arch)
 		wantFacts(t, k, err, mem, want)
 	}
 }
@@ -144,7 +145,7 @@ func TestMissing(t *testing.T) {
 		} {
 			kernel := running(arch)
 			c.change(&kernel)
-			if _, err := introspect.ReadMemory(kernel.Memory(t), arch); !errors.Is(err, c.want) {
+			if _, err := introspect.ReadMemory(context.Background(), kernel.Memory(t), arch); !errors.Is(err, c.want) {
 				t.Errorf("%s, %s, in memory: %v, want %v", arch, c.name, err, c.want)
 			}
 			if _, err := introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t))); !errors.Is(err, c.want) {
@@ -153,7 +154,7 @@ func TestMissing(t *testing.T) {
 		}
 		kernel := running(arch)
 		empty := memoryOf(t, guestmem.Region{Base: kernel.Base(), Mem: make([]byte, kerneltest.Size)})
-		if _, err := introspect.ReadMemory(empty, arch); !errors.Is(err, introspect.ErrSymbols) {
+		if _, err := introspect.ReadMemory(context.Background(), empty, arch); !errors.Is(err, introspect.ErrSymbols) {
 			t.Errorf("%s, empty memory: %v", arch, err)
 		}
 		k, err := introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t)))
@@ -167,7 +168,7 @@ func TestMissing(t *testing.T) {
 		if cpus, err := look(k, mem, len(kernel.CPUs)+1); len(cpus) != len(kernel.CPUs) || err == nil {
 			t.Errorf("%s, a CPU that the kernel does not know: %d CPUs, %v", arch, len(cpus), err)
 		}
-		if _, err := introspect.ReadMemory(mem, "riscv"); !errors.Is(err, introspect.ErrSymbols) {
+		if _, err := introspect.ReadMemory(context.Background(), mem, "riscv"); !errors.Is(err, introspect.ErrSymbols) {
 			t.Errorf("an unknown architecture: %v", err)
 		}
 	}
@@ -213,7 +214,7 @@ func BenchmarkLook(b *testing.B) {
 		kernel.CPUs = append(kernel.CPUs, running("x86_64").CPUs[0])
 	}
 	mem := kernel.Memory(b)
-	k, err := introspect.ReadMemory(mem, "x86_64")
+	k, err := introspect.ReadMemory(context.Background(), mem, "x86_64")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -20,7 +20,6 @@ const (
 	maxSymbols   = 1 << 20 // those of distributions have 200,000
 	maxNameSize  = 0x3fff  // a name's length in tokens is one byte, or two that carry 7 bits each
 	maxName      = 512     // bytes of a name that is kept: KSYM_NAME_LEN
-	maxLooks     = 8 << 20 // places, markers and names that are looked at until the table is found, or given up
 	maxTries     = 256     // places where a table may be
 	tableAlign   = 8
 )
@@ -39,14 +38,14 @@ type kallsyms struct {
 	count   int // of symbols
 	offsets int // where the offsets begin
 	base    uint64
-	looks   int // places, markers and names that were looked at
+	effort  *effort
 }
 
 // lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked. It
 // fails with errKallsyms.
-func lookup(image []byte, wanted []string) (map[string]uint64, error) {
-	k := kallsyms{image: image}
-	for from, try := 0, 0; try < maxTries; try++ {
+func lookup(image []byte, wanted []string, e *effort) (map[string]uint64, error) {
+	k := kallsyms{image: image, effort: e}
+	for from, try := 0, 0; try < maxTries && e.spend(); try++ {
 		i := bytes.Index(image[from:], digits)
 		if i < 0 {
 			break
@@ -85,7 +84,7 @@ func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
 			return 0, 0, false
 		}
 		n := bytes.IndexByte(k.image[next:at], 0)
-		if n < 0 {
+		if n < 0 || n > maxName {
 			return 0, 0, false
 		}
 		k.tokens[t] = string(k.image[next : next+n])
@@ -97,7 +96,7 @@ func (k *kallsyms) findTokens(zero int) (start, end int, ok bool) {
 // findNames finds the markers, and the names, which end where the markers begin. The markers end where the token table
 // begins or, in Linux 6.2 and 6.3 and where that was put into older ones, before a table of 3 bytes for each symbol.
 func (k *kallsyms) findNames(tokens int) bool {
-	for table := 0; table <= min(3*maxSymbols, tokens) && k.look(); table += tableAlign {
+	for table := 0; table <= min(3*maxSymbols, tokens) && k.effort.spend(); table += tableAlign {
 		end := tokens - table
 		for padding := 0; padding < tableAlign; padding += 4 {
 			first, last, markers := k.findMarkers(end-padding, table)
@@ -113,7 +112,7 @@ func (k *kallsyms) findNames(tokens int) bool {
 // at most.
 func (k *kallsyms) findFirstName(first, last, markers int) bool {
 	for names := (first - last) &^ (tableAlign - 1); names >= tableAlign; names -= tableAlign {
-		if first-last-names > markerStride*maxName || !k.look() {
+		if first-last-names > markerStride*maxName || !k.effort.spend() {
 			return false
 		}
 		count := int(binary.LittleEndian.Uint32(k.image[names-tableAlign:]))
@@ -143,7 +142,7 @@ func (k *kallsyms) findMarkers(end, table int) (first, last, count int) {
 		return 0, 0, 0
 	}
 	last = int(binary.LittleEndian.Uint32(k.image[end-4:]))
-	for at, above := end-4, last+1; at >= 0 && count < most && k.look(); at -= 4 {
+	for at, above := end-4, last+1; at >= 0 && count < most && k.effort.spend(); at -= 4 {
 		marker := int(binary.LittleEndian.Uint32(k.image[at:]))
 		if marker >= above {
 			break
@@ -156,12 +155,6 @@ func (k *kallsyms) findMarkers(end, table int) (first, last, count int) {
 	return 0, 0, 0
 }
 
-// look counts one more place, marker or name, and reports whether it may be looked at.
-func (k *kallsyms) look() bool {
-	k.looks++
-	return k.looks <= maxLooks
-}
-
 func (k *kallsyms) zero(at int) bool {
 	return at >= 0 && binary.LittleEndian.Uint32(k.image[at:]) == 0
 }
@@ -170,7 +163,7 @@ func (k *kallsyms) zero(at int) bool {
 func (k *kallsyms) namesFit(markers int) bool {
 	at := k.names
 	for i := range k.count {
-		if !k.look() {
+		if !k.effort.spend() {
 			return false
 		}
 		if i%markerStride == 0 && at-k.names != int(binary.LittleEndian.Uint32(k.image[markers+i/markerStride*4:])) {
@@ -263,7 +256,7 @@ func (k *kallsyms) find(wanted []string) (map[string]uint64, error) {
 	name := make([]byte, 0, maxName)
 	for i := 0; i < k.count && len(found) < len(wanted); i++ {
 		start, n := k.name(at, limit)
-		if n == 0 {
+		if n == 0 || !k.effort.spend() {
 			return nil, fmt.Errorf("%w: its name %d is cut short", errKallsyms, i)
 		}
 		at = start + n

@@ -2,6 +2,7 @@ package introspect
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -69,7 +70,7 @@ type Kernel struct {
 	arch    arch
 	symbols map[string]uint64
 	layout  layout
-	banner  string // what the kernel's memory has to say; "": any
+	banner  string // what the kernel's memory has to say, by its file; "": there was none
 }
 
 // check fails with ErrSymbols unless all the symbols are known.
@@ -123,7 +124,7 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTypes, err)
 	}
-	k.layout, err = readLayout(data)
+	k.layout, err = readLayout(data, newEffort(context.Background()))
 	return k, err
 }
 
@@ -159,31 +160,31 @@ const (
 // ReadMemory reads the symbols and types of a kernel from a guest's memory, where it has them for itself, with
 // CONFIG_KALLSYMS_ALL and CONFIG_DEBUG_INFO_BTF. The guest may have changed them: what comes of it is bounded, and is
 // as true as the guest's memory is. It fails with ErrSymbols or ErrTypes where there are none, also if the kernel has
-// yet to unpack itself. arch is as package guest has it.
-func ReadMemory(mem *guestmem.Memory, arch string) (*Kernel, error) {
+// yet to unpack itself or ctx ends. arch is as package guest has it.
+func ReadMemory(ctx context.Context, mem *guestmem.Memory, arch string) (*Kernel, error) {
 	a, err := archOf(arch)
 	if err != nil {
 		return nil, err
 	}
-	k := &Kernel{arch: a}
-	var image []byte
-	for len(image) < maxImage {
+	k, e := &Kernel{arch: a}, newEffort(ctx)
+	image := make([]byte, 0, maxImage)
+	for len(image) < maxImage && ctx.Err() == nil {
 		from := a.first + guestmem.Addr(len(image))
-		n := readable(mem, from, imageStep)
+		n := readable(mem, from, min(imageStep, maxImage-len(image)))
 		if n == 0 {
 			break
 		}
-		image = slices.Grow(image, n)[:len(image)+n]
+		image = image[:len(image)+n]
 		if err := mem.Read(image[len(image)-n:], from); err != nil {
 			return nil, err
 		}
 		if k.symbols == nil {
-			k.symbols, _ = lookup(image, a.wanted())
+			k.symbols, _ = lookup(image, a.wanted(), e)
 		}
 		if k.symbols == nil {
 			continue
 		}
-		if k.layout, err = findLayout(image); err == nil {
+		if k.layout, err = findLayout(image, e); err == nil {
 			return k, k.check()
 		}
 	}
@@ -259,13 +260,15 @@ func (k *Kernel) findImage(mem *guestmem.Memory) (guestmem.Addr, error) {
 			return text, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: it begins with %q", ErrNotThere, want[:min(len(want), 64)])
+	return 0, fmt.Errorf("%w from 0x%x to 0x%x: it says %q", ErrNotThere, k.firstPlace(), k.arch.last,
+		want[:min(len(want), 64)])
 }
 
 // firstPlace returns the lowest address where the kernel can lie: one for x86_64 may be built for another one than is
-// usual.
+// usual. What it says in memory is where it has moved itself.
 func (k *Kernel) firstPlace() guestmem.Addr {
-	if built := k.symbols[symText] - x86Map; k.arch.name == "x86_64" && built < uint64(k.arch.last) {
+	built := k.symbols[symText] - x86Map
+	if k.banner != "" && k.arch.name == "x86_64" && built < uint64(k.arch.last) {
 		return guestmem.Addr(built)
 	}
 	return k.arch.first

@@ -22,8 +22,8 @@ type layout struct {
 }
 
 // readLayout finds the members by their names.
-func readLayout(types []byte) (l layout, err error) {
-	t, err := parseBTF(types)
+func readLayout(types []byte, e *effort) (l layout, err error) {
+	t, err := parseBTF(types, e)
 	if err != nil {
 		return l, fmt.Errorf("%w: %w", ErrTypes, err)
 	}
@@ -69,14 +69,14 @@ func readLayout(types []byte) (l layout, err error) {
 const maxTypes = 4
 
 // findLayout finds a kernel's types in its image.
-func findLayout(image []byte) (l layout, err error) {
+func findLayout(image []byte, e *effort) (l layout, err error) {
 	err = fmt.Errorf("%w are not in its image", ErrTypes)
 	for from, try := 0, 0; try < maxTypes; try++ {
-		b, next := findBTF(image, from)
+		b, next := findBTF(image, from, e)
 		if b == nil {
 			break
 		}
-		if l, err = readLayout(b); err == nil {
+		if l, err = readLayout(b, e); err == nil {
 			return l, nil
 		}
 		from = next

@@ -46,6 +46,9 @@ func Find(path string) (Files, error) {
 	if err != nil {
 		return Files{}, err
 	}
+	if path, err = filepath.EvalSymlinks(path); err != nil { // what belongs to a file is beside it, not beside a link
+		return Files{}, err
+	}
 	if path, err = filepath.Abs(path); err != nil {
 		return Files{}, err
 	}

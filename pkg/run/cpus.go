@@ -88,7 +88,7 @@ func (o *observer) start(prepare, poll time.Duration) {
 	}()
 }
 
-// stop ends the looking. Its goroutine ends within the time that it takes to find the kernel.
+// stop ends the looking.
 func (o *observer) stop() {
 	o.cancel()
 	<-o.done
@@ -169,7 +169,7 @@ func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 	if o.file.err == nil {
 		return o.file.kernel, nil
 	}
-	k, err := introspect.ReadMemory(o.memory, o.arch)
+	k, err := introspect.ReadMemory(ctx, o.memory, o.arch)
 	if err != nil {
 		return nil, fmt.Errorf("from the guest's memory: %w; from the kernel's file: %w", err, o.file.err)
 	}

@@ -81,7 +81,7 @@ func (c *schedulerCollector) change(m shm.Message) monitor.Verdict {
 		s.States[maxSchedulerStates-1] = now
 		s.Omitted.States++
 	}
-	if state.Phase.Ends() && c.reason == "" {
+	if state.Phase.Ends() {
 		c.reason = strings.Join(strings.Fields(state.Reason), " ") // one line
 	}
 	return monitor.Continue
@@ -117,6 +117,9 @@ func (c *schedulerCollector) finish() {
 	s.Output, s.Omitted.OutputBytes = c.output.bytes()
 	s.Dump, s.Omitted.DumpBytes = c.dump.bytes()
 	s.Omitted.DumpBytes += c.cut
+	if c.r.SchedulerExit == nil && c.reason != "" { // the machine stopped before the code came
+		c.r.SchedulerExit = &SchedulerExit{Reason: c.reason}
+	}
 }
 
 // Dumps says when the guest is asked for a dump of its scheduler's state.
@@ -131,18 +134,18 @@ type DumpRequest struct {
 	Why string        // a sentence without its end
 }
 
-// maxDumpRequests is how many of them a Result keeps.
+// maxDumpRequests is how many there are in a run, at most; others are counted.
 const maxDumpRequests = 64
 
 // requestDump asks the guest for a dump, by its control byte. Whatever else tells what the guest was doing at that
 // moment belongs here.
 func (r *run) requestDump(why string) {
-	r.cfg.Log.Info("the guest is asked for a dump of its scheduler's state", zap.String("because", why))
-	if len(r.result.DumpRequests) < maxDumpRequests {
-		r.result.DumpRequests = append(r.result.DumpRequests, DumpRequest{r.since(), why})
-	} else {
+	if len(r.result.DumpRequests) == maxDumpRequests {
 		r.result.Omitted.DumpRequests++
+		return
 	}
+	r.cfg.Log.Info("the guest is asked for a dump of its scheduler's state", zap.String("because", why))
+	r.result.DumpRequests = append(r.result.DumpRequests, DumpRequest{r.since(), why})
 	r.control.RequestDump()
 }
 

@@ -28,8 +28,8 @@ func TestWhatAGuestSaysOfItsScheduler(t *testing.T) {
 		state(shm.SchedulerState{Phase: shm.SchedulerEnabled, Ops: "fifo", EnableSeq: 1, PID: 5}), wrote("bye\n"),
 		dumped(shm.DumpPiece{Number: 1, Text: []byte("Debug dump\n")}),
 		dumped(shm.DumpPiece{Number: 2, Text: []byte("stall\n"), Omitted: 3}),
-		state(shm.SchedulerState{Phase: shm.SchedulerLost, Reason: why, Noticed: time.Second, EnableSeq: 1, PID: 5}),
-		state(shm.SchedulerState{Phase: shm.SchedulerLost, Reason: "a second one", PID: 5}),
+		state(shm.SchedulerState{Phase: shm.SchedulerLost, Reason: "an earlier one", Noticed: time.Second, PID: 5}),
+		state(shm.SchedulerState{Phase: shm.SchedulerLost, Reason: why, EnableSeq: 1, PID: 5}),
 		coded(shm.SchedulerExit, -1)))
 	r := run.Run(t.Context(), f.config())
 	if r.Outcome != run.SchedulerGone || r.ExitCode != 121 || *r.SchedulerExit.Code != -1 ||
@@ -41,6 +41,15 @@ func TestWhatAGuestSaysOfItsScheduler(t *testing.T) {
 		string(s.Output) != "hello\nbye\n" || string(s.Dump) != "Debug dump\nstall\n" ||
 		s.Omitted != (run.SchedulerOmitted{DumpBytes: 3}) {
 		t.Errorf("%+v", s)
+	}
+}
+
+// The reason alone will do, where the machine ends before the code comes.
+func TestSchedulerGoneWithoutCode(t *testing.T) {
+	lost := shm.SchedulerState{Phase: shm.SchedulerRefused, Reason: "was refused"}
+	r := run.Run(t.Context(), newFake(t, sends(true, state(lost))).config())
+	if r.Outcome != run.SchedulerGone || r.Reason != "the scheduler under test was refused" || r.SchedulerExit.Code != nil {
+		t.Errorf("%v, %q, %+v", r.Outcome, r.Reason, r.SchedulerExit)
 	}
 }
 

@@ -91,7 +91,8 @@ func TestSchedExtFIFO(t *testing.T) {
 		for _, work := range []string{"cpu", "pingpong"} {
 			t.Run(fmt.Sprint(cpus, " ", work), func(t *testing.T) {
 				t.Parallel()
-				e, r := reported(t, "--cpus", fmt.Sprint(cpus), "--scheduler", fifo, "--", workload, work, "-time", "500ms")
+				e, r := scheduled(t, "--cpus", fmt.Sprint(cpus), "--scheduler", fifo, "--", workload, work,
+					"-time", "500ms")
 				if e.code != 0 || r.Outcome != "exited" || !strings.HasPrefix(string(e.stdout), work+": ") {
 					t.Errorf("exit code %d, stdout %q, %s\n%+v", e.code, e.stdout, e.stderr, r)
 				}
@@ -107,7 +108,7 @@ func TestSchedExtOfKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			program := ofKernel(name)
-			e, r := reported(t, "--cpus", "2", "--include", program, "--include", workload,
+			e, r := scheduled(t, "--cpus", "2", "--include", program, "--include", workload,
 				"--scheduler", scxStats+" "+program, "--", "busybox", "sh", "-c",
 				"busybox cat /sys/kernel/sched_ext/root/ops; exec "+workload+" pingpong -time 2s")
 			ops := strings.TrimPrefix(name, "scx_") + "\n"

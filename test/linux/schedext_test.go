@@ -44,8 +44,8 @@ func TestSchedExtEndings(t *testing.T) {
 		code   int    // of SCDX
 		wait   string // how long it may take to become the scheduler; "": longWait
 	}{
-		"exits":  {flags: "-exit-after 1s", reason: "exited with code 0"},
-		"panics": {flags: "-panic-after 1s", reason: "exited with code 2: panic: fifo: as -panic-after asks", code: 2},
+		"exits":  {flags: "-exit-after 3s", reason: "exited with code 0"},
+		"panics": {flags: "-panic-after 3s", reason: "exited with code 2: panic: fifo: as -panic-after asks", code: 2},
 		"forgets": {flags: "-watchdog " + stalls + " -forget " + comm(workload), reason: stalled + comm(workload) + "[",
 			dump: "triggered exit kind", code: -1},
 		"forgets all": {flags: "-watchdog " + stalls + " -forget *", reason: stalled, dump: "triggered exit kind",

@@ -152,9 +152,11 @@ func (b *builder) linuxAt(p place, kernel string, inBed bool, run string) (suite
 	return b.linux(p, kernel, runtime.GOARCH, run)
 }
 
-// notInBed are the tests that the bed can't run: it has no lscpu, no Go command and no compiler, and QEMU looks for what
-// faults on Device memory where there is more than one processor.
-var notInBed = []string{"^TestX86Lscpu$", "^TestSchedExtGuide$", "^TestArm64CopyFaults", "^TestArm64RingIsDeviceMemory$/^C$"}
+// notInBed are the tests that the bed can't run: it has no lscpu, no Go command and no compiler, and QEMU looks for
+// what faults on Device memory where there is more than one processor.
+var notInBed = []string{
+	"^TestX86Lscpu$", "^TestSchedExtGuide$", "^TestArm64CopyFaults", "^TestArm64RingIsDeviceMemory$/^C$",
+}
 
 // linuxInBed is the Linux suite on KVM in the bed: of arm64, each of the hosts has one of the kernels.
 func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {

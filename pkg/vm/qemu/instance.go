@@ -173,7 +173,11 @@ func (m *instance) letGo(why listener) {
 	}
 	m.FirstSign.Note()
 	if err := m.pin(); err != nil {
-		m.stop(err)
+		select {
+		case <-m.reaped: // there was nothing left to pin
+		default:
+			m.stop(err)
+		}
 		return
 	}
 	select {

@@ -28,7 +28,8 @@ func (m *instance) pin() error {
 		if err != nil {
 			continue // it has ended
 		}
-		cpus := m.pinning(strings.TrimSpace(string(name)))
+		task := strings.TrimSpace(string(name))
+		cpus := m.pinning(task)
 		if cpus == nil {
 			continue
 		}
@@ -37,7 +38,7 @@ func (m *instance) pin() error {
 			err = affinity.Pin(id, cpus...)
 		}
 		if err != nil {
-			return fmt.Errorf("%w: pinning %s: %w", vm.ErrRun, name, err)
+			return fmt.Errorf("%w: pinning %s: %w", vm.ErrRun, task, err)
 		}
 		found++
 	}

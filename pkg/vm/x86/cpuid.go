@@ -31,6 +31,8 @@ const (
 	hyperThread = 1 << 28 // EDX of leaf 1: its count of APIC IDs is valid
 	// ECX of leaf 0x80000001, on AMD: what leaf 1 counts are cores, not threads.
 	coresNotThreads = 1 << 1
+	// As well: leaves 0x8000001d and 0x8000001e mean something.
+	topologyExtensions = 1 << 22
 
 	cacheShape = 0x3fff // EAX of a leaf of caches: type, level and the like; above it is who shares the cache
 )
@@ -115,8 +117,16 @@ func CPUID(host []CPUIDEntry, cpu int, t topology.Topology, deadline bool, tscKH
 // CheckCPUID reports why a guest would not see its topology in what CPUID makes of the host's entries. It fails with
 // vm.ErrConfig.
 func CheckCPUID(host []CPUIDEntry, t topology.Topology) error {
-	extended := slices.ContainsFunc(host, func(e CPUIDEntry) bool { return e.Function == leafAMDTopology })
-	if isAMD(host) && !extended && (t.Threads > 1 || t.Dies > 1 || t.LLCCores < t.Cores) {
+	if !isAMD(host) {
+		return nil
+	}
+	if t.Dies > 4 || t.Dies == 3 {
+		return fmt.Errorf("%w: %s: a socket of AMD's has 1, 2 or 4 dies", vm.ErrConfig, t)
+	}
+	extended := slices.ContainsFunc(host, func(e CPUIDEntry) bool {
+		return e.Function == leafAMDFeatures && e.Ecx&topologyExtensions != 0
+	})
+	if !extended && (t.Threads > 1 || t.Dies > 1 || t.LLCCores < t.Cores) {
 		return fmt.Errorf("%w: %s with %d last-level caches: the host's processor, an AMD without the topology extensions, "+
 			"shows a guest on KVM sockets and cores alone", vm.ErrConfig, t, t.LLCs())
 	}

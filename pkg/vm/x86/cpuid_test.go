@@ -159,7 +159,7 @@ var hosts = map[string][]CPUIDEntry{
 	"AMD": {
 		{Function: 0, Eax: 0x10, Ebx: 0x68747541},
 		{Function: 1, Ebx: 0x10408},
-		{Function: 0x80000001},
+		{Function: 0x80000001, Ecx: topologyExtensions},
 		{Function: 0x80000008},
 		{Function: 0x8000001d, Index: 0, Flags: 1, Eax: 0x4121},
 		{Function: 0x8000001d, Index: 1, Flags: 1, Eax: 0x4143},
@@ -199,7 +199,7 @@ func TestCPUIDOfDiesAndThreads(t *testing.T) {
 		},
 		"AMD": {
 			{0, 0}:          {0x1f, 0x68747541, 0, 0},
-			{0x80000001, 0}: {0, 0, coresNotThreads, 0},
+			{0x80000001, 0}: {0, 0, coresNotThreads | topologyExtensions, 0},
 			{0x8000001d, 0}: {1<<14 | 0x121, 0, 0, 0},
 			{0x8000001d, 1}: {1<<14 | 0x143, 0, 0, 0},
 			{0x8000001d, 2}: {5<<14 | 0x163, 0, 0, 0},
@@ -234,6 +234,10 @@ func TestCheckCPUID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	dies, err := topology.Topology{Dies: 3}.WithDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		host []CPUIDEntry
 		t    topology.Topology
@@ -243,6 +247,7 @@ func TestCheckCPUID(t *testing.T) {
 		"Intel":                  {hosts["Intel"], threads, nil},
 		"AMD without extensions": {old, threads, vm.ErrConfig},
 		"but with cores":         {old, topology.OfCores(4), nil},
+		"AMD with three dies":    {hosts["AMD"], dies, vm.ErrConfig},
 	} {
 		if err := CheckCPUID(tc.host, tc.t); !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v, want %v", name, err, tc.want)
