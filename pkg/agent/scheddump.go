@@ -59,9 +59,10 @@ func (a *agent) watchDumps(ctx context.Context) {
 		if a.kernelSays(schedExtState) == "" {
 			return
 		}
-		d, err := openDumps(a.path(tracingDir), min(shm.MaxDumpPiece, a.chunk()), func(ctx context.Context, p shm.DumpPiece) error {
+		send := func(ctx context.Context, p shm.DumpPiece) error {
 			return a.writer.WriteWait(ctx, shm.SchedulerDump, p.Encode())
-		})
+		}
+		d, err := openDumps(a.path(tracingDir), min(shm.MaxDumpPiece, a.chunk()), send)
 		if err != nil {
 			a.complain(err)
 			return

@@ -48,7 +48,8 @@ func TestWhatAGuestSaysOfItsScheduler(t *testing.T) {
 func TestSchedulerGoneWithoutCode(t *testing.T) {
 	lost := shm.SchedulerState{Phase: shm.SchedulerRefused, Reason: "was refused"}
 	r := run.Run(t.Context(), newFake(t, sends(true, state(lost))).config())
-	if r.Outcome != run.SchedulerGone || r.Reason != "the scheduler under test was refused" || r.SchedulerExit.Code != nil {
+	if r.Outcome != run.SchedulerGone || r.SchedulerExit.Code != nil ||
+		r.Reason != "the scheduler under test was refused" {
 		t.Errorf("%v, %q, %+v", r.Outcome, r.Reason, r.SchedulerExit)
 	}
 }
