@@ -69,7 +69,7 @@ func TestX86ProcessorsKnowTheirAPICIDs(t *testing.T) {
 			{Cores: 3},
 			{Sockets: 2, Cores: 3, Threads: 2},
 			{Sockets: 3, Threads: 2},
-			{Sockets: 2, Dies: 3, Cores: 2},
+			{Sockets: 2, Dies: 2, Cores: 3},
 			{Cores: 6, LLCCores: 3},
 			{Sockets: 4, Cores: 4, Threads: 2},
 		} {
