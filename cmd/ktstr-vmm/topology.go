@@ -86,7 +86,7 @@ func (o *topologyFlags) sayPinned(log *zap.Logger, b vm.Backend) {
 		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s, fewer than they are: they "+
 			"share them and take turns, which shows in what the guest measures", guest, affinity.Format(o.pinned)))
 	default:
-		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s, one each", guest,
+		log.Info(fmt.Sprintf("the guest's %d processors are pinned to the host's CPUs %s", guest,
 			affinity.Format(o.pinned)))
 	}
 }

@@ -151,6 +151,9 @@ func (a *agent) run(ctx context.Context) error {
 	code := a.runCommand(ctx)
 	a.doors.flush()
 	a.dismissScheduler(ctx)
+	if d := a.dumps.Load(); d != nil {
+		d.flush(ctx)
+	}
 	if err := a.writer.WriteWait(ctx, shm.ScenarioEnd, nil); err != nil {
 		return err
 	}

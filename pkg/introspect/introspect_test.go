@@ -230,3 +230,13 @@ func BenchmarkLook(b *testing.B) {
 		}
 	}
 }
+
+// Who does not wait any more is not kept: nothing is found then, whatever is there.
+func TestReadMemoryEndsWithItsContext(t *testing.T) {
+	kernel := running("x86_64")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if k, err := introspect.ReadMemory(ctx, kernel.Memory(t), "x86_64"); k != nil || !errors.Is(err, introspect.ErrSymbols) {
+		t.Errorf("%v, %v", k, err)
+	}
+}

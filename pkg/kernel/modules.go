@@ -50,7 +50,15 @@ func (f Files) LoadOrder(wanted []string) ([]Module, error) {
 	params := map[string]string{}
 	for _, w := range wanted {
 		name, rest, _ := strings.Cut(strings.TrimSpace(w), " ")
-		params[moduleName(name)] = strings.TrimSpace(rest)
+		name, rest = moduleName(name), strings.TrimSpace(rest)
+		if before := params[name]; before != "" && before != rest {
+			return nil, fmt.Errorf("%w %s: asked for with %q and with %q", ErrModule, name, before, rest)
+		}
+		if order.builtIn[name] && rest != "" {
+			return nil, fmt.Errorf("%w %s: it is built in, and takes %q on the kernel's command line, behind %s.", ErrModule,
+				name, rest, name)
+		}
+		params[name] = rest
 	}
 	for _, w := range wanted {
 		name, _, _ := strings.Cut(strings.TrimSpace(w), " ")

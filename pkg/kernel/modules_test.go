@@ -124,7 +124,7 @@ func TestLoadOrder(t *testing.T) {
 }
 
 func TestLoadOrderFails(t *testing.T) {
-	files := modulesTree(t, map[string]string{"a.ko": "gone", "cut.ko.xz": ""}, "")
+	files := modulesTree(t, map[string]string{"a.ko": "gone", "cut.ko.xz": ""}, "kernel/serial_core.ko\n")
 	cut := filepath.Join(files.Modules, "cut.ko.xz")
 	content, err := os.ReadFile(cut)
 	if err != nil {
@@ -143,6 +143,7 @@ func TestLoadOrderFails(t *testing.T) {
 		"needs what isn't": {files, "a", "kernel module gone, which a needs, is neither built in nor below "},
 		"cut":              {files, "cut", "cut.ko.xz: "},
 		"no ELF file":      {files, "text", "text.ko: bad magic number"},
+		"built in":         {files, "serial_core x=1", `it is built in, and takes "x=1" on the kernel's command line`},
 		"no modules":       {kernel.Files{Image: "/bzImage"}, "a", "/bzImage, which is neither in a build tree nor"},
 	} {
 		_, err := tc.files.LoadOrder([]string{tc.module})

@@ -98,17 +98,27 @@ func schedulerText(s *run.Scheduler, good bool) string {
 		return b.String()
 	}
 	if lines := textLines(s.Output); len(lines) > 0 {
-		fmt.Fprintf(&b, "\nend of the scheduler's output:\n%s\n",
-			indent(printableLines(strings.Join(lines[max(0, len(lines)-shownOutput):], "\n"))))
+		fmt.Fprintf(&b, "\nend of the scheduler's output:\n%s\n", shown(lines[max(0, len(lines)-shownOutput):]))
 	}
 	if lines := textLines(s.Dump); len(lines) > 0 {
-		fmt.Fprintf(&b, "\nsched_ext's dump:\n%s\n",
-			indent(printableLines(strings.Join(lines[:min(len(lines), shownDump)], "\n"))))
+		fmt.Fprintf(&b, "\nsched_ext's dump:\n%s\n", shown(lines[:min(len(lines), shownDump)]))
 		if more := len(lines) - shownDump; more > 0 {
 			fmt.Fprintf(&b, "  … and %d lines more, in the JSON report\n", more)
 		}
 	}
 	return b.String()
+}
+
+// shown returns lines as a summary has them: none is longer than what is shown of a payload.
+func shown(lines []string) string {
+	short := make([]string, 0, len(lines))
+	for _, line := range lines {
+		if len(line) > maxPayload {
+			line = fmt.Sprintf("%s… (%d bytes)", line[:maxPayload], len(line))
+		}
+		short = append(short, line)
+	}
+	return indent(printableLines(strings.Join(short, "\n")))
 }
 
 func textLines(p []byte) []string {
