@@ -236,7 +236,8 @@ func TestReadMemoryEndsWithItsContext(t *testing.T) {
 	kernel := running("x86_64")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if k, err := introspect.ReadMemory(ctx, kernel.Memory(t), "x86_64"); k != nil || !errors.Is(err, introspect.ErrSymbols) {
+	k, err := introspect.ReadMemory(ctx, kernel.Memory(t), "x86_64")
+	if k != nil || !errors.Is(err, introspect.ErrSymbols) || !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, %v", k, err)
 	}
 }

@@ -188,6 +188,9 @@ func ReadMemory(ctx context.Context, mem *guestmem.Memory, arch string) (*Kernel
 			return k, k.check()
 		}
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%w: the search in memory: %w", ErrSymbols, err)
+	}
 	if k.symbols == nil {
 		return nil, fmt.Errorf("%w: %w is at %v or in the 0x%x bytes behind it", ErrSymbols, errKallsyms, a.first, len(image))
 	}
