@@ -55,8 +55,8 @@ func (f Files) LoadOrder(wanted []string) ([]Module, error) {
 			return nil, fmt.Errorf("%w %s: asked for with %q and with %q", ErrModule, name, before, rest)
 		}
 		if order.builtIn[name] && rest != "" {
-			return nil, fmt.Errorf("%w %s: it is built in, and takes %q on the kernel's command line, behind %s.", ErrModule,
-				name, rest, name)
+			return nil, fmt.Errorf("%w %s: it is built in, and takes %q on the kernel's command line as %s.PARAM=VALUE",
+				ErrModule, name, rest, name)
 		}
 		params[name] = rest
 	}
