@@ -2,10 +2,10 @@ package report
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/pkg/affinity"
 	"github.com/ktstr/ktstr-vmm/pkg/introspect"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
@@ -90,31 +90,13 @@ func cpusText(r *run.Result) string {
 			}
 		}
 		if len(idle) > 0 {
-			fmt.Fprintf(&b, "  idle    CPU %s\n", ranges(idle))
+			fmt.Fprintf(&b, "  idle    CPU %s\n", affinity.Format(idle))
 		}
 		if len(offline) > 0 {
-			fmt.Fprintf(&b, "  offline CPU %s\n", ranges(offline))
+			fmt.Fprintf(&b, "  offline CPU %s\n", affinity.Format(offline))
 		}
 	}
 	return b.String()
-}
-
-// ranges shows ascending numbers as Linux's lists of CPUs do.
-func ranges(n []int) string {
-	var parts []string
-	for i := 0; i < len(n); {
-		j := i
-		for j+1 < len(n) && n[j+1] == n[j]+1 {
-			j++
-		}
-		part := strconv.Itoa(n[i])
-		if j > i {
-			part += "-" + strconv.Itoa(n[j])
-		}
-		parts = append(parts, part)
-		i = j + 1
-	}
-	return strings.Join(parts, ",")
 }
 
 func cpuText(c introspect.CPU) string {
