@@ -42,6 +42,9 @@ func (k Kernel) kallsyms() []byte {
 	}
 	count := le.AppendUint32(nil, uint32(len(list)))
 	where := le.AppendUint64(nil, base)
+	if k.Arch == "x86_64" { // where the kernel has relocated itself
+		where = le.AppendUint64(nil, base+k.Slid)
+	}
 	first := [][]byte{offsets, where}
 	middle := [][]byte{count, names, markers}
 	last := [][]byte{tokens, index}
