@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,7 +162,8 @@ func TestMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Open(empty); !errors.Is(err, introspect.ErrNotThere) {
+		if _, err := k.Open(empty); !errors.Is(err, introspect.ErrNotThere) ||
+			!strings.Contains(err.Error(), fmt.Sprintf("from %v to 0x", kernel.Base())) {
 			t.Errorf("%s, a kernel that is not there: %v", arch, err)
 		}
 		mem := kernel.Memory(t)

@@ -244,7 +244,7 @@ func (k *Kernel) Open(mem *guestmem.Memory) (*View, error) {
 			return v, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: none at 0x%x leads to the kernel's own image", ErrUnmapped, place(k.arch.symbols[0]))
+	return nil, fmt.Errorf("%w: none at %v leads to the kernel's own image", ErrUnmapped, place(k.arch.symbols[0]))
 }
 
 // findImage returns where the kernel's image begins, by its banner: a kernel may have moved itself.
@@ -263,7 +263,7 @@ func (k *Kernel) findImage(mem *guestmem.Memory) (guestmem.Addr, error) {
 			return text, nil
 		}
 	}
-	return 0, fmt.Errorf("%w from 0x%x to 0x%x: it says %q", ErrNotThere, k.firstPlace(), k.arch.last,
+	return 0, fmt.Errorf("%w from %v to %v: it says %q", ErrNotThere, k.firstPlace(), k.arch.last,
 		want[:min(len(want), 64)])
 }
 
