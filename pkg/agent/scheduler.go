@@ -446,10 +446,10 @@ func (s *scheduler) ends(d time.Duration) bool {
 // awaitOutput waits until the scheduler's output was sent, at most for d: who has its descriptors may live on.
 func (s *scheduler) awaitOutput(d time.Duration) {
 	sent := make(chan struct{})
-	go func() {
+	s.a.background(func() {
 		s.outputs.Wait()
 		close(sent)
-	}()
+	})
 	select {
 	case <-sent:
 	case <-time.After(d):
