@@ -174,13 +174,19 @@ func (b *builder) linuxInBed(p place, kernel, run string) (suite, error) {
 	return s, err
 }
 
-// addX86 adds what x86_64 guests need.
-func (s *suite) addX86(kernel string) error {
-	dir, err := bed.Find("linux-" + kernel)
-	if err != nil {
-		return err
+// findX86 returns a kernel's folder, and makes PATH begin with the busybox of x86_64 guests.
+func (s *suite) findX86(kernel string) (dir string, err error) {
+	if dir, err = bed.Find("linux-" + kernel); err != nil {
+		return "", err
 	}
 	busybox, err := bed.Busybox()
+	s.path = []string{filepath.Dir(busybox)}
+	return dir, err
+}
+
+// addX86 adds what x86_64 guests need.
+func (s *suite) addX86(kernel string) error {
+	dir, err := s.findX86(kernel)
 	if err != nil {
 		return err
 	}
@@ -188,17 +194,12 @@ func (s *suite) addX86(kernel string) error {
 	s.files["KTSTR_TEST_OTHER_KERNEL"] = filepath.Join(dir, "vmlinux")
 	s.files["KTSTR_TEST_MODULE_KVM"] = filepath.Join(dir, "kvm.ko")
 	s.files["KTSTR_TEST_MODULE_IRQBYPASS"] = filepath.Join(dir, "irqbypass.ko")
-	s.path = []string{filepath.Dir(busybox)}
 	return nil
 }
 
 // addSchedExt adds what x86_64 guests need that have a scheduler under test.
 func (b *builder) addSchedExt(s *suite) error {
-	dir, err := bed.Find("linux-" + schedExt)
-	if err != nil {
-		return err
-	}
-	busybox, err := bed.Busybox()
+	dir, err := s.findX86(schedExt)
 	if err != nil {
 		return err
 	}
@@ -213,7 +214,6 @@ func (b *builder) addSchedExt(s *suite) error {
 		}
 		s.files[name] = path
 	}
-	s.path = []string{filepath.Dir(busybox)}
 	return nil
 }
 
