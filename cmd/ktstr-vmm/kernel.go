@@ -34,7 +34,7 @@ func kernelCommand() *cobra.Command {
 	return c
 }
 
-// fragments returns some, one after the other.
+// fragments returns the fragments of these names, one behind the other.
 func fragments(names []string) ([]byte, error) {
 	var text []byte
 	for _, name := range names {

@@ -40,9 +40,9 @@ type junitProblem struct {
 
 // JUnit writes the result as a JUnit test suite. Its name and class say what ran on which kernel, because readers
 // identify a case by class and name, whatever file it is from. The console is the standard output, what is known of the
-// scheduler under test the standard error. The first case is the run itself: a failure if the
-// guest's own code says so, an error if the run ended in any other way. Each TEST result that says whether it passed is
-// a case of its own, with the result's name.
+// scheduler under test the standard error. The first case is the run itself: a failure if the guest's own code says so,
+// an error if the run ended in any other way. Each TEST result that says whether it passed is a case of its own, with
+// the result's name.
 func JUnit(w io.Writer, r *run.Result) error {
 	name := r.Name
 	if name == "" {
