@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -225,27 +226,28 @@ func TestSchedulersWords(t *testing.T) {
 }
 
 // A state from before the scheduler was enabled is no end, though the count is from after. The file is a pipe here, so
-// that the reader is held between the two.
+// that the reader is held between the two, and each time it is read another one.
 func TestStaleState(t *testing.T) {
 	g := newScheduled(t, forever, "exit 0")
-	if err := os.Remove(g.path(schedExtState)); err != nil {
-		t.Fatal(err)
+	path := g.path(schedExtState)
+	newPipe := func() error {
+		return errors.Join(unix.Mkfifo(path+".next", 0o600), os.Rename(path+".next", path))
 	}
-	if err := unix.Mkfifo(g.path(schedExtState), 0o600); err != nil {
+	if err := newPipe(); err != nil {
 		t.Fatal(err)
 	}
 	answered := make(chan struct{})
 	answer := func(state, then string) {
-		f, err := os.OpenFile(g.path(schedExtState), os.O_WRONLY, 0) // comes when it is read
+		f, err := os.OpenFile(path, os.O_WRONLY, 0) // comes when it is read
 		if err == nil {
+			err = newPipe()
 			g.write(schedExtEnableSeq, then)
-			_, err = f.WriteString(state)
-			f.Close()
+			_, failed := f.WriteString(state)
+			err = errors.Join(err, failed, f.Close())
 		}
 		if err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Millisecond) // for the reader to have seen the end of the file
 	}
 	go func() {
 		defer close(answered)
