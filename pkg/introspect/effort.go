@@ -3,8 +3,8 @@ package introspect
 import "context"
 
 // maxEffort is how many places, names, types and members are looked at in all, until what is looked for in a guest's
-// memory is found or given up: some seconds' worth at most. A kernel of a distribution takes a hundredth.
-const maxEffort = 64 << 20
+// memory is found or given up: about a second's worth. A kernel of a distribution takes a twentieth.
+const maxEffort = 16 << 20
 
 // effort bounds what a guest's memory can make the host do.
 type effort struct {

@@ -40,8 +40,11 @@ const (
 	lookAhead = time.Second
 	// maxLooks is how many looks a report has at most, beside the last one.
 	maxLooks = 64
-	// symbolsLimit is how long the end of a run waits for a kernel's file.
+	// symbolsLimit is how long a kernel's file is waited for.
 	symbolsLimit = 2 * time.Second
+	// searchLimit is how long the end of a run waits for the last look. The search in the guest's memory takes a
+	// hundredth of it, but some seconds where this host's processors are emulated, too.
+	searchLimit = 10 * time.Second
 )
 
 // observer looks at what the guest's CPUs are doing. It works on a goroutine of its own, for which nothing waits while
@@ -162,6 +165,8 @@ func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 	if errors.Is(o.file.err, errNoFile) {
 		select {
 		case o.file = <-o.fromFile:
+		case <-time.After(symbolsLimit):
+			return nil, errNoFile
 		case <-ctx.Done():
 			return nil, errNoFile
 		}
@@ -201,7 +206,7 @@ func (o *observer) sample() {
 
 // last takes the last look, when the machine has ended and the observer is stopped.
 func (o *observer) last(r *Result) {
-	ctx, cancel := context.WithTimeout(context.Background(), symbolsLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), searchLimit)
 	defer cancel()
 	o.look(ctx, Stopped)
 	r.Looks, r.LookError = o.looks, o.err
