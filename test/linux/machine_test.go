@@ -218,7 +218,7 @@ func TestManyAtOnce(t *testing.T) {
 			go func() {
 				kib := 0
 				for {
-					kib = max(kib, besideGuest(cmd.Process.Pid, memory-ring))
+					kib = max(kib, besideGuest(cmd.Process.Pid))
 					select {
 					case <-stop:
 						largest <- kib
@@ -247,20 +247,16 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// besideGuest is a process's resident memory without its guest's, in KiB: the ring's memfd and the
-// anonymous mapping of ram bytes, which huge pages being offered for all but its beginning may show
-// as two. 0 where the process is gone.
-func besideGuest(pid int, ram uint64) int {
+// besideGuest is a process's resident memory without its guest's, which is left out of core dumps, in KiB. 0 where the
+// process is gone.
+func besideGuest(pid int) int {
 	all, err := smaps.Read(pid)
 	if err != nil {
 		return 0
 	}
-	const small = 16 << 20
 	sum := 0
-	for i, m := range all {
-		upper := m.Size() == ram-small && i > 0 && all[i-1].End == m.Start
-		lower := m.Size() == small && i+1 < len(all) && all[i+1].Start == m.End && all[i+1].Size() == ram-small
-		if !m.Memfd && m.Size() != ram && !upper && !lower {
+	for _, m := range all {
+		if !m.NoDump && !m.Memfd {
 			sum += m.RSS
 		}
 	}
