@@ -7,15 +7,13 @@ import (
 	"io"
 	"os"
 
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 )
 
 // consolePending is how much of a console waits for a slow reader, in bytes. The guest does not wait:
 // what is more than that is left out.
 const consolePending = 4 << 20
-
-// defaultConsoleLimit is how much of a console --console takes: a guest may write without end.
-const defaultConsoleLimit = 64 << 20
 
 // console is where the guest's console goes beside the report.
 type console struct {
@@ -46,20 +44,20 @@ func (s *consoleSink) Write(p []byte) (int, error) {
 // for by name: a guest's control characters are for a terminal to act on.
 func (o *options) openConsole(stdout, stderr *report.Stream) (*console, error) {
 	c := &console{}
-	if o.console != "" {
+	if o.Console != "" {
 		raw := stdout
-		if o.console != "-" {
+		if o.Console != "-" {
 			var err error
-			if c.file, err = os.Create(o.console); err != nil {
-				return nil, fmt.Errorf("--console %q: %w", o.console, err)
+			if c.file, err = os.Create(o.Console); err != nil {
+				return nil, fmt.Errorf("--console %q: %w", o.Console, err)
 			}
 			c.fileStream = report.NewStream(c.file)
 			raw = c.fileStream
 		}
-		c.limited = &limitedConsole{w: c.sink(raw), left: uint64(o.consoleLimit), limit: o.consoleLimit}
+		c.limited = &limitedConsole{w: c.sink(raw), left: uint64(o.ConsoleLimit), limit: o.ConsoleLimit}
 		c.writers = append(c.writers, c.limited)
 	}
-	if o.verbose {
+	if o.Verbose {
 		c.visible = report.NewVisible(c.sink(stderr))
 		c.writers = append(c.writers, c.visible)
 	}
@@ -105,7 +103,7 @@ func (c *console) close(ctx context.Context) error {
 // limitedConsole passes on a console's first bytes, and says where it stopped.
 type limitedConsole struct {
 	w       io.Writer
-	limit   size
+	limit   config.Size
 	left    uint64 // bytes
 	omitted uint64
 }

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 )
 
@@ -26,7 +27,7 @@ func writeBytes(t *testing.T, c *console, text string) {
 // What a guest writes without end does not fill the disk, and where the file stops it says why, once.
 func TestConsoleFileIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console")
-	o := options{console: path, consoleLimit: 1000}
+	o := options{Settings: &config.Settings{Console: path, ConsoleLimit: 1000}}
 	c, err := o.openConsole(nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +60,7 @@ func TestConsoleFileIsBounded(t *testing.T) {
 func TestConsoleIsVisibleUnlessRaw(t *testing.T) {
 	const text = "boot\r\n\x1b[2J\x00ü\u202e\xff\ttab\rx\xc3"
 	var stdout, stderr bytes.Buffer
-	o := options{console: "-", consoleLimit: 1 << 20, verbose: true}
+	o := options{Settings: &config.Settings{Console: "-", ConsoleLimit: 1 << 20, Verbose: true}}
 	out, errOut := report.NewStream(&stdout), report.NewStream(&stderr)
 	c, err := o.openConsole(out, errOut)
 	if err != nil {
@@ -89,7 +90,7 @@ func TestFilesKeepTheUmask(t *testing.T) {
 		path := filepath.Join(dir, fmt.Sprintf("report-%o", mask))
 		old := syscall.Umask(mask)
 		r, err := openReport(path)
-		o := options{console: path + ".console"}
+		o := options{Settings: &config.Settings{Console: path + ".console"}}
 		c, consoleErr := o.openConsole(nil, nil)
 		syscall.Umask(old)
 		if err != nil || consoleErr != nil {

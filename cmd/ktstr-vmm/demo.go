@@ -3,46 +3,36 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/ktstr/ktstr-vmm/guest"
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// The embedded guest's scenarios and their parameters: guest/src/demo.c.
-var (
-	scenarios = []string{"ok", "fail", "sched-exit", "crash", "hang", "halt", "graceful", "silent",
-		"triple-fault", "flood", "overrun", "stall", "signals", "hostile"}
-	scenarioParams = []string{"count", "size", "steps", "step_ms", "lie", "exit"}
-)
-
 func demoCommand() *cobra.Command {
-	var o options
-	var scenario, arch string
+	o := newOptions(config.Demo)
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Boot the embedded guest and show what its ring carries",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
+			if err := o.load(); err != nil {
 				return err
 			}
-			cmdline, name, err := parseScenario(scenario)
+			cmdline, name, err := guest.ParseScenario(o.Scenario)
 			if err != nil {
 				return err
 			}
-			image, err := guest.Demo(arch)
+			image, err := guest.Demo(o.Arch)
 			if err != nil {
-				return fmt.Errorf("--arch: %w", err)
+				return err
 			}
 			machine := func(func(string, ...any)) (vm.Config, io.Closer, error) {
 				loader, err := kernel.Open(bytes.NewReader(image), kernel.Options{})
@@ -51,36 +41,8 @@ func demoCommand() *cobra.Command {
 			return o.run(c, run.Config{Name: "demo", KernelName: "demo:" + name, Drive: drivers[name]}, machine)
 		},
 	}
-	c.Flags().StringVar(&scenario, "scenario", "ok",
-		"what the guest does, as NAME[,PARAM=VALUE…]: "+strings.Join(scenarios, ", ")+
-			"; parameters: "+strings.Join(scenarioParams, ", "))
-	c.Flags().StringVar(&arch, "arch", kernel.HostArch(),
-		"the guest's architecture: "+strings.Join(guest.Architectures, ", "))
 	o.register(c)
 	return c
-}
-
-// parseScenario turns the flag's value into the guest's command line.
-func parseScenario(text string) (cmdline, name string, err error) {
-	name, rest, more := strings.Cut(text, ",")
-	if !slices.Contains(scenarios, name) {
-		return "", "", fmt.Errorf("--scenario %q: it is one of %s", name, strings.Join(scenarios, ", "))
-	}
-	cmdline = "demo.scenario=" + name
-	for more {
-		var param string
-		param, rest, more = strings.Cut(rest, ",")
-		key, value, _ := strings.Cut(param, "=")
-		if !slices.Contains(scenarioParams, key) {
-			return "", "", fmt.Errorf("--scenario parameter %q: it is one of %s", key, strings.Join(scenarioParams, ", "))
-		}
-		if value == "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(value) > 32 {
-			return "", "", fmt.Errorf("--scenario parameter %s=%q: a value is up to 32 small letters, digits and dashes", key,
-				value)
-		}
-		cmdline += " demo." + key + "=" + value
-	}
-	return cmdline, name, nil
 }
 
 // drivers play the host's part in the scenarios that wait for it.

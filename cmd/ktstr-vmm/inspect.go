@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -21,7 +22,7 @@ import (
 const codeBroken = 1
 
 func inspectCommand() *cobra.Command {
-	var offset, length size
+	var offset, length config.Size
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "inspect IMAGE",

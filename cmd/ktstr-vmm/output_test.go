@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -156,7 +157,7 @@ var errReset = errors.New("the guest resets its machine")
 // outputRun is one run whose output has to be right to the byte.
 type outputRun struct {
 	Stdout, Stderr reader
-	Ring           size
+	Ring           config.Size
 	Bytes          int // to be written
 	Ending         string
 	Cancelled      time.Duration // how long after the guest's start the run is; 0: it is not
@@ -168,7 +169,7 @@ func newOutputRun(r *rand.Rand) outputRun {
 	c := outputRun{
 		Stdout: kinds[r.IntN(len(kinds))],
 		Stderr: kinds[r.IntN(len(kinds))],
-		Ring:   size(8<<10) << r.IntN(8),
+		Ring:   config.Size(8<<10) << r.IntN(8),
 		Bytes:  r.IntN(1 << (10 + r.IntN(14))), // as many small ones as large ones
 		Ending: []string{"exit", "exit", "crash", "reset", "hang", "obey"}[r.IntN(6)],
 		Poll:   time.Duration(1+r.IntN(10)) * time.Millisecond,
@@ -320,11 +321,10 @@ func (c outputRun) run(t *testing.T, r *rand.Rand, stdout, stderr *outlet, repor
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var o options
+	o := newOptions(config.Run)
 	command := &cobra.Command{}
-	o.register(command)
-	o.linux, o.accel, o.memory, o.shmSize, o.poll = true, "emulator", 16<<20, c.Ring, c.Poll
-	o.timeout, o.grace, o.report, o.reportFormat = 1500*time.Millisecond, 300*time.Millisecond, report, "json"
+	o.Accel, o.Memory, o.ShmSize, o.Poll = "emulator", 16<<20, c.Ring, c.Poll
+	o.Timeout, o.Grace, o.Report, o.ReportFormat = 1500*time.Millisecond, 300*time.Millisecond, report, "json"
 	command.SetContext(ctx)
 	// As writers only: whoever asks a file for its number makes it blocking, and nothing would end its writer here.
 	command.SetOut(struct{ io.Writer }{stdout.w})

@@ -62,8 +62,8 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	s.log = o.logger(s.stderr)
 	s.view = s.newView()
 	cfg.Version, cfg.Log, cfg.Signals = version(), s.log, s.signals
-	cfg.Timeout, cfg.Grace, cfg.Poll = o.timeout, o.grace, o.poll
-	if o.grace == 0 {
+	cfg.Timeout, cfg.Grace, cfg.Poll = o.Timeout, o.Grace, o.Poll
+	if o.Grace == 0 {
 		cfg.Grace = -1
 	}
 	cfg.OnMessage = s.view.message
@@ -71,8 +71,8 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 		s.guestEnded = time.Now()
 		return s.view.flush(ctx)
 	}
-	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.memory), uint64(o.shmSize)
-	cfg.VM.Topology, cfg.VM.Pin = o.topology, o.pinned
+	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.Memory), uint64(o.ShmSize)
+	cfg.VM.Topology, cfg.VM.Pin = o.Topology, o.Pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
 	if err := s.serveMetrics(&cfg); err != nil {
 		s.fail(err.Error())
@@ -100,25 +100,25 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 		return cfg, nil, err
 	}
 	board := cfg.Kernel.Board()
-	if err := s.checkMemory(board); err != nil {
+	if err := s.CheckMemory(board); err != nil {
 		return cfg, nil, errors.Join(err, opened.Close())
 	}
-	backend, note := accel.Choose(accel.Mode(s.accel), accel.Guest{Board: board, Linux: s.linux})
+	backend, note := accel.Choose(accel.Mode(s.Accel), accel.Guest{Board: board, Linux: s.linux})
 	if note != "" {
 		s.log.Info(note)
 	}
 	s.sayPinned(s.log, backend)
 	cfg.Backend, cfg.Console = backend, console.writer()
-	cfg.Memory, cfg.Reserved, cfg.Topology, cfg.Pin = uint64(s.memory), uint64(s.shmSize), s.topology, s.pinned
+	cfg.Memory, cfg.Reserved, cfg.Topology, cfg.Pin = uint64(s.Memory), uint64(s.ShmSize), s.Topology, s.Pinned
 	return cfg, opened, nil
 }
 
 // open opens what is written beside the output. Each may wait for ever, so end takes what there is.
 func (s *session) open() (*console, error) {
 	if s.wantsReportFile() {
-		file, err := openReport(s.report)
+		file, err := openReport(s.Report)
 		if err != nil {
-			return nil, fmt.Errorf("--report %q: %w", s.report, err)
+			return nil, fmt.Errorf("--report %q: %w", s.Report, err)
 		}
 		s.reportFile <- file
 	}
@@ -129,7 +129,7 @@ func (s *session) open() (*console, error) {
 	return console, err
 }
 
-func (s *session) wantsReportFile() bool { return s.report != "" && s.report != "-" }
+func (s *session) wantsReportFile() bool { return s.Report != "" && s.Report != "-" }
 
 // taken is what was put into a channel, or nothing.
 func taken[T any](c chan T) (v T) {
@@ -141,13 +141,13 @@ func taken[T any](c chan T) (v T) {
 }
 
 func (s *session) serveMetrics(cfg *run.Config) error {
-	if s.metricsListen == "" {
+	if s.MetricsListen == "" {
 		return nil
 	}
 	registry := prometheus.NewRegistry()
-	server, err := listenMetrics(s.metricsListen, registry)
+	server, err := listenMetrics(s.MetricsListen, registry)
 	if err != nil {
-		return fmt.Errorf("--metrics-listen %q: %w", s.metricsListen, err)
+		return fmt.Errorf("--metrics-listen %q: %w", s.MetricsListen, err)
 	}
 	s.server = server
 	cfg.Registry = registry
@@ -179,15 +179,15 @@ func (s *session) end(r *run.Result) int {
 	}
 	file := taken(s.reportFile)
 	if file == nil && s.wantsReportFile() && r.Outcome != run.Failed {
-		s.fail(fmt.Sprintf("--report %q: the run ended before it was open", s.report))
+		s.fail(fmt.Sprintf("--report %q: the run ended before it was open", s.Report))
 	}
 	err := s.writeReportBy(ctx, file, r)
-	if lost := s.stdout.Close(ctx); s.report == "-" {
+	if lost := s.stdout.Close(ctx); s.Report == "-" {
 		err = errors.Join(err, lost)
 	}
 	if err != nil {
 		code = run.CodeFailed
-		s.fail(fmt.Sprintf("--report %q: %v", s.report, err))
+		s.fail(fmt.Sprintf("--report %q: %v", s.Report, err))
 	}
 	_ = s.stderr.Close(ctx) // there is no place left to say it
 	return code
@@ -210,10 +210,10 @@ func (s *session) linger() {
 	if s.server == nil {
 		return
 	}
-	if s.server.serving() && s.metricsLinger > 0 {
+	if s.server.serving() && s.MetricsLinger > 0 {
 		select {
 		case <-s.signals:
-		case <-time.After(s.metricsLinger):
+		case <-time.After(s.MetricsLinger):
 		}
 	}
 	s.server.close()
@@ -244,8 +244,8 @@ func advice(err error) string {
 func (s *session) newView() view {
 	switch {
 	case s.linux:
-		return newCommandView(s.stdout, s.stderr, !s.verbose, wantsColour(s.stderrFile))
-	case s.report == "-" && s.reportFormat != "text":
+		return newCommandView(s.stdout, s.stderr, !s.Verbose, wantsColour(s.stderrFile))
+	case s.Report == "-" && s.ReportFormat != "text":
 		return newLiveView(s.stderr, false, false)
 	}
 	return newLiveView(s.stdout, true, wantsColour(s.stdoutFile))
@@ -266,7 +266,7 @@ func (s *session) writeReportBy(ctx context.Context, file *reportFile, r *run.Re
 // writeReport puts the report where --report wants it; the text of stdout is there already.
 func (s *session) writeReport(file *reportFile, r *run.Result) error {
 	write := func(w io.Writer) error {
-		switch s.reportFormat {
+		switch s.ReportFormat {
 		case "json":
 			return report.JSON(w, version(), r)
 		case "junit":
@@ -281,14 +281,14 @@ func (s *session) writeReport(file *reportFile, r *run.Result) error {
 			return err
 		}
 		return file.commit()
-	case s.report == "-" && (s.linux || s.reportFormat != "text"):
+	case s.Report == "-" && (s.linux || s.ReportFormat != "text"):
 		return write(s.stdout)
 	}
 	return nil
 }
 
 func (o *options) logger(w io.Writer) *zap.Logger {
-	level, err := zapcore.ParseLevel(o.logLevel)
+	level, err := zapcore.ParseLevel(o.LogLevel)
 	if err != nil {
 		level = zapcore.InfoLevel // check has refused it before
 	}
@@ -299,7 +299,7 @@ func (o *options) logger(w io.Writer) *zap.Logger {
 		EncodeDuration: zapcore.StringDurationEncoder,
 	}
 	encoder := zapcore.NewConsoleEncoder(cfg)
-	if o.logFormat == "json" {
+	if o.LogFormat == "json" {
 		encoder = zapcore.NewJSONEncoder(cfg)
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))

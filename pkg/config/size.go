@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// size is a number of bytes as a flag: digits, hex ones behind 0x, and K, M or G for powers of
-// 1024.
-type size uint64
+// Size is a number of bytes: digits, hex ones behind 0x, and K, M or G for powers of 1024.
+type Size uint64
 
 var sizeUnits = []struct {
 	letter string
@@ -17,7 +16,7 @@ var sizeUnits = []struct {
 }{{"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}}
 
 // Set implements pflag.Value.
-func (s *size) Set(text string) error {
+func (s *Size) Set(text string) error {
 	digits, unit := text, uint64(1)
 	if n := len(text); n > 0 {
 		for _, u := range sizeUnits {
@@ -38,12 +37,12 @@ func (s *size) Set(text string) error {
 	if high != 0 {
 		return fmt.Errorf("a size is less than 2^64 bytes")
 	}
-	*s = size(low)
+	*s = Size(low)
 	return nil
 }
 
 // String implements pflag.Value.
-func (s *size) String() string {
+func (s *Size) String() string {
 	for _, u := range sizeUnits {
 		if n := uint64(*s); n >= u.bytes && n%u.bytes == 0 {
 			return strconv.FormatUint(n/u.bytes, 10) + u.letter
@@ -53,4 +52,4 @@ func (s *size) String() string {
 }
 
 // Type implements pflag.Value.
-func (s *size) Type() string { return "size" }
+func (s *Size) Type() string { return "size" }
