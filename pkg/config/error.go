@@ -31,6 +31,8 @@ func (e *Error) Unwrap() error { return e.Err }
 func plain(err error) error {
 	var number *strconv.NumError
 	switch {
+	case errors.As(err, &number) && number.Func == "ParseBool":
+		return errors.New("it is true or false")
 	case errors.As(err, &number):
 		return errors.New("it is a number")
 	case strings.HasPrefix(err.Error(), "time: "):

@@ -17,7 +17,8 @@ import (
 // schema is the version of the JSON report: fields are added to it, none is renamed.
 const schema = 1
 
-type jsonReport struct {
+// Report is the JSON report.
+type Report struct {
 	Schema        int                 `json:"schema"`
 	ID            string              `json:"id"`
 	Name          string              `json:"name"` // what ran
@@ -29,14 +30,14 @@ type jsonReport struct {
 	Outcome       run.Outcome         `json:"outcome"`
 	Reason        string              `json:"reason"`
 	ExitCode      int                 `json:"exit_code"`
-	GuestExitCode *int32              `json:"guest_exit_code"`
+	GuestExitCode *int32              `json:"guest_exit_code" jsonschema:"nullable"`
 	VM            jsonVM              `json:"vm"`
 	Ring          jsonRing            `json:"ring"`
 	Doorbell      jsonDoorbell        `json:"doorbell"`
 	Scheduler     *jsonScheduler      `json:"scheduler,omitempty"`
 	DumpRequests  []jsonDumpRequest   `json:"dump_requests,omitempty"`
-	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit"`
-	Crash         *jsonCrash          `json:"crash"`
+	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit" jsonschema:"nullable"`
+	Crash         *jsonCrash          `json:"crash" jsonschema:"nullable"`
 	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
 	Stimuli       []shm.StimulusEvent `json:"stimuli"`
 	Results       []json.RawMessage   `json:"results"`
@@ -48,7 +49,7 @@ type jsonVM struct {
 	Kernel    string       `json:"kernel"`
 	CPUs      int          `json:"cpus"`
 	Topology  jsonTopology `json:"topology"`
-	Pinning   []int        `json:"pinning"` // the host CPUs that their threads were pinned to, or null
+	Pinning   []int        `json:"pinning" jsonschema:"nullable"` // the host CPUs that their threads were pinned to, or null
 	Memory    uint64       `json:"memory_bytes"`
 	ShmBase   string       `json:"shm_base"`
 	ShmSize   uint64       `json:"shm_size"`
@@ -62,7 +63,7 @@ type jsonTopology struct {
 	Cores   int       `json:"cores"`   // of a die
 	Threads int       `json:"threads"` // of a core
 	LLC     jsonLLC   `json:"llc"`
-	NUMA    *jsonNUMA `json:"numa"` // null if the guest is told of no nodes
+	NUMA    *jsonNUMA `json:"numa" jsonschema:"nullable"` // null if the guest is told of no nodes
 }
 
 // jsonLLC is about last-level caches: how many there are, and how many cores share one.
@@ -114,7 +115,7 @@ type jsonFault struct {
 }
 
 type jsonSchedulerExit struct {
-	Code *int32 `json:"code"`
+	Code *int32 `json:"code" jsonschema:"nullable"`
 }
 
 type jsonCrash struct {
@@ -134,7 +135,7 @@ type jsonOmitted struct {
 
 // JSON writes the result as one JSON object.
 func JSON(w io.Writer, version string, r *run.Result) error {
-	j := jsonReport{
+	j := Report{
 		Schema:        schema,
 		ID:            r.ID,
 		Name:          r.Name,

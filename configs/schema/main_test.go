@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"go.yaml.in/yaml/v3"
+)
+
+// The files are what "go run ./configs/schema" writes.
+func TestSchemasAreUpToDate(t *testing.T) {
+	for name, schema := range schemas {
+		want, err := encode(schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is stale (%v): run \"go run ./configs/schema\" in the repository's root", name, err)
+		}
+	}
+	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "config.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want, err := withTable(string(document)); err != nil || want != string(document) {
+		t.Errorf("the table in docs/config.md is stale (%v): run \"go run ./configs/schema\"", err)
+	}
+	files, err := filepath.Glob("*.json")
+	if err != nil || len(files) != len(schemas) {
+		t.Errorf("%q, %v, want %d files", files, err, len(schemas))
+	}
+}
+
+func compiled(t *testing.T, name string) *jsonschema.Schema {
+	t.Helper()
+	s, err := jsonschema.NewCompiler().Compile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// judged says what a schema has against a YAML text.
+func judged(t *testing.T, schema *jsonschema.Schema, text string) error {
+	t.Helper()
+	var v any
+	if err := yaml.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatal(err)
+	}
+	return schema.Validate(v)
+}
+
+// An editor finds right what the program takes, and wrong what it does not.
+func TestSchemasOfConfigs(t *testing.T) {
+	for _, c := range []struct {
+		schema, text string
+		right        bool
+	}{
+		{"demo.json", "memory: 512M\ncpus: 2\ntimeout: 1m30s\nscenario: flood,count=10", true},
+		{"demo.json", "memory: 536870912\ngrace: 0", true},
+		{"demo.json", "", true},
+		{"demo.json", "memory: 12Q", false},
+		{"demo.json", "memmory: 512M", false},
+		{"demo.json", "timeout: 60", false},
+		{"demo.json", "accel: qemu", false},
+		{"demo.json", "kernel: vmlinuz", false},
+		{"run.json", "kernel: vmlinuz\ncommand: [uname, -a]\nenv: [A=b]\ntty: true\ndump-on: stall\nstall-polls: 3", true},
+		{"run.json", "env: A=b\ndump-on: [stall, timeout]", true},
+		{"run.json", "dump-on: noon", false},
+		{"run.json", "tty: perhaps", false},
+		{"run.json", "stall-rate: -1", false},
+		{"run.json", "scenario: ok", false},
+	} {
+		if err := judged(t, compiled(t, c.schema), c.text); (err == nil) != c.right {
+			t.Errorf("%s of %q: %v", c.schema, c.text, err)
+		}
+	}
+}
