@@ -89,7 +89,7 @@ func TestFilesKeepTheUmask(t *testing.T) {
 	for mask, want := range map[int]os.FileMode{0o077: 0o600, 0o027: 0o640, 0o022: 0o644} {
 		path := filepath.Join(dir, fmt.Sprintf("report-%o", mask))
 		old := syscall.Umask(mask)
-		r, err := openReport(path)
+		r, err := openOutput(path)
 		o := options{Settings: &config.Settings{Console: path + ".console"}}
 		c, consoleErr := o.openConsole(nil, nil)
 		syscall.Umask(old)

@@ -23,7 +23,7 @@ const codeBroken = 1
 
 func inspectCommand() *cobra.Command {
 	var offset, length config.Size
-	var asJSON bool
+	var asJSON, all bool
 	c := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Decode the ring in a file: a memory image, a core, a recording; or a device tree",
@@ -47,10 +47,11 @@ image of an arm64 guest's RAM; of a device tree alone, what it says of memory is
 			if err != nil {
 				return err
 			}
-			return inspect(c.OutOrStdout(), region, asJSON)
+			return inspect(c.OutOrStdout(), region, asJSON, all)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&all, "all", false, "also what has been read already, from a ring that has not wrapped")
 	c.Flags().Var(&offset, "offset", "where in the file the ring's region starts, or the RAM")
 	c.Flags().Var(&length, "size", "the size of that; all up to the file's end if it is not given")
 	return c
@@ -131,13 +132,16 @@ func ringIn(region *io.SectionReader) (*shm.Snapshot, error) {
 }
 
 // inspect prints what is in an image as far as it can be read.
-func inspect(w io.Writer, region *io.SectionReader, asJSON bool) error {
+func inspect(w io.Writer, region *io.SectionReader, asJSON, all bool) error {
 	out := bufio.NewWriter(w)
 	print := inspectText
 	if asJSON {
 		print = inspectJSON
 	}
 	c := contentsOf(region)
+	if all && c.ring != nil && c.err == nil {
+		c.err = c.ring.Rewind()
+	}
 	readErr, writeErr := print(out, c)
 	if writeErr = errors.Join(writeErr, out.Flush()); writeErr != nil {
 		return fmt.Errorf("writing what was read: %w", writeErr)

@@ -38,7 +38,8 @@ type session struct {
 	signals        chan os.Signal
 	server         *metricsServer
 	view           view
-	reportFile     chan *reportFile // what prepare opened, each as soon as it is open
+	reportFile     chan *outputFile // what prepare opened, each as soon as it is open
+	ringFile       chan *outputFile
 	consoles       chan *console
 	guestEnded     time.Time // when the flush of its output began
 }
@@ -54,7 +55,8 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 		stdout:  report.NewStream(c.OutOrStdout()), stdoutFile: c.OutOrStdout(),
 		stderr: report.NewStream(c.ErrOrStderr()), stderrFile: c.ErrOrStderr(),
 		signals:    make(chan os.Signal, 4),
-		reportFile: make(chan *reportFile, 1),
+		reportFile: make(chan *outputFile, 1),
+		ringFile:   make(chan *outputFile, 1),
 		consoles:   make(chan *console, 1),
 	}
 	signal.Notify(s.signals, syscall.SIGINT, syscall.SIGTERM)
@@ -66,6 +68,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	if o.Grace == 0 {
 		cfg.Grace = -1
 	}
+	cfg.KeepRing = o.Ring != ""
 	cfg.OnMessage = s.view.message
 	cfg.Flush = func(ctx context.Context) uint64 {
 		s.guestEnded = time.Now()
@@ -116,11 +119,18 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 // open opens what is written beside the output. Each may wait for ever, so end takes what there is.
 func (s *session) open() (*console, error) {
 	if s.wantsReportFile() {
-		file, err := openReport(s.Report)
+		file, err := openOutput(s.Report)
 		if err != nil {
 			return nil, fmt.Errorf("--report %q: %w", s.Report, err)
 		}
 		s.reportFile <- file
+	}
+	if s.Ring != "" {
+		file, err := openOutput(s.Ring)
+		if err != nil {
+			return nil, fmt.Errorf("--ring %q: %w", s.Ring, err)
+		}
+		s.ringFile <- file
 	}
 	console, err := s.openConsole(s.stdout, s.stderr)
 	if err == nil {
@@ -181,7 +191,11 @@ func (s *session) end(r *run.Result) int {
 	if file == nil && s.wantsReportFile() && r.Outcome != run.Failed {
 		s.fail(fmt.Sprintf("--report %q: the run ended before it was open", s.Report))
 	}
-	err := s.writeReportBy(ctx, file, r)
+	if err := s.writeRing(ctx, taken(s.ringFile), r); err != nil {
+		code = run.CodeFailed
+		s.fail(fmt.Sprintf("--ring %q: %v", s.Ring, err))
+	}
+	err := by(ctx, func() error { return s.writeReport(file, r) })
 	if lost := s.stdout.Close(ctx); s.Report == "-" {
 		err = errors.Join(err, lost)
 	}
@@ -251,10 +265,10 @@ func (s *session) newView() view {
 	return newLiveView(s.stdout, true, wantsColour(s.stdoutFile))
 }
 
-// writeReportBy is writeReport for as long as ctx allows: a pipe's reader or a disk may be stuck.
-func (s *session) writeReportBy(ctx context.Context, file *reportFile, r *run.Result) error {
+// by does what may wait for ever, for as long as ctx allows: a pipe's reader or a disk may be stuck.
+func by(ctx context.Context, do func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- s.writeReport(file, r) }()
+	go func() { done <- do() }()
 	select {
 	case err := <-done:
 		return err
@@ -263,8 +277,31 @@ func (s *session) writeReportBy(ctx context.Context, file *reportFile, r *run.Re
 	}
 }
 
+// writeRing writes the ring where --ring wants it, with holes where the guest wrote nothing.
+func (s *session) writeRing(ctx context.Context, file *outputFile, r *run.Result) error {
+	if file == nil {
+		return nil
+	}
+	return by(ctx, func() error {
+		defer file.discard()
+		image := r.RingImage
+		if image == nil {
+			return nil // there was no machine, as the outcome says
+		}
+		for _, c := range image.Chunks {
+			if _, err := file.WriteAt(c.Data, int64(c.Offset)); err != nil {
+				return err
+			}
+		}
+		if err := file.Truncate(int64(image.Size)); err != nil {
+			return err
+		}
+		return file.commit()
+	})
+}
+
 // writeReport puts the report where --report wants it; the text of stdout is there already.
-func (s *session) writeReport(file *reportFile, r *run.Result) error {
+func (s *session) writeReport(file *outputFile, r *run.Result) error {
 	write := func(w io.Writer) error {
 		switch s.ReportFormat {
 		case "json":

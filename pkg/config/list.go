@@ -183,6 +183,7 @@ func (l *lister) both() {
 	l.duration(&s.Poll, "poll", monitor.DefaultPoll, minPoll, maxPoll, "how often the ring is read")
 	l.text(&s.Report, "report", "", "file for the report, - for stdout")
 	l.words(&s.ReportFormat, "report-format", "text", "text", "json", "junit")
+	l.text(&s.Ring, "ring", "", "file for the ring as it is at the end, for inspect")
 	l.text(&s.MetricsListen, "metrics-listen", "", "address to serve Prometheus metrics on, such as 127.0.0.1:0")
 	l.duration(&s.MetricsLinger, "metrics-linger", 0, 0, year, "how long to serve them after the run")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")

@@ -34,6 +34,7 @@ type Settings struct {
 	Poll                time.Duration
 	Report              string
 	ReportFormat        string
+	Ring                string
 	MetricsListen       string
 	MetricsLinger       time.Duration
 	LogLevel, LogFormat string

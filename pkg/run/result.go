@@ -47,6 +47,7 @@ type Result struct {
 	TestResults   [][]byte // TEST payloads as they came
 	Console       []byte   // the last 64 KiB
 	Omitted       Omitted
+	RingImage     *RingImage // nil if Config.KeepRing is not set, or there was no machine
 
 	Looks     []Look // at what the guest's CPUs were doing
 	LookError error  // why there is none, or not of all of them

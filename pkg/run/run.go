@@ -108,6 +108,8 @@ type Config struct {
 	// built, and no run waits for it longer than 2 s. If it fails, they are taken from the guest's memory. Nil: the guest
 	// is no Linux, and not looked at.
 	Symbols func() (*introspect.Kernel, error)
+	// KeepRing keeps the ring as it is when the guest has ended, for Result.RingImage.
+	KeepRing bool
 	// Registry gets the run's metrics, which stay valid after the run; each run needs its own. Nil: none.
 	Registry prometheus.Registerer
 	Log      *zap.Logger // nil: nothing is logged
@@ -227,6 +229,9 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	r.lastLook()
+	if r.cfg.KeepRing {
+		r.result.RingImage, err = r.keepRing(err)
+	}
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
 	if closeErr := r.machine.Close(); closeErr != nil {

@@ -15,6 +15,7 @@ var ErrNoRing = errors.New("no ring")
 // takes geometry and positions from the header, as far as they are possible.
 type Snapshot struct {
 	header Header
+	from   uint64 // where the first message is that Drain passes on
 	src    io.ReaderAt
 	avail  uint64 // bytes of data that the image holds, at most the capacity
 
@@ -38,6 +39,7 @@ func NewSnapshot(src io.ReaderAt, size uint64) (*Snapshot, error) {
 		return nil, fmt.Errorf("ring header: %w", err)
 	}
 	s := &Snapshot{header: DecodeHeader(raw), src: src}
+	s.from = s.header.ReadPtr
 	if s.header.Magic != Magic {
 		return s, fmt.Errorf("%w: the magic is 0x%08x, a ring's is 0x%08x", ErrNoRing, s.header.Magic, uint32(Magic))
 	}
@@ -70,7 +72,7 @@ func (s *Snapshot) Drain(fn func(Message) error) error {
 	if !s.plausible() {
 		return &Fault{Kind: BadCapacity, Value: capacity, Limit: MaxCapacity}
 	}
-	pos := s.header.ReadPtr
+	pos := s.from
 	unread, f := checkDistance(pos, s.header.WritePtr, capacity)
 	if f.Kind != NoFault {
 		return &f
@@ -152,5 +154,18 @@ func (s *Snapshot) readAt(dst []byte, off uint64) error {
 		}
 	}
 	copy(dst, s.ahead[off-s.aheadOff:])
+	return nil
+}
+
+// ErrWrapped means that a ring has been written to for longer than it is: where its first messages were there are others.
+var ErrWrapped = errors.New("the ring has wrapped")
+
+// Rewind makes Drain begin with the first message that was ever written, read or not. It fails with ErrWrapped where
+// that is there no more.
+func (s *Snapshot) Rewind() error {
+	if written := s.header.WritePtr; written > uint64(s.header.Capacity) {
+		return fmt.Errorf("%w: 0x%x bytes were written, its capacity is 0x%x", ErrWrapped, written, s.header.Capacity)
+	}
+	s.from = 0
 	return nil
 }

@@ -8,33 +8,33 @@ import (
 	"path/filepath"
 )
 
-// reportFile is a report's file. It is made before the run, so that a path that can't be written
-// is known at once, and takes its name when the report is whole.
-type reportFile struct {
+// outputFile is a file that is written when the run has ended. It is made before the run, so that a path that can't be
+// written is known at once, and takes its name when it is whole.
+type outputFile struct {
 	*os.File
 	path string // what it is renamed to, or "" where it is written in place
 	done bool
 }
 
-// openReport opens a report's file. What is there and is no plain file (a pipe, a device) is
+// openOutput opens such a file. What is there and is no plain file (a pipe, a device) is
 // written in place.
-func openReport(path string) (*reportFile, error) {
+func openOutput(path string) (*outputFile, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		return &reportFile{File: f}, err
+		return &outputFile{File: f}, err
 	}
 	f, err := createTemp(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	return &reportFile{File: f, path: path}, nil
+	return &outputFile{File: f, path: path}, nil
 }
 
 // createTemp makes a file as os.Create does, so that the umask says who may read it; os.CreateTemp's are for their
 // owner alone.
 func createTemp(dir string) (*os.File, error) {
 	for {
-		path := filepath.Join(dir, ".ktstr-vmm-report-"+rand.Text())
+		path := filepath.Join(dir, ".ktstr-vmm-output-"+rand.Text())
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 		if !errors.Is(err, fs.ErrExist) {
 			return f, err
@@ -43,7 +43,7 @@ func createTemp(dir string) (*os.File, error) {
 }
 
 // commit gives the file its name.
-func (r *reportFile) commit() error {
+func (r *outputFile) commit() error {
 	if err := r.Close(); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (r *reportFile) commit() error {
 }
 
 // discard removes a file that was not committed.
-func (r *reportFile) discard() {
+func (r *outputFile) discard() {
 	if r.done {
 		return
 	}
