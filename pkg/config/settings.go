@@ -105,12 +105,14 @@ func (s *Settings) Lookup(key string) *Setting {
 	return s.list[i]
 }
 
-// Set parses a value's texts, of which only a list has more or less than one. An error names the setting.
+// Set parses and checks a value's texts, of which only a list has more or less than one, in the place of an earlier
+// value. An error names the setting.
 func (x *Setting) Set(source string, texts ...string) error {
 	x.Source = source
-	if list, ok := x.Value.(pflag.SliceValue); ok && len(texts) != 1 {
-		x.Changed = true
-		return x.wrap(list.Replace(texts))
+	if list, ok := x.Value.(pflag.SliceValue); ok {
+		if err := list.Replace(nil); err != nil { // Set would add to what an earlier source said
+			return x.wrap(err)
+		}
 	}
 	for _, text := range texts {
 		if err := x.Value.Set(text); err != nil {
