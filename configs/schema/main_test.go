@@ -2,12 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/ktstr/ktstr-vmm/pkg/config"
 )
 
 // The files are what "go run ./configs/schema" writes.
@@ -76,6 +80,36 @@ func TestSchemasOfConfigs(t *testing.T) {
 	} {
 		if err := judged(t, compiled(t, c.schema), c.text); (err == nil) != c.right {
 			t.Errorf("%s of %q: %v", c.schema, c.text, err)
+		}
+	}
+}
+
+// The configs that are shipped name their schema in the first line, are as it says, and are taken by the program.
+func TestShippedConfigs(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "*.yaml"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	commands := map[string]config.Command{"run.json": config.Run, "demo.json": config.Demo}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, _, _ := strings.Cut(string(text), "\n")
+		name, ok := strings.CutPrefix(first, "# yaml-language-server: $schema=schema/")
+		if !ok {
+			t.Errorf("%s begins with %q, which names no schema", file, first)
+			continue
+		}
+		if err := judged(t, compiled(t, name), string(text)); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		if command, ok := commands[name]; ok {
+			s := config.New(command)
+			if err := errors.Join(s.Load([]string{file}, nil), s.Check()); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
