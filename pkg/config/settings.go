@@ -36,6 +36,10 @@ type Settings struct {
 	ReportFormat        string
 	MetricsListen       string
 	MetricsLinger       time.Duration
+	MetricsTextfile     string
+	MetricsPush         string
+	Exporter            string // ExporterAuto, ExporterNone or a socket's path
+	Suite               string
 	LogLevel, LogFormat string
 
 	// Of Run.

@@ -110,7 +110,10 @@ type Config struct {
 	Symbols func() (*introspect.Kernel, error)
 	// Registry gets the run's metrics, which stay valid after the run; each run needs its own. Nil: none.
 	Registry prometheus.Registerer
-	Log      *zap.Logger // nil: nothing is logged
+	// CPUMetrics is for a Registry that is asked while the guest runs: it also gets what the guest's CPUs do, for which
+	// they are looked at at every poll, and the kernel is looked for in the guest's memory.
+	CPUMetrics bool
+	Log        *zap.Logger // nil: nothing is logged
 }
 
 func (c Config) withDefaults() Config {
