@@ -77,8 +77,8 @@ type state struct {
 }
 
 type liveFile struct {
-	*liveRun
-	Families []byte
+	Run      *liveRun
+	Families []byte // delimited protobuf
 }
 
 func openStore(path string, limit int) (*store, error) {
@@ -120,16 +120,17 @@ func (s *store) restore(b []byte) error {
 		return err
 	}
 	now := time.Now()
-	for id, run := range f.Live {
-		if run.liveRun == nil {
+	for id, file := range f.Live {
+		run := file.Run
+		if run == nil {
 			return fmt.Errorf("the run %q has nothing in it", id)
 		}
-		if run.families, err = decodeFamilies(run.Families, maxFamilies); err != nil {
+		if run.families, err = decodeFamilies(file.Families, maxFamilies); err != nil {
 			return err
 		}
 		run.Labels = s.totals.Group(run.Labels)
 		run.orphaned = now
-		s.live[id] = run.liveRun
+		s.live[id] = run
 	}
 	for _, id := range f.Ended {
 		s.remember(id)
