@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -153,7 +154,8 @@ func TestExporterLostRun(t *testing.T) {
 	_ = run.Wait()
 	waitFor(t, url, `runs_total\{.*outcome="lost".*\}`, 1)
 	waitFor(t, url, `runs_running\{.*\}`, 0)
-	if out, err := h.command("exporter").CombinedOutput(); err == nil || !strings.Contains(string(out), "another exporter") {
+	out, err := h.command("exporter", "--web.listen-address", "127.0.0.1:0").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another exporter") {
 		t.Errorf("a second exporter: %v, %s", err, out)
 	}
 	_, format := get(t, url+"/metrics", "application/openmetrics-text;version=1.0.0")
@@ -226,5 +228,100 @@ func TestTextfileAndPush(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "warning: --metrics-textfile") ||
 		!strings.Contains(string(out), "warning: --metrics-push") {
 		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// The units pass systemd's check, and the exporter takes the sockets that systemd gives it.
+func TestExporterSystemd(t *testing.T) {
+	t.Parallel()
+	analyze := testenv.Tool(t, "systemd-analyze")
+	h := newHost(t)
+	var units []string
+	for _, kind := range []string{"service", "socket"} {
+		name := "ktstr-vmm-exporter." + kind
+		unit, err := os.ReadFile(filepath.Join("..", "..", "configs", "systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		unit = []byte(strings.ReplaceAll(string(unit), "/usr/bin/ktstr-vmm", h.program))
+		units = append(units, filepath.Join(h.dir, name))
+		if err := os.WriteFile(units[len(units)-1], unit, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify := append([]string{"verify", "--recursive-errors=no", "--man=no"}, units...)
+	out, err := exec.Command(analyze, verify...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	exporter := h.command("exporter", "--web.systemd-socket")
+	shell := []string{"-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`}
+	cmd := exec.Command("/bin/sh", append(shell, exporter.Args...)...)
+	cmd.Env, cmd.ExtraFiles = exporter.Env, []*os.File{file}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	if text, _ := get(t, "http://"+l.Addr().String()+"/healthz", ""); text != "ok\n" {
+		t.Errorf("%q", text)
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	if code := ends(t, cmd); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// With a web config file the exporter asks for a password. An address beyond loopback without one is warned of.
+func TestExporterAuth(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	web := filepath.Join(h.dir, "web.yml")
+	const hash = "$2a$04$5fxfMwrTl9laOHfZubo8C./833G6Z.uMUL8dvo14gB2WfVhmsmEby" // of "secret"
+	if err := os.WriteFile(web, []byte("basic_auth_users:\n  me: "+hash+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd, url := h.exporter("--web.config.file", web, "--web.listen-address", "127.0.0.1:0")
+	for password, want := range map[string]int{"": 401, "wrong": 401, "secret": 200} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth("me", password)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%q: %s", password, resp.Status)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if code := ends(t, cmd); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, args := range [][]string{{"exporter", "--web.listen-address", "0.0.0.0:0"},
+		{"demo", "--accel", "emulator", "--metrics-listen", "0.0.0.0:0"}} {
+		cmd := h.command(args...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(2*time.Second, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+		ends(t, cmd)
+		if !strings.Contains(stderr.String(), "whoever reaches the address") {
+			t.Errorf("%v: %s", args, stderr.String())
+		}
 	}
 }
