@@ -195,14 +195,15 @@ func TestTextfileAndPush(t *testing.T) {
 		report := filepath.Join(h.dir, fmt.Sprint(i))
 		h.demo("--metrics-textfile", file, "--metrics-push", gateway.URL, "--report", report, "--report-format", "json")
 		var r struct {
-			Ring struct{ Bytes uint64 }
+			Suite string
+			Ring  struct{ Bytes uint64 }
 		}
 		text, err := os.ReadFile(report)
 		if err == nil {
 			err = json.Unmarshal(text, &r)
 		}
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || r.Suite != "s" {
+			t.Fatal(r.Suite, err)
 		}
 		bytes += r.Ring.Bytes
 		if got := <-pushed; got != "PUT /metrics/job/"+tally.Job+"/suite/s" {

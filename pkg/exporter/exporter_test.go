@@ -109,8 +109,8 @@ func until(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// Each scraper sees a new series at 0 first, however rarely it comes, and no scraper sees one fall: not when the exporter
-// is started again either. One that comes later than others sees what it can't know as it is.
+// Each scraper sees a new series at 0 first, however rarely it comes, and no scraper sees one fall, not when the
+// exporter is started again either. One that comes later than others sees what it can't know as it is.
 func TestScrapers(t *testing.T) {
 	dir := folder(t)
 	e := open(t, dir)
@@ -166,7 +166,8 @@ func TestExposition(t *testing.T) {
 	}
 }
 
-// There is one exporter for a socket and for a state, and it says who has it. One that can't go on with its state leaves it.
+// There is one exporter for a socket and for a state, and it says who has it. One that can't go on with its state
+// leaves it.
 func TestRefusals(t *testing.T) {
 	dir := folder(t)
 	e := open(t, dir)

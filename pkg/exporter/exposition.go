@@ -87,8 +87,8 @@ func seriesOf(f *dto.MetricFamily, m *dto.Metric) string {
 	return b.String()
 }
 
-// scraper returns what is known of a scraper. One for which there is no place is shown all values: to show 0 to one that
-// has seen more would count twice.
+// scraper returns what is known of a scraper. One for which there is no place is shown all values: to show 0 to one
+// that has seen more would count twice.
 func (s *store) scraper(who string) *scraper {
 	if x := s.scrapers[who]; x != nil {
 		x.Last = time.Now()

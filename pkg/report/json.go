@@ -21,6 +21,7 @@ type jsonReport struct {
 	Schema        int                 `json:"schema"`
 	ID            string              `json:"id"`
 	Name          string              `json:"name"` // what ran
+	Suite         string              `json:"suite,omitempty"`
 	Version       string              `json:"version"`
 	Arch          string              `json:"arch"`
 	Accelerator   string              `json:"accelerator"`
@@ -138,6 +139,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Schema:        schema,
 		ID:            r.ID,
 		Name:          r.Name,
+		Suite:         r.Suite,
 		Version:       version,
 		Arch:          r.Arch,
 		Accelerator:   r.Accelerator,

@@ -75,6 +75,7 @@ type Config struct {
 	ID         string        // of the run; "": 16 random hex digits
 	Name       string        // what runs in the guest, for reports
 	KernelName string        // for reports and metrics
+	Suite      string        // which the run is one of, for reports
 	Version    string        // of the program, for metrics
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
 	// Grace is how long before the hard deadline, or before a signal stops the machine, the guest is asked to stop by
@@ -154,7 +155,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 		cfg:     cfg,
 		console: &tail{limit: maxConsoleBytes},
 		panic:   newPanicWatch(),
-		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, StartedAt: time.Now()},
+		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, Suite: cfg.Suite, StartedAt: time.Now()},
 	}
 	r.result.describe(cfg.VM)
 	r.scheduler = newSchedulerCollector(r.result, r.since)
