@@ -196,7 +196,7 @@ func FuzzMerge(f *testing.F) {
 			return
 		}
 		s := tally.New(0)
-		if s.Merge([]*dto.MetricFamily{&family}) != nil || s.Merge([]*dto.MetricFamily{&family}) != nil {
+		if s.Merge([]*dto.MetricFamily{&family, &family}) != nil {
 			return
 		}
 		families, _ := s.Gather()
