@@ -20,7 +20,8 @@ type metricsServer struct {
 
 // listenMetrics takes the address at once, so that one that can't be had is known before a run;
 // nobody is answered before serve.
-func listenMetrics(addr string, registry *prometheus.Registry) (*metricsServer, error) {
+func listenMetrics(addr string, run *prometheus.Registry) (*metricsServer, error) {
+	registry := prometheus.NewRegistry() // of this process, whose metrics are in no sum
 	for _, c := range []prometheus.Collector{collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
 		if err := registry.Register(c); err != nil {
@@ -32,8 +33,8 @@ func listenMetrics(addr string, registry *prometheus.Registry) (*metricsServer, 
 		return nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics",
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 8}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(prometheus.Gatherers{run, registry},
+		promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 8}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	return &metricsServer{listener: l, http: &http.Server{
 		Handler:           mux,
@@ -45,6 +46,12 @@ func listenMetrics(addr string, registry *prometheus.Registry) (*metricsServer, 
 }
 
 func (s *metricsServer) url() string { return "http://" + s.listener.Addr().String() + "/metrics" }
+
+// beyondLoopback reports whether other hosts may reach an address.
+func beyondLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && !tcp.IP.IsLoopback()
+}
 
 func (s *metricsServer) serve() {
 	s.ended = make(chan struct{})

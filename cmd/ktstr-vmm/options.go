@@ -33,8 +33,8 @@ func (o *options) register(c *cobra.Command) {
 			f.AddFlag(x.Flag)
 		}
 	}
-	f.StringArrayVar(&o.files, "config", nil, "a YAML file with settings by the names of these flags, which go before it; "+
-		config.EnvPrefix+"… in the environment does, too")
+	f.StringArrayVar(&o.files, "config", nil, "a YAML file with settings by the names of these flags, which go before "+
+		"it; "+config.EnvPrefix+"… in the environment does, too")
 }
 
 // load takes what flags left unsaid from the environment and the files, and judges all values.

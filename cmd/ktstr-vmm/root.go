@@ -45,7 +45,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(),
-		versionCommand())
+		exporterCommand(), versionCommand())
 	return executeCommand(root, args, stdout, stderr)
 }
 

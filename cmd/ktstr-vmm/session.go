@@ -42,6 +42,7 @@ type session struct {
 	ringFile       chan *outputFile
 	consoles       chan *console
 	guestEnded     time.Time // when the flush of its output began
+	sums           sums
 }
 
 // machine describes a machine as far as the kernel goes, and what is to be closed when it is built. What it has to
@@ -77,12 +78,15 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.Memory), uint64(o.ShmSize)
 	cfg.VM.Topology, cfg.VM.Pin = o.Topology, o.Pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
+	cfg.Suite = s.Suite
+	s.sums.prepare(s, &cfg)
 	if err := s.serveMetrics(&cfg); err != nil {
 		s.fail(err.Error())
 		s.close(lastWordsLimit)
 		return &exitError{code: run.CodeFailed}
 	}
 	result := run.Run(c.Context(), cfg)
+	s.sums.publish(s, result)
 	exit := s.end(result)
 	s.linger()
 	if exit == 0 {
@@ -112,6 +116,7 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 	}
 	s.sayPinned(s.log, backend)
 	cfg.Backend, cfg.Console = backend, console.writer()
+	s.sums.arch, s.sums.accelerator = board.Arch(), backend.Name()
 	cfg.Memory, cfg.Reserved, cfg.Topology, cfg.Pin = uint64(s.Memory), uint64(s.ShmSize), s.Topology, s.Pinned
 	return cfg, opened, nil
 }
@@ -154,16 +159,26 @@ func (s *session) serveMetrics(cfg *run.Config) error {
 	if s.MetricsListen == "" {
 		return nil
 	}
-	registry := prometheus.NewRegistry()
+	registry := s.sums.registry
+	if registry == nil {
+		registry = prometheus.NewRegistry()
+	}
 	server, err := listenMetrics(s.MetricsListen, registry)
 	if err != nil {
 		return fmt.Errorf("--metrics-listen %q: %w", s.MetricsListen, err)
 	}
 	s.server = server
-	cfg.Registry = registry
+	cfg.Registry, cfg.CPUMetrics = registry, true
+	started := cfg.OnStart
 	cfg.OnStart = func() {
 		server.serve()
 		s.log.Info("metrics are served", zap.String("url", server.url()))
+		if beyondLoopback(server.listener.Addr()) {
+			s.log.Warn("whoever reaches the address can read the metrics: use 127.0.0.1, or ktstr-vmm exporter with a password")
+		}
+		if started != nil {
+			started()
+		}
 	}
 	return nil
 }

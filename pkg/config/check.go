@@ -3,10 +3,12 @@ package config
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/ktstr/ktstr-vmm/pkg/affinity"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/tally"
 	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -105,6 +107,20 @@ func (s *Settings) checkPin() error {
 	}
 	s.Pinned = allowed[:min(len(allowed), s.Topology.CPUs())]
 	return nil
+}
+
+func (s *Settings) checkPush() error {
+	if s.MetricsPush == "" {
+		return nil
+	}
+	return tally.CheckURL(s.MetricsPush)
+}
+
+func (s *Settings) checkExporter() error {
+	if s.Exporter == ExporterAuto || s.Exporter == ExporterNone || filepath.IsAbs(s.Exporter) {
+		return nil
+	}
+	return fmt.Errorf("it is %s, %s or the absolute path of a socket", ExporterAuto, ExporterNone)
 }
 
 // checkDumps says when a dump is asked for: never where nobody wants it.

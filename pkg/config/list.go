@@ -28,6 +28,12 @@ const (
 // DefaultConsoleLimit is how much of a console is written, in bytes: a guest may write without end.
 const DefaultConsoleLimit = 64 << 20
 
+// The values of exporter that are no path.
+const (
+	ExporterAuto = "auto"
+	ExporterNone = "none"
+)
+
 // KernelIs says what a kernel's path is one of.
 const KernelIs = "a bzImage, a vmlinux or an arm64 Image, or the folder of one: a build tree or an unpacked package"
 
@@ -186,6 +192,13 @@ func (l *lister) both() {
 	l.text(&s.Ring, "ring", "", "file for the ring as it is at the end, for inspect")
 	l.text(&s.MetricsListen, "metrics-listen", "", "address to serve Prometheus metrics on, such as 127.0.0.1:0")
 	l.duration(&s.MetricsLinger, "metrics-linger", 0, 0, year, "how long to serve them after the run")
+	l.text(&s.MetricsTextfile, "metrics-textfile", "",
+		"FILE.prom for node_exporter's textfile collector, to which the run's metrics are added")
+	l.text(&s.MetricsPush, "metrics-push", "",
+		"the URL of a Pushgateway, which gets the run's metrics when it is over").check = s.checkPush
+	l.text(&s.Exporter, "exporter", ExporterAuto,
+		"the socket of ktstr-vmm exporter; auto is where it is by default; none").check = s.checkExporter
+	l.text(&s.Suite, "suite", "", "what metrics of the run, summed over many, have as the label suite")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")
 	l.words(&s.LogFormat, "log-format", "console", "console", "json")
 }

@@ -37,6 +37,10 @@ type Settings struct {
 	Ring                string
 	MetricsListen       string
 	MetricsLinger       time.Duration
+	MetricsTextfile     string
+	MetricsPush         string
+	Exporter            string // ExporterAuto, ExporterNone or a socket's path
+	Suite               string
 	LogLevel, LogFormat string
 
 	// Of Run.

@@ -1,6 +1,8 @@
 package monitor
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -8,6 +10,13 @@ import (
 
 // Namespace is the prefix of all metrics' names.
 const Namespace = "ktstr_vmm"
+
+// How fine native histograms are: the next bucket is at most a tenth wider, until there are so many of them.
+const (
+	NativeFactor  = 1.1
+	NativeBuckets = 160
+	NativeReset   = time.Hour // before a histogram with too many is reset instead
+)
 
 type descs struct {
 	messages, bytes, drops, crcErrors, faults, used, capacity, bellDrains *prometheus.Desc
@@ -34,7 +43,10 @@ func newHistograms() (duration, lateness prometheus.Histogram) {
 	histogram := func(name, help string) prometheus.Histogram {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: Namespace, Name: name, Help: help,
-			Buckets: prometheus.ExponentialBuckets(1e-6, 4, 11), // 1 µs to 1.05 s
+			Buckets:                         prometheus.ExponentialBuckets(1e-6, 4, 11), // 1 µs to 1.05 s
+			NativeHistogramBucketFactor:     NativeFactor,
+			NativeHistogramMaxBucketNumber:  NativeBuckets,
+			NativeHistogramMinResetDuration: NativeReset,
 		})
 	}
 	return histogram("drain_duration_seconds", "Time that a tick took to drain the ring and handle what was in it."),

@@ -22,6 +22,7 @@ type Report struct {
 	Schema        int                 `json:"schema"`
 	ID            string              `json:"id"`
 	Name          string              `json:"name"` // what ran
+	Suite         string              `json:"suite,omitempty"`
 	Version       string              `json:"version"`
 	Arch          string              `json:"arch"`
 	Accelerator   string              `json:"accelerator"`
@@ -49,7 +50,7 @@ type jsonVM struct {
 	Kernel    string       `json:"kernel"`
 	CPUs      int          `json:"cpus"`
 	Topology  jsonTopology `json:"topology"`
-	Pinning   []int        `json:"pinning" jsonschema:"nullable"` // the host CPUs that their threads were pinned to, or null
+	Pinning   []int        `json:"pinning" jsonschema:"nullable"` // the host CPUs of their threads, or null
 	Memory    uint64       `json:"memory_bytes"`
 	ShmBase   string       `json:"shm_base"`
 	ShmSize   uint64       `json:"shm_size"`
@@ -139,6 +140,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		Schema:        schema,
 		ID:            r.ID,
 		Name:          r.Name,
+		Suite:         r.Suite,
 		Version:       version,
 		Arch:          r.Arch,
 		Accelerator:   r.Accelerator,

@@ -129,8 +129,8 @@ func (b *built) watchRing(r *run) error {
 // register shows the run to Prometheus.
 func (r *run) register(cfg vm.Config) error {
 	r.metrics = newMetrics(r.cfg, r.result, r.machine)
-	collectors := []prometheus.Collector{r.monitor, r.metrics}
-	if r.cfg.Symbols != nil {
+	collectors := []prometheus.Collector{r.monitor, r.metrics, monitor.BuildInfo(r.cfg.Version)}
+	if r.cfg.Symbols != nil && r.cfg.CPUMetrics {
 		r.cpuMetrics = newCPUMetrics(r.result.Topology.CPUs())
 		collectors = append(collectors, r.cpuMetrics)
 	}

@@ -31,6 +31,10 @@ func newCPUMetrics(cpus int) *cpuMetrics {
 			Name:      "guest_look_duration_seconds",
 			Help:      "How long a look at all of the guest's CPUs took.",
 			Buckets:   prometheus.ExponentialBuckets(1e-6, 4, 8),
+
+			NativeHistogramBucketFactor:     monitor.NativeFactor,
+			NativeHistogramMaxBucketNumber:  monitor.NativeBuckets,
+			NativeHistogramMinResetDuration: monitor.NativeReset,
 		}),
 		idle: make([]atomic.Uint64, cpus),
 		busy: make([]atomic.Uint64, cpus),

@@ -124,7 +124,7 @@ func TestCPUMetrics(t *testing.T) {
 		}
 	})
 	cfg := f.withKernel(t)
-	cfg.Registry = registry
+	cfg.Registry, cfg.CPUMetrics = registry, true
 	ended(t, t.Context(), cfg, run.NoVerdict)
 	select {
 	case values := <-shown:

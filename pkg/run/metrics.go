@@ -20,7 +20,7 @@ type metrics struct {
 	exits  iter.Seq2[string, uint64] // nil where there are none
 	result atomic.Pointer[Result]    // when the run is over
 
-	ringsDesc, exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc *prometheus.Desc
+	ringsDesc, exitsDesc, memoryDesc, infoDesc, outcomeDesc, durationDesc, startDesc *prometheus.Desc
 }
 
 func newMetrics(cfg Config, r *Result, m Machine) *metrics {
@@ -39,6 +39,7 @@ func newMetrics(cfg Config, r *Result, m Machine) *metrics {
 		infoDesc:     desc("run_info", "The run; always 1.", "id", "version", "arch", "accelerator", "kernel"),
 		outcomeDesc:  desc("run_outcome", "1 for the run's outcome; all 0 while it goes on.", "outcome"),
 		durationDesc: desc("run_duration_seconds", "How long the run has taken so far, or took."),
+		startDesc:    desc("run_start_timestamp_seconds", "When the run was started."),
 	}
 }
 
@@ -55,7 +56,8 @@ func (m *metrics) finish(r *Result) { m.result.Store(r) }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.ringsDesc, m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc} {
+	for _, d := range []*prometheus.Desc{m.ringsDesc, m.memoryDesc, m.infoDesc, m.outcomeDesc, m.durationDesc,
+		m.startDesc} {
 		ch <- d
 	}
 	if m.exits != nil {
@@ -76,6 +78,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(m.ringsDesc, prometheus.CounterValue, float64(m.rings()))
 	gauge(m.memoryDesc, float64(m.memory))
 	gauge(m.infoDesc, 1, m.labels...)
+	gauge(m.startDesc, float64(m.start.UnixMilli())/1e3)
 	duration, outcome := time.Since(m.start), Outcome("")
 	if r := m.result.Load(); r != nil {
 		duration, outcome = r.Duration, r.Outcome

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -82,5 +83,19 @@ func TestRegistryOfAnotherRun(t *testing.T) {
 		default:
 			t.Errorf("%s: the machine is not closed", outcome)
 		}
+	}
+}
+
+// A run's metrics are named and described as promlint asks for.
+func TestMetricsLint(t *testing.T) {
+	f := newFake(t, sends(false, coded(shm.Exit, 0)))
+	f.exits = maps.All(map[string]uint64{"halt": 3})
+	cfg := f.config()
+	registry := prometheus.NewRegistry()
+	cfg.Registry = registry
+	ended(t, t.Context(), cfg, run.Exited)
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil || len(problems) > 0 {
+		t.Error(problems, err)
 	}
 }

@@ -16,6 +16,7 @@ type Result struct {
 	ID        string
 	Name      string // what ran
 	Kernel    string
+	Suite     string // which the run is one of, or ""
 	StartedAt time.Time
 	Duration  time.Duration
 

@@ -75,6 +75,7 @@ type Config struct {
 	ID         string        // of the run; "": 16 random hex digits
 	Name       string        // what runs in the guest, for reports
 	KernelName string        // for reports and metrics
+	Suite      string        // which the run is one of, for reports
 	Version    string        // of the program, for metrics
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
 	// Grace is how long before the hard deadline, or before a signal stops the machine, the guest is asked to stop by
@@ -112,7 +113,10 @@ type Config struct {
 	KeepRing bool
 	// Registry gets the run's metrics, which stay valid after the run; each run needs its own. Nil: none.
 	Registry prometheus.Registerer
-	Log      *zap.Logger // nil: nothing is logged
+	// CPUMetrics is for a Registry that is asked while the guest runs: it also gets what the guest's CPUs do, for which
+	// they are looked at at every poll, and the kernel is looked for in the guest's memory.
+	CPUMetrics bool
+	Log        *zap.Logger // nil: nothing is logged
 }
 
 func (c Config) withDefaults() Config {
@@ -153,7 +157,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 		cfg:     cfg,
 		console: &tail{limit: maxConsoleBytes},
 		panic:   newPanicWatch(),
-		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, StartedAt: time.Now()},
+		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, Suite: cfg.Suite, StartedAt: time.Now()},
 	}
 	r.result.describe(cfg.VM)
 	r.scheduler = newSchedulerCollector(r.result, r.since)

@@ -1,0 +1,72 @@
+package exporter
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Names in the exporter's folder, which is its user's alone.
+const (
+	folderName = "ktstr-vmm"
+	socketName = "exporter.sock"
+	spoolName  = "spool"
+)
+
+// rootFolder is where the exporter of root is, which may have no XDG_RUNTIME_DIR.
+const rootFolder = "/run/" + folderName
+
+// folders are where an exporter's folder can be, the usual one first.
+func folders() (all []string) {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		all = append(all, filepath.Join(dir, folderName))
+	}
+	if os.Geteuid() == 0 {
+		all = append(all, rootFolder)
+	}
+	return all
+}
+
+// Find returns the socket of the exporter on this host, or "" if there never was one: its folder says so.
+func Find() string {
+	for _, dir := range folders() {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() {
+			return filepath.Join(dir, socketName)
+		}
+	}
+	return ""
+}
+
+// DefaultSocket returns where an exporter has its socket by default.
+func DefaultSocket() (string, error) {
+	all := folders()
+	if dir := os.Getenv("RUNTIME_DIRECTORY"); filepath.IsAbs(dir) { // of systemd's unit
+		dir, _, _ = strings.Cut(dir, ":")
+		all = append([]string{dir}, all...)
+	}
+	if len(all) == 0 {
+		return "", errors.New("XDG_RUNTIME_DIR is not set: say where the exporter's socket is to be, with --socket")
+	}
+	return filepath.Join(all[0], socketName), nil
+}
+
+// DefaultState returns where an exporter keeps its state by default.
+func DefaultState() (string, error) {
+	const name = "exporter.state"
+	if dir := os.Getenv("STATE_DIRECTORY"); filepath.IsAbs(dir) { // of systemd's unit
+		dir, _, _ = strings.Cut(dir, ":")
+		return filepath.Join(dir, name), nil
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, folderName, name), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("%w: say where the exporter's state is to be, with --state", err)
+	}
+	return filepath.Join(home, ".local", "state", folderName, name), nil
+}
+
+func spoolOf(socket string) string { return filepath.Join(filepath.Dir(socket), spoolName) }
