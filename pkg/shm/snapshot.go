@@ -157,7 +157,7 @@ func (s *Snapshot) readAt(dst []byte, off uint64) error {
 	return nil
 }
 
-// ErrWrapped means that a ring has been written to for longer than it is: where its first messages were there are others.
+// ErrWrapped means that a ring was written to for longer than it is: where its first messages were there are others.
 var ErrWrapped = errors.New("the ring has wrapped")
 
 // Rewind makes Drain begin with the first message that was ever written, read or not. It fails with ErrWrapped where
