@@ -17,12 +17,14 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
+	"github.com/ktstr/ktstr-vmm/pkg/suite"
 )
 
 // schemas are the files and what is in them.
 var schemas = map[string]any{
 	"run.json":    config.Schema(config.Run),
 	"demo.json":   config.Schema(config.Demo),
+	"suite.json":  suite.Schema(),
 	"report.json": reflected(&report.Report{}),
 }
 

@@ -12,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/ktstr/ktstr-vmm/pkg/config"
+	"github.com/ktstr/ktstr-vmm/pkg/suite"
 )
 
 // The files are what "go run ./configs/schema" writes.
@@ -77,6 +78,11 @@ func TestSchemasOfConfigs(t *testing.T) {
 		{"run.json", "tty: perhaps", false},
 		{"run.json", "stall-rate: -1", false},
 		{"run.json", "scenario: ok", false},
+		{"suite.json", "name: s\nruns: [{scenario: ok, matrix: {cpus: [1, 2]}, expect: {outcome: crash}}]", true},
+		{"suite.json", "name: s\nruns: [{scenario: ok, memory: 12Q}]", false},
+		{"suite.json", "name: s\nruns: [{scenario: ok, report: r.json}]", false},
+		{"suite.json", "name: s\nruns: [{scenario: ok, expect: {outcome: late}}]", false},
+		{"suite.json", "name: s", false},
 	} {
 		if err := judged(t, compiled(t, c.schema), c.text); (err == nil) != c.right {
 			t.Errorf("%s of %q: %v", c.schema, c.text, err)
@@ -108,6 +114,11 @@ func TestShippedConfigs(t *testing.T) {
 		if command, ok := commands[name]; ok {
 			s := config.New(command)
 			if err := errors.Join(s.Load([]string{file}, nil), s.Check()); err != nil {
+				t.Error(err)
+			}
+		}
+		if name == "suite.json" {
+			if _, err := suite.Open(file, nil); err != nil {
 				t.Error(err)
 			}
 		}

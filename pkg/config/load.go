@@ -186,7 +186,7 @@ func meant(word string) string {
 
 // Nearest returns the word that a misspelt one is most like, or "" if none is near.
 func Nearest(wrong string, words []string) string {
-	best, least := "", max(len(wrong)/3, 1)+1
+	best, least := "", max(len(wrong)/3, min(len(wrong)/2, 2))+1
 	for _, w := range words {
 		if d := levenshtein.ComputeDistance(strings.ToLower(wrong), w); d < least {
 			best, least = w, d
