@@ -98,45 +98,45 @@ runs:
 // What is wrong is one line that says where, and what would be right.
 func TestBadFiles(t *testing.T) {
 	const head = "name: s\nruns:\n"
-	for text, want := range map[string]string{
-		"":                                 " is empty; it has name and runs",
-		"runs: [{scenario: ok}]":           ":1: name is missing",
-		"name: s":                          ":1: runs is missing: a list of what to run",
-		"name: s\nruns: {scenario: ok}":    ":2: runs is missing: a list of what to run",
-		"name: s\nruns: []":                ":2: runs is missing",
-		"name: ''\nruns: []":               `:1: name "": it is one line of text`,
-		"name: s\nrun: []":                 `:2: "run" is no key here; did you mean runs?`,
-		"name: s\ndefaults: [a]":           ":2: defaults: keys and values are expected",
-		"name: s\ndefaults: {memroy: 64M}": `:2: "memroy" is no key here; did you mean memory?`,
-		"name: s\ndefaults: {memory: 12Q}\n" + head[8:] + "- {scenario: ok}": `:2: memory "12Q": a size is`,
-		head + "- ok":                                                                 ":3: a run is keys and values",
-		head + "- {scenario: ok, lables: [a]}":                                        `:3: "lables" is no key here; did you mean labels?`,
-		head + "- scenario: ok\n  cpu: 2":                                             `:4: "cpu" is no key here; did you mean cpus?`,
-		head + "- scenario: dance":                                                    `:3: scenario dance: no such scenario: "dance"`,
-		head + "- scenario: ok\n  report: r.json":                                     ":4: report is the suite's to set, for each run",
-		head + "- scenario: ok\n  expect: timeout":                                    ":4: expect: keys and values are expected",
-		head + "- scenario: ok\n  expect: {outcome: late}":                            `:4: outcome "late": it is one of [exited`,
-		head + "- scenario: ok\n  expect: {exit-code: 256}":                           `:4: exit-code "256": it is a number from 0 to 255`,
-		head + "- scenario: ok\n  expect: {exitcode: 1}":                              `:4: "exitcode" is no key here; did you mean exit-code?`,
-		head + "- scenario: ok\n  matrix: [1]":                                        ":4: matrix: keys with lists of values are expected",
-		head + "- scenario: ok\n  matrix: {cpus: 2}":                                  ":4: matrix: cpus: a list of values is expected",
-		head + "- scenario: ok\n  matrix: {cpus: []}":                                 ":4: matrix: cpus: a list of values is expected",
-		head + "- scenario: ok\n  matrix: {cpus: [1, 99]}":                            ":4: cpus 99: 99 processors, it can be 1 to 32",
-		head + "- scenario: ok\n  matrix: {cpsu: [1]}":                                `:4: "cpsu" is no key here; did you mean cpus?`,
-		head + "- scenario: ok\n- scenario: ok":                                       `:3: there are two runs with the name "ok"`,
-		head + "- kernel: vmlinuz":                                                    ":3: a run has a scenario, or a kernel and a command",
-		head + "- command: [uname]":                                                   ":3: a run has a scenario, or a kernel and a command",
-		head + "- {scenario: ok, kernel: vmlinuz}":                                    ":3: kernel is a setting of run, not of demo",
-		head + "- {name: [a], scenario: ok}":                                          `:3: name "a": it is one line of text`,
-		head + "- {name: \"a\\nb\", scenario: ok}":                                    `: it is one line of text`,
-		head + "- {scenario: ok, labels: {a: b}}":                                     ":3: a mapping, where a value or a list",
-		head + "- {scenario: ok, cpus: 4, numa: 2}":                                   ":3: numa 2: bad topology",
-		head + "- {scenario: ok, scenario: fail}":                                     ":3: scenario is there already",
-		head + "- {scenario: ok, matrix: {cpus: " + many + ", memory: " + many + "}}": ":3: a suite has at most 10000 runs",
+	for _, c := range []struct{ text, want string }{
+		{"", " is empty; it has name and runs"},
+		{"runs: [{scenario: ok}]", ":1: name is missing"},
+		{"name: s", ":1: runs is missing: a list of what to run"},
+		{"name: s\nruns: {scenario: ok}", ":2: runs is missing: a list of what to run"},
+		{"name: s\nruns: []", ":2: runs is missing"},
+		{"name: ''\nruns: []", `:1: name "": it is one line of text`},
+		{"name: s\nrun: []", `:2: "run" is no key here; did you mean runs?`},
+		{"name: s\ndefaults: [a]", ":2: defaults: keys and values are expected"},
+		{"name: s\ndefaults: {memroy: 64M}", `:2: "memroy" is no key here; did you mean memory?`},
+		{"name: s\ndefaults: {memory: 12Q}\n" + head[8:] + "- {scenario: ok}", `:2: memory "12Q": a size is`},
+		{head + "- ok", ":3: a run is keys and values"},
+		{head + "- {scenario: ok, lables: [a]}", `:3: "lables" is no key here; did you mean labels?`},
+		{head + "- scenario: ok\n  cpu: 2", `:4: "cpu" is no key here; did you mean cpus?`},
+		{head + "- scenario: dance", `:3: scenario dance: no such scenario: "dance"`},
+		{head + "- scenario: ok\n  report: r.json", ":4: report is the suite's to set, for each run"},
+		{head + "- scenario: ok\n  expect: timeout", ":4: expect: keys and values are expected"},
+		{head + "- scenario: ok\n  expect: {outcome: late}", `:4: outcome "late": it is one of [exited`},
+		{head + "- scenario: ok\n  expect: {exit-code: 256}", `:4: exit-code "256": it is a number from 0 to 255`},
+		{head + "- scenario: ok\n  expect: {exitcode: 1}", `:4: "exitcode" is no key here; did you mean exit-code?`},
+		{head + "- scenario: ok\n  matrix: [1]", ":4: matrix: keys with lists of values are expected"},
+		{head + "- scenario: ok\n  matrix: {cpus: 2}", ":4: matrix: cpus: a list of values is expected"},
+		{head + "- scenario: ok\n  matrix: {cpus: []}", ":4: matrix: cpus: a list of values is expected"},
+		{head + "- scenario: ok\n  matrix: {cpus: [1, 99]}", ":4: cpus 99: 99 processors, it can be 1 to 32"},
+		{head + "- scenario: ok\n  matrix: {cpsu: [1]}", `:4: "cpsu" is no key here; did you mean cpus?`},
+		{head + "- scenario: ok\n- scenario: ok", `:3: there are two runs with the name "ok"`},
+		{head + "- kernel: vmlinuz", ":3: a run has a scenario, or a kernel and a command"},
+		{head + "- command: [uname]", ":3: a run has a scenario, or a kernel and a command"},
+		{head + "- {scenario: ok, kernel: vmlinuz}", ":3: kernel is a setting of run, not of demo"},
+		{head + "- {name: [a], scenario: ok}", `:3: name "a": it is one line of text`},
+		{head + "- {name: \"a\\nb\", scenario: ok}", `: it is one line of text`},
+		{head + "- {scenario: ok, labels: {a: b}}", ":3: a mapping, where a value or a list"},
+		{head + "- {scenario: ok, cpus: 4, numa: 2}", ":3: numa 2: bad topology"},
+		{head + "- {scenario: ok, scenario: fail}", ":3: scenario is there already"},
+		{head + "- {scenario: ok, matrix: {cpus: " + many + ", memory: " + many + "}}", ":3: a suite has at most 10000 runs"},
 	} {
-		_, name, err := opened(t, text)
-		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), want) {
-			t.Errorf("%.200q: %v, want %s", text, err, want)
+		_, name, err := opened(t, c.text)
+		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%.200q: %v, want %s", c.text, err, c.want)
 		}
 	}
 }
