@@ -158,6 +158,12 @@ func TestExporterLostRun(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "another exporter") {
 		t.Errorf("a second exporter: %v, %s", err, out)
 	}
+	text, _ := get(t, url+"/metrics", "")
+	check := exec.Command(testenv.Tool(t, "promtool"), "check", "metrics")
+	check.Stdin = strings.NewReader(text)
+	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool check metrics: %v\n%s", err, out)
+	}
 	_, format := get(t, url+"/metrics", "application/openmetrics-text;version=1.0.0")
 	if !strings.HasPrefix(format, "application/openmetrics-text") {
 		t.Error(format)
@@ -314,15 +320,23 @@ func TestExporterAuth(t *testing.T) {
 	for _, args := range [][]string{{"exporter", "--web.listen-address", "0.0.0.0:0"},
 		{"demo", "--accel", "emulator", "--metrics-listen", "0.0.0.0:0"}} {
 		cmd := h.command(args...)
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		if err := cmd.Start(); err != nil {
+		stderr, err := cmd.StderrPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(2*time.Second, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
-		ends(t, cmd)
-		if !strings.Contains(stderr.String(), "whoever reaches the address") {
-			t.Errorf("%v: %s", args, stderr.String())
+		said := ""
+		for lines := bufio.NewScanner(stderr); !strings.Contains(said, "whoever reaches the address"); {
+			if !lines.Scan() {
+				t.Errorf("%v: %s", args, said)
+				break
+			}
+			said += lines.Text() + "\n"
 		}
+		_ = cmd.Process.Signal(syscall.SIGTERM) // a demo may have ended by itself
+		go func() { _, _ = io.Copy(io.Discard, stderr) }()
+		ends(t, cmd)
 	}
 }
