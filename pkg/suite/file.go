@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -71,10 +72,11 @@ type reader struct {
 	environ  []string
 	defaults *yaml.Node // nil if there are none
 	suite    *Suite
+	names    map[string]bool // of its runs
 }
 
 func read(d *config.Document, environ []string) (*Suite, error) {
-	r := &reader{Document: d, environ: environ, suite: &Suite{}}
+	r := &reader{Document: d, environ: environ, suite: &Suite{}, names: map[string]bool{}}
 	if d.Root == nil {
 		return nil, fmt.Errorf("%w: %s is empty; it has name and runs", config.ErrFile, d.Name)
 	}
@@ -106,7 +108,7 @@ func read(d *config.Document, environ []string) (*Suite, error) {
 			return nil, err
 		}
 	}
-	return r.suite, r.checkNames(runs)
+	return r.suite, nil
 }
 
 // word is a value that is a name: one line that is not empty.
@@ -228,10 +230,12 @@ func (r *reader) expect(n *yaml.Node) (Expect, error) {
 				return e, r.Errorf(value, "outcome %q: it is one of %v", text, run.Outcomes())
 			}
 		case key.Value == "exit-code":
-			e.ExitCode = new(int)
-			if _, err := fmt.Sscanf(text, "%d", e.ExitCode); err != nil || *e.ExitCode < 0 || *e.ExitCode > 255 {
+			code, err := strconv.ParseUint(text, 10, 8)
+			if err != nil {
 				return e, r.Errorf(value, "exit-code %q: it is a number from 0 to 255", text)
 			}
+			e.ExitCode = new(int)
+			*e.ExitCode = int(code)
 		default:
 			return e, r.unknown(key, []string{"outcome", "exit-code"})
 		}
@@ -286,6 +290,10 @@ func (r *reader) expand(n *yaml.Node, e *entry, chosen []pair) error {
 	}
 	x.Name = cmp.Or(x.Name, x.what())
 	x.Name += variant(chosen)
+	if r.names[x.Name] {
+		return r.Errorf(n, "there is a run with the name %q already: give this one another", x.Name)
+	}
+	r.names[x.Name] = true
 	r.suite.Runs = append(r.suite.Runs, x)
 	return nil
 }
@@ -362,18 +370,6 @@ func variant(chosen []pair) string {
 		all = append(all, p.key.Value+"="+strings.Join(texts, " "))
 	}
 	return "[" + strings.Join(all, ",") + "]"
-}
-
-// checkNames refuses names that are there twice.
-func (r *reader) checkNames(runs *yaml.Node) error {
-	seen := map[string]bool{}
-	for _, x := range r.suite.Runs {
-		if seen[x.Name] {
-			return r.Errorf(runs, "there are two runs with the name %q: give them a name", x.Name)
-		}
-		seen[x.Name] = true
-	}
-	return nil
 }
 
 // Schema returns the JSON Schema of suites' files, for encoding/json.

@@ -1,6 +1,7 @@
 package suite_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,13 +118,16 @@ func TestBadFiles(t *testing.T) {
 		{head + "- scenario: ok\n  expect: timeout", ":4: expect: keys and values are expected"},
 		{head + "- scenario: ok\n  expect: {outcome: late}", `:4: outcome "late": it is one of [exited`},
 		{head + "- scenario: ok\n  expect: {exit-code: 256}", `:4: exit-code "256": it is a number from 0 to 255`},
+		{head + "- scenario: ok\n  expect: {exit-code: 3abc}", `:4: exit-code "3abc": it is a number from 0 to 255`},
+		{head + "- scenario: ok\n  expect: {exit-code: 0x10}", `:4: exit-code "0x10": it is a number from 0 to 255`},
+		{head + "- scenario: ok\n  expect: {exit-code: -1}", `:4: exit-code "-1": it is a number from 0 to 255`},
 		{head + "- scenario: ok\n  expect: {exitcode: 1}", `:4: "exitcode" is no key here; did you mean exit-code?`},
 		{head + "- scenario: ok\n  matrix: [1]", ":4: matrix: keys with lists of values are expected"},
 		{head + "- scenario: ok\n  matrix: {cpus: 2}", ":4: matrix: cpus: a list of values is expected"},
 		{head + "- scenario: ok\n  matrix: {cpus: []}", ":4: matrix: cpus: a list of values is expected"},
 		{head + "- scenario: ok\n  matrix: {cpus: [1, 99]}", ":4: cpus 99: 99 processors, it can be 1 to 32"},
 		{head + "- scenario: ok\n  matrix: {cpsu: [1]}", `:4: "cpsu" is no key here; did you mean cpus?`},
-		{head + "- scenario: ok\n- scenario: ok", `:3: there are two runs with the name "ok"`},
+		{head + "- scenario: ok\n- scenario: ok", `:4: there is a run with the name "ok" already`},
 		{head + "- kernel: vmlinuz", ":3: a run has a scenario, or a kernel and a command"},
 		{head + "- command: [uname]", ":3: a run has a scenario, or a kernel and a command"},
 		{head + "- {scenario: ok, kernel: vmlinuz}", ":3: kernel is a setting of run, not of demo"},
@@ -132,7 +136,7 @@ func TestBadFiles(t *testing.T) {
 		{head + "- {scenario: ok, labels: {a: b}}", ":3: a mapping, where a value or a list"},
 		{head + "- {scenario: ok, cpus: 4, numa: 2}", ":3: numa 2: bad topology"},
 		{head + "- {scenario: ok, scenario: fail}", ":3: scenario is there already"},
-		{head + "- {scenario: ok, matrix: {cpus: " + many + ", memory: " + many + "}}", ":3: a suite has at most 10000 runs"},
+		{head + "- {scenario: ok, matrix: {timeout: " + many + ", grace: " + many + "}}", ":3: a suite has at most 10000"},
 	} {
 		_, name, err := opened(t, c.text)
 		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), c.want) {
@@ -141,5 +145,11 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// many are a hundred and one values that are as good as 1.
-var many = "[" + strings.Repeat("1, ", 100) + "1]"
+// many are a hundred and one durations.
+var many = func() string {
+	all := make([]string, 101)
+	for i := range all {
+		all[i] = fmt.Sprintf("%ds", i+1)
+	}
+	return "[" + strings.Join(all, ", ") + "]"
+}()
