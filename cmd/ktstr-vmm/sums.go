@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -43,9 +41,7 @@ func (m *sums) prepare(s *session, cfg *run.Config) {
 	}
 	m.registry = prometheus.NewRegistry()
 	cfg.Registry = m.registry
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // crypto/rand never fails
-	cfg.ID = hex.EncodeToString(id[:])
+	cfg.ID = run.NewID()
 	if m.socket == "" {
 		return
 	}
@@ -89,12 +85,12 @@ func (s *session) deliver(sum *tally.Tally) {
 	ctx, cancel := context.WithTimeout(context.Background(), sumsLimit)
 	defer cancel()
 	failed := make(chan error, 2) // both have room: a file system may never answer
-	waiting := map[string]string{}
+	waiting := 0
 	begin := func(flag, value string, f func() error) {
 		if value == "" {
 			return
 		}
-		waiting[flag] = value
+		waiting++
 		go func() {
 			err := f()
 			if err != nil {
@@ -106,7 +102,8 @@ func (s *session) deliver(sum *tally.Tally) {
 	begin("--metrics-textfile", s.MetricsTextfile, func() error { return sum.AddToTextfile(ctx, s.MetricsTextfile) })
 	begin("--metrics-push", s.MetricsPush, func() error { return sum.Push(ctx, s.MetricsPush, s.Suite) })
 	const warning = "warning: %v; the run's outcome is what it was"
-	for range len(waiting) {
+	late := time.After(sumsLimit + sumsLimit/10) // ctx has ended what can be ended
+	for range waiting {
 		select {
 		case err := <-failed:
 			if err != nil {
@@ -115,7 +112,7 @@ func (s *session) deliver(sum *tally.Tally) {
 		case <-s.signals:
 			s.fail("warning: not all of the metrics were delivered before the signal")
 			return
-		case <-time.After(sumsLimit + sumsLimit/10): // ctx has ended the rest
+		case <-late:
 			s.fail(fmt.Sprintf("warning: not all of the metrics were delivered within %v", sumsLimit))
 			return
 		}

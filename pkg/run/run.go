@@ -72,7 +72,7 @@ type Config struct {
 	// NewMachine builds the machine; nil: vm.New.
 	NewMachine func(vm.Config) (Machine, error)
 
-	ID         string        // of the run; "": 16 random hex digits
+	ID         string        // of the run; "": a NewID
 	Name       string        // what runs in the guest, for reports
 	KernelName string        // for reports and metrics
 	Suite      string        // which the run is one of, for reports
@@ -130,9 +130,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	if c.ID == "" {
-		var b [8]byte
-		_, _ = rand.Read(b[:]) // crypto/rand never fails
-		c.ID = hex.EncodeToString(b[:])
+		c.ID = NewID()
 	}
 	if c.Timeout == 0 {
 		c.Timeout = DefaultTimeout
@@ -147,6 +145,13 @@ func (c Config) withDefaults() Config {
 		c.Log = zap.NewNop()
 	}
 	return c
+}
+
+// NewID returns an ID for a run: 16 random hex digits.
+func NewID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails
+	return hex.EncodeToString(b[:])
 }
 
 // Run runs a guest to its end and returns the result. It never returns nil: if something keeps the run from happening,
