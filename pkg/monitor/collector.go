@@ -13,9 +13,9 @@ const Namespace = "ktstr_vmm"
 
 // How fine native histograms are: the next bucket is at most a tenth wider, until there are so many of them.
 const (
-	NativeFactor  = 1.1
+	nativeFactor  = 1.1
 	NativeBuckets = 160
-	NativeReset   = time.Hour // before a histogram with too many is reset instead
+	nativeReset   = time.Hour // before a histogram with too many is reset instead
 )
 
 type descs struct {
@@ -41,16 +41,21 @@ func newDescs() descs {
 
 func newHistograms() (duration, lateness prometheus.Histogram) {
 	histogram := func(name, help string) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: Namespace, Name: name, Help: help,
-			Buckets:                         prometheus.ExponentialBuckets(1e-6, 4, 11), // 1 µs to 1.05 s
-			NativeHistogramBucketFactor:     NativeFactor,
-			NativeHistogramMaxBucketNumber:  NativeBuckets,
-			NativeHistogramMinResetDuration: NativeReset,
-		})
+		return NewHistogram(name, help, prometheus.ExponentialBuckets(1e-6, 4, 11)) // 1 µs to 1.05 s
 	}
 	return histogram("drain_duration_seconds", "Time that a tick took to drain the ring and handle what was in it."),
 		histogram("poll_late_seconds", "How late a tick came.")
+}
+
+// NewHistogram returns a histogram of ours, with classic buckets of these bounds and with native ones.
+func NewHistogram(name, help string, bounds []float64) prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: Namespace, Name: name, Help: help,
+		Buckets:                         bounds,
+		NativeHistogramBucketFactor:     nativeFactor,
+		NativeHistogramMaxBucketNumber:  NativeBuckets,
+		NativeHistogramMinResetDuration: nativeReset,
+	})
 }
 
 // Describe implements prometheus.Collector.

@@ -26,16 +26,8 @@ func newCPUMetrics(cpus int) *cpuMetrics {
 		return prometheus.NewDesc(prometheus.BuildFQName(monitor.Namespace, "guest_cpu", name), help, labels, nil)
 	}
 	return &cpuMetrics{
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: monitor.Namespace,
-			Name:      "guest_look_duration_seconds",
-			Help:      "How long a look at all of the guest's CPUs took.",
-			Buckets:   prometheus.ExponentialBuckets(1e-6, 4, 8),
-
-			NativeHistogramBucketFactor:     monitor.NativeFactor,
-			NativeHistogramMaxBucketNumber:  monitor.NativeBuckets,
-			NativeHistogramMinResetDuration: monitor.NativeReset,
-		}),
+		duration: monitor.NewHistogram("guest_look_duration_seconds",
+			"How long a look at all of the guest's CPUs took.", prometheus.ExponentialBuckets(1e-6, 4, 8)),
 		idle: make([]atomic.Uint64, cpus),
 		busy: make([]atomic.Uint64, cpus),
 		looksDesc: desc("looks_total", "How often the CPU was looked at from outside, and what it was doing.",

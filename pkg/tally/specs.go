@@ -50,13 +50,7 @@ func listSpecs() map[string]spec {
 
 // observed is a histogram of one run's duration.
 func observed(d time.Duration) *dto.Histogram {
-	h := prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name:                            runsDuration,
-		Buckets:                         prometheus.ExponentialBuckets(0.125, 2, 14), // to 1024 s
-		NativeHistogramBucketFactor:     monitor.NativeFactor,
-		NativeHistogramMaxBucketNumber:  monitor.NativeBuckets,
-		NativeHistogramMinResetDuration: monitor.NativeReset,
-	})
+	h := monitor.NewHistogram("runs_duration_seconds", "", prometheus.ExponentialBuckets(0.125, 2, 14)) // to 1024 s
 	h.Observe(d.Seconds())
 	var m dto.Metric
 	if err := h.Write(&m); err != nil {
