@@ -141,21 +141,22 @@ func (s *Settings) variable(name string) (*Setting, error) {
 	if x := s.Lookup(key); x != nil && !x.NoFlag {
 		return x, nil
 	}
-	if s.other().Lookup(key) != nil && key != "command" {
+	if x := s.other().Lookup(key); x != nil && !x.NoFlag {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("%s in the environment: no setting has this name%s", name, meant(EnvOf(Nearest(key, s.keys()))))
+	near := nearest(key, slices.DeleteFunc(s.keys(), func(key string) bool { return s.Lookup(key).NoFlag }))
+	if near != "" {
+		near = envOf(near)
+	}
+	return nil, fmt.Errorf("%s in the environment: no setting has this name%s", name, meant(near))
 }
 
 func keyOf(name string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, EnvPrefix)), "_", "-")
 }
 
-// EnvOf returns the name of the environment variable for a key; "" for none.
-func EnvOf(key string) string {
-	if key == "" {
-		return ""
-	}
+// envOf returns the name of the environment variable for a key.
+func envOf(key string) string {
 	return EnvPrefix + strings.ReplaceAll(strings.ToUpper(key), "-", "_")
 }
 
@@ -174,8 +175,11 @@ func (s *Settings) unknown(key string) error {
 	if s.other().Lookup(key) != nil {
 		return fmt.Errorf("%s is a setting of %v, not of %v", key, Run|Demo^s.command, s.command)
 	}
-	return fmt.Errorf("%q is no setting%s", key, meant(Nearest(key, s.keys())))
+	return fmt.Errorf("%q is no setting%s", key, DidYouMean(key, s.keys()))
 }
+
+// DidYouMean is the end of an error about a misspelt word, and names the one that it is most like; "" if none is near.
+func DidYouMean(wrong string, words []string) string { return meant(nearest(wrong, words)) }
 
 func meant(word string) string {
 	if word == "" {
@@ -184,8 +188,8 @@ func meant(word string) string {
 	return "; did you mean " + word + "?"
 }
 
-// Nearest returns the word that a misspelt one is most like, or "" if none is near.
-func Nearest(wrong string, words []string) string {
+// nearest returns the word that a misspelt one is most like, or "" if none is near.
+func nearest(wrong string, words []string) string {
 	best, least := "", max(len(wrong)/3, min(len(wrong)/2, 2))+1
 	for _, w := range words {
 		if d := levenshtein.ComputeDistance(strings.ToLower(wrong), w); d < least {

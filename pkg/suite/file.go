@@ -71,12 +71,13 @@ type reader struct {
 	*config.Document
 	environ  []string
 	defaults *yaml.Node // nil if there are none
+	known    []string   // settings' keys
 	suite    *Suite
 	names    map[string]bool // of its runs
 }
 
 func read(d *config.Document, environ []string) (*Suite, error) {
-	r := &reader{Document: d, environ: environ, suite: &Suite{}, names: map[string]bool{}}
+	r := &reader{Document: d, environ: environ, known: settingKeys(), suite: &Suite{}, names: map[string]bool{}}
 	if d.Root == nil {
 		return nil, fmt.Errorf("%w: %s is empty; it has name and runs", config.ErrFile, d.Name)
 	}
@@ -125,11 +126,7 @@ func (r *reader) word(key, value *yaml.Node) (string, error) {
 
 // unknown says that a key is none of these.
 func (r *reader) unknown(key *yaml.Node, known []string) error {
-	hint := ""
-	if near := config.Nearest(key.Value, known); near != "" {
-		hint = "; did you mean " + near + "?"
-	}
-	return r.Errorf(key, "%q is no key here%s", key.Value, hint)
+	return r.Errorf(key, "%q is no key here%s", key.Value, config.DidYouMean(key.Value, known))
 }
 
 // settingKeys are the keys of both commands' settings that a suite's file can have.
@@ -148,21 +145,20 @@ func (r *reader) checkDefaults(n *yaml.Node) error {
 	if n.Kind != yaml.MappingNode {
 		return r.Errorf(n, "defaults: keys and values are expected, as in defaults: {memory: 512M}")
 	}
-	known := settingKeys()
 	for key := range config.Pairs(n) {
-		if err := r.checkSetting(key, known); err != nil {
+		if err := r.checkSetting(key); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *reader) checkSetting(key *yaml.Node, known []string) error {
+func (r *reader) checkSetting(key *yaml.Node) error {
 	switch {
 	case slices.Contains(own, key.Value):
 		return r.Errorf(key, "%s is the suite's to set, for each run", key.Value)
-	case !slices.Contains(known, key.Value):
-		return r.unknown(key, append(known, runKeys...))
+	case !slices.Contains(r.known, key.Value):
+		return r.unknown(key, slices.Concat(r.known, runKeys))
 	}
 	return nil
 }
@@ -185,7 +181,6 @@ func (r *reader) entry(n *yaml.Node) error {
 		return r.Errorf(n, "a run is keys and values, as in {name: first, scenario: ok}")
 	}
 	e := entry{expect: Expect{Outcome: run.Exited}}
-	known := settingKeys()
 	for key, value := range config.Pairs(n) {
 		var err error
 		switch key.Value {
@@ -198,9 +193,9 @@ func (r *reader) entry(n *yaml.Node) error {
 		case "expect":
 			e.expect, err = r.expect(value)
 		case "matrix":
-			e.axes, err = r.matrix(value, known)
+			e.axes, err = r.matrix(value)
 		default:
-			err = r.checkSetting(key, known)
+			err = r.checkSetting(key)
 			e.settings = append(e.settings, pair{key, value})
 		}
 		if err != nil {
@@ -244,12 +239,12 @@ func (r *reader) expect(n *yaml.Node) (Expect, error) {
 }
 
 // matrix reads the values of each of a matrix's keys.
-func (r *reader) matrix(n *yaml.Node, known []string) (axes [][]pair, err error) {
+func (r *reader) matrix(n *yaml.Node) (axes [][]pair, err error) {
 	if n.Kind != yaml.MappingNode {
 		return nil, r.Errorf(n, "matrix: keys with lists of values are expected, as in matrix: {cpus: [1, 2]}")
 	}
 	for key, values := range config.Pairs(n) {
-		if err := r.checkSetting(key, known); err != nil {
+		if err := r.checkSetting(key); err != nil {
 			return nil, err
 		}
 		if values.Kind != yaml.SequenceNode || len(values.Content) == 0 {
