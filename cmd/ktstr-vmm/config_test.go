@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -127,6 +129,24 @@ func TestBadConfigs(t *testing.T) {
 	}
 }
 
+// A pipe that nobody writes to holds nothing up for ever.
+func TestConfigWithoutWriter(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	start := time.Now()
+	code := execute([]string{"demo", "--config", pipe}, &stdout, &stderr)
+	if took := time.Since(start); code != 125 || took > hangLimit || !strings.Contains(stderr.String(), pipe+" was not read") {
+		t.Errorf("exit code %d after %v: %s", code, took, stderr.String())
+	}
+	if w, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil { // who waits for it, waits no more
+		_ = w.Close()
+	}
+}
+
 // Every setting that is a flag is explained in the README, by its name.
 func TestReadmeHasFlags(t *testing.T) {
 	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
@@ -152,9 +172,13 @@ func TestReportsMatchTheirSchema(t *testing.T) {
 	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		for scenario, code := range map[string]int{"ok": 0, "fail": 3, "crash": 122, "sched-exit": 121, "silent": 120,
 			"hostile,lie=length": 123, "hang": 124} {
+			timeout := "60s"
+			if scenario == "hang" {
+				timeout = "3s"
+			}
 			var report, stderr bytes.Buffer
 			got := execute([]string{"demo", "--config", filepath.Join(configs, "demo.yaml"), "--arch", m.Arch, "--accel",
-				m.Backend.Name(), "--scenario", scenario, "--timeout", "3s", "--grace", "0", "--report", "-",
+				m.Backend.Name(), "--scenario", scenario, "--timeout", timeout, "--grace", "0", "--report", "-",
 				"--report-format", "json"}, &report, &stderr)
 			if got != code {
 				t.Errorf("%s: exit code %d, want %d: %s", scenario, got, code, stderr.String())

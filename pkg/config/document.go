@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -15,6 +16,9 @@ import (
 
 // maxFile is how large a config file can be, in bytes.
 const maxFile = 1 << 20
+
+// readLimit is how long a file is waited for: no deadline is known before it is read.
+const readLimit = 5 * time.Second
 
 // ErrFile is what is no config file: no YAML, too large, or not a mapping of keys.
 var ErrFile = errors.New("no config file")
@@ -25,18 +29,36 @@ type Document struct {
 	Root *yaml.Node // a mapping; nil if the document is empty
 }
 
-// Open reads a file of at most 1 MiB. It fails with ErrFile.
+// Open reads a file of at most 1 MiB, for 5 s at most. It fails with ErrFile.
 func Open(name string) (*Document, error) {
+	type content struct {
+		text []byte
+		err  error
+	}
+	read := make(chan content, 1)
+	go func() {
+		text, err := readFile(name)
+		read <- content{text, err}
+	}()
+	select {
+	case c := <-read:
+		if c.err != nil {
+			return nil, c.err
+		}
+		return Parse(name, c.text)
+	case <-time.After(readLimit):
+		return nil, fmt.Errorf("%w: %s was not read within %v", ErrFile, name, readLimit)
+	}
+}
+
+// readFile reads what is more than a file can have, at most. It waits for a pipe's writer, or a file system, for ever.
+func readFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	return Parse(name, text)
+	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }
 
 // Parse reads what a file has. It fails with ErrFile.
