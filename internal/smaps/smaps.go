@@ -13,6 +13,7 @@ type Mapping struct {
 	Start, End uint64 // addresses
 	Memfd      bool   // it maps a memfd
 	RSS        int    // KiB
+	Huge       int    // KiB of RSS that are in transparent huge pages
 	NoDump     bool   // it is left out of core dumps
 }
 
@@ -33,6 +34,8 @@ func Read(pid int) ([]Mapping, error) {
 			all = append(all, m)
 		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.RSS); n == 1 && len(all) > 0 {
 			all[len(all)-1].RSS = m.RSS
+		} else if n, _ := fmt.Sscanf(line, "AnonHugePages: %d kB", &m.Huge); n == 1 && len(all) > 0 {
+			all[len(all)-1].Huge = m.Huge
 		} else if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && len(all) > 0 {
 			all[len(all)-1].NoDump = slices.Contains(strings.Fields(flags), "dd")
 		}

@@ -110,7 +110,8 @@ func (b Bed) image(kernel string, commands []*Command) (string, error) {
 	return f.Name(), nil
 }
 
-// script is the emulated Linux's /init.
+// script is the emulated Linux's /init. Huge pages are for memory that asks for them, as a guest's does: what else of a
+// process is in some depends on how long the kernel had to look at it.
 func (b Bed) script(commands []*Command) string {
 	var s strings.Builder
 	path := "/bin:/usr/bin"
@@ -122,6 +123,7 @@ func (b Bed) script(commands []*Command) string {
 /bin/busybox --install -s /bin
 export PATH=` + path + ` HOME=/root TERM=dumb
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
+echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
 ifconfig lo up
 for m in ` + strings.Join(b.Host.modules, " ") + `; do insmod /$m.ko; done
 `)
