@@ -139,7 +139,8 @@ func TestConfigWithoutWriter(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	start := time.Now()
 	code := execute([]string{"demo", "--config", pipe}, &stdout, &stderr)
-	if took := time.Since(start); code != 125 || took > hangLimit || !strings.Contains(stderr.String(), pipe+" was not read") {
+	took, want := time.Since(start), pipe+" was not read within 5s"
+	if code != 125 || took > hangLimit || !strings.Contains(stderr.String(), want) {
 		t.Errorf("exit code %d after %v: %s", code, took, stderr.String())
 	}
 	if w, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil { // who waits for it, waits no more
