@@ -44,7 +44,7 @@ func execute(args []string, stdout, stderr io.Writer) int {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(),
+	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(), suiteCommand(),
 		exporterCommand(), versionCommand())
 	return executeCommand(root, args, stdout, stderr)
 }

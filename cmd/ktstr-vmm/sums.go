@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,11 +78,20 @@ func (m *sums) publish(s *session, r *run.Result) {
 		s.fail(fmt.Sprintf("warning: the run's metrics: %v", err))
 		return
 	}
-	s.deliver(sum)
+	d := delivery{textfile: s.MetricsTextfile, push: s.MetricsPush, suite: s.Suite}
+	d.deliver(sum, s.signals, func(err error) {
+		s.fail(fmt.Sprintf("warning: %v; the run's outcome is what it was", err))
+	})
 }
 
-// deliver puts a sum where the settings want it.
-func (s *session) deliver(sum *tally.Tally) {
+// delivery is where a sum of metrics is wanted, "" for nowhere.
+type delivery struct{ textfile, push, suite string }
+
+// wanted reports whether it is wanted anywhere.
+func (d delivery) wanted() bool { return d.textfile != "" || d.push != "" }
+
+// deliver puts a sum where it is wanted, and warns of what fails. It gives up when sumsLimit is over or at a signal.
+func (d delivery) deliver(sum *tally.Tally, signals <-chan os.Signal, warn func(error)) {
 	ctx, cancel := context.WithTimeout(context.Background(), sumsLimit)
 	defer cancel()
 	failed := make(chan error, 2) // both have room: a file system may never answer
@@ -99,21 +109,20 @@ func (s *session) deliver(sum *tally.Tally) {
 			failed <- err
 		}()
 	}
-	begin("--metrics-textfile", s.MetricsTextfile, func() error { return sum.AddToTextfile(ctx, s.MetricsTextfile) })
-	begin("--metrics-push", s.MetricsPush, func() error { return sum.Push(ctx, s.MetricsPush, s.Suite) })
-	const warning = "warning: %v; the run's outcome is what it was"
+	begin("--metrics-textfile", d.textfile, func() error { return sum.AddToTextfile(ctx, d.textfile) })
+	begin("--metrics-push", d.push, func() error { return sum.Push(ctx, d.push, d.suite) })
 	late := time.After(sumsLimit + sumsLimit/10) // ctx has ended what can be ended
 	for range waiting {
 		select {
 		case err := <-failed:
 			if err != nil {
-				s.fail(fmt.Sprintf(warning, err))
+				warn(err)
 			}
-		case <-s.signals:
-			s.fail("warning: not all of the metrics were delivered before the signal")
+		case <-signals:
+			warn(errors.New("not all of the metrics were delivered before the signal"))
 			return
 		case <-late:
-			s.fail(fmt.Sprintf("warning: not all of the metrics were delivered within %v", sumsLimit))
+			warn(fmt.Errorf("not all of the metrics were delivered within %v", sumsLimit))
 			return
 		}
 	}

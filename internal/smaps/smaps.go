@@ -11,6 +11,7 @@ import (
 // Mapping is one of a process's mappings.
 type Mapping struct {
 	Start, End uint64 // addresses
+	Name       string // of the file, or what the kernel calls it; may be empty
 	Memfd      bool   // it maps a memfd
 	RSS        int    // KiB
 	Huge       int    // KiB of RSS that are in transparent huge pages
@@ -30,6 +31,9 @@ func Read(pid int) ([]Mapping, error) {
 	for line := range strings.Lines(string(text)) {
 		var m Mapping
 		if n, _ := fmt.Sscanf(line, "%x-%x", &m.Start, &m.End); n == 2 {
+			if fields := strings.Fields(line); len(fields) > 5 {
+				m.Name = fields[5]
+			}
 			m.Memfd = strings.Contains(line, "memfd:")
 			all = append(all, m)
 		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.RSS); n == 1 && len(all) > 0 {

@@ -146,7 +146,7 @@ func (s *Settings) variable(name string) (*Setting, error) {
 	}
 	near := nearest(key, slices.DeleteFunc(s.keys(), func(key string) bool { return s.Lookup(key).NoFlag }))
 	if near != "" {
-		near = envOf(near)
+		near = Variable(near)
 	}
 	return nil, fmt.Errorf("%s in the environment: no setting has this name%s", name, meant(near))
 }
@@ -155,8 +155,8 @@ func keyOf(name string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(name, EnvPrefix)), "_", "-")
 }
 
-// envOf returns the name of the environment variable for a key.
-func envOf(key string) string {
+// Variable returns the name of the environment variable for a key.
+func Variable(key string) string {
 	return EnvPrefix + strings.ReplaceAll(strings.ToUpper(key), "-", "_")
 }
 

@@ -1,4 +1,5 @@
-// Package suite reads what describes many runs: a YAML file with runs and matrices of them.
+// Package suite does many runs for one verdict. What they are is in a YAML file, with matrices; each is a process of
+// its own; what became of them is one report, those of several shards can be made one, and two can be compared.
 package suite
 
 import (
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
@@ -24,18 +26,24 @@ type Suite struct {
 
 // Run is one guest of a suite.
 type Run struct {
-	Name     string // no other run of the suite has it
-	Labels   []string
-	Command  config.Command
-	Settings *config.Settings
-	Expect   Expect
+	Name    string // no other run of the suite has it
+	Labels  []string
+	Command config.Command
+	Expect  Expect
+
+	// What the run takes of the host, and for how long at most.
+	CPUs           int
+	Memory         uint64 // bytes
+	Timeout, Grace time.Duration
 
 	args []string // what the file says, as Args returns it
 }
 
-// Args returns the arguments of the program that do the run: the command's name, a flag for each setting that the file
-// has, and what runs in the guest behind "--". What the file leaves unsaid is left to the environment.
-func (x *Run) Args() []string { return append([]string{x.Command.String()}, x.args...) }
+// Args returns the arguments of the program that do the run: the command's name, more flags, a flag for each setting
+// that the file has, and what runs in the guest behind "--". What the file leaves unsaid is left to the environment.
+func (x *Run) Args(more ...string) []string {
+	return slices.Concat([]string{x.Command.String()}, more, x.args)
+}
 
 // Expect is how a run has to end to pass.
 type Expect struct {
@@ -277,13 +285,19 @@ func (r *reader) expand(n *yaml.Node, e *entry, chosen []pair) error {
 	if slices.ContainsFunc(given, func(p pair) bool { return p.key.Value == "scenario" }) {
 		x.Command = config.Demo
 	}
-	if err := r.set(x, given); err != nil {
+	s, err := r.settings(x.Command, given)
+	if err != nil {
 		return err
 	}
-	if x.Command == config.Run && (x.Settings.Kernel == "" || len(x.Settings.Command) == 0) {
+	x.args = arguments(s)
+	if err := r.complete(s); err != nil {
+		return err
+	}
+	if x.Command == config.Run && (s.Kernel == "" || len(s.Command) == 0) {
 		return r.Errorf(n, "a run has a scenario, or a kernel and a command")
 	}
-	x.Name = cmp.Or(x.Name, x.what())
+	x.CPUs, x.Memory, x.Timeout, x.Grace = s.Topology.CPUs(), uint64(s.Memory), s.Timeout, s.Grace
+	x.Name = cmp.Or(x.Name, s.Scenario, strings.Join(s.Command, " "))
 	x.Name += variant(chosen)
 	if r.names[x.Name] {
 		return r.Errorf(n, "there is a run with the name %q already: give this one another", x.Name)
@@ -293,30 +307,34 @@ func (r *reader) expand(n *yaml.Node, e *entry, chosen []pair) error {
 	return nil
 }
 
-// set gives a run its settings: its own, the defaults that its command has, and what the environment adds.
-func (r *reader) set(x *Run, given []pair) error {
-	x.Settings = config.New(x.Command)
+// settings are what the file says of a run: its own, and the defaults that its command has.
+func (r *reader) settings(c config.Command, given []pair) (*config.Settings, error) {
+	s := config.New(c)
 	if r.defaults != nil {
 		for key, value := range config.Pairs(r.defaults) {
 			again := slices.ContainsFunc(given, func(p pair) bool { return p.key.Value == key.Value })
-			if x.Settings.Lookup(key.Value) == nil || again {
+			if s.Lookup(key.Value) == nil || again {
 				continue
 			}
-			if err := x.Settings.SetNode(r.Document, key, value); err != nil {
-				return err
+			if err := s.SetNode(r.Document, key, value); err != nil {
+				return nil, err
 			}
 		}
 	}
 	for _, p := range given {
-		if err := x.Settings.SetNode(r.Document, p.key, p.value); err != nil {
-			return err
+		if err := s.SetNode(r.Document, p.key, p.value); err != nil {
+			return nil, err
 		}
 	}
-	x.args = arguments(x.Settings)
-	if err := x.Settings.Load(nil, r.environ); err != nil {
+	return s, nil
+}
+
+// complete adds what the environment says to a run's settings, and judges them.
+func (r *reader) complete(s *config.Settings) error {
+	if err := s.Load(nil, r.environ); err != nil {
 		return err
 	}
-	return x.Settings.Check()
+	return s.Check()
 }
 
 // arguments are the flags that say what settings were given, and the command behind them.
@@ -337,14 +355,6 @@ func arguments(s *config.Settings) (args []string) {
 		args = append(append(args, "--"), s.Command...)
 	}
 	return args
-}
-
-// what names a run that has no name.
-func (x *Run) what() string {
-	if x.Command == config.Demo {
-		return x.Settings.Scenario
-	}
-	return strings.Join(x.Settings.Command, " ")
 }
 
 // variant is what a matrix adds to a name.

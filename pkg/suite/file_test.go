@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -66,9 +67,9 @@ runs:
 	if diff := cmp.Diff(want, commands(s)); diff != "" {
 		t.Error(diff)
 	}
-	if x := s.Runs[3]; s.Name != "nightly" || x.Settings.Topology.CPUs() != 2 || x.Settings.Memory != 96<<20 ||
-		x.Settings.Grace.String() != "1s" {
-		t.Errorf("%q, %+v", s.Name, x.Settings)
+	if x := s.Runs[3]; s.Name != "nightly" || x.CPUs != 2 || x.Memory != 96<<20 || x.Grace != time.Second ||
+		x.Timeout != time.Second {
+		t.Errorf("%q, %+v", s.Name, x)
 	}
 }
 

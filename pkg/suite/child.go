@@ -1,0 +1,271 @@
+package suite
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/ktstr/ktstr-vmm/pkg/run"
+)
+
+const (
+	// maxOutput is how much of each of a run's two outputs is kept, in bytes.
+	maxOutput = 64 << 20
+	// overdue is how long after its deadline, or its grace when it was asked to stop, a run's process is killed.
+	overdue = 30 * time.Second
+	// maxRunReport bounds a run's report, in bytes.
+	maxRunReport = 64 << 20
+	// tailLines and tailBytes are how much of a console, or of what the program said, a suite's report keeps.
+	tailLines = 20
+	tailBytes = 8 << 10
+)
+
+// The files of a run's folder.
+const (
+	runReport  = "report.json"
+	runConsole = "console.log"
+	runRing    = "ring.img"
+	runMetrics = "metrics.prom"
+	runStdout  = "stdout.log"
+	runStderr  = "stderr.log"
+	runCommand = "command.sh"
+)
+
+// child is a process that does a run.
+type child struct {
+	run     *Run
+	program string
+	args    []string
+	env     []string
+	dir     string         // of its files
+	stop    chan os.Signal // what it is to get
+}
+
+// ended is what is known of a process when it is over.
+type ended struct {
+	child *child
+	Attempt
+	status Status // Passed, Failed or Lost
+	tail   []string
+}
+
+// do does the run and judges how it ended. Signals go to the process as they come.
+func (c *child) do() ended {
+	e := ended{child: c}
+	e.StartedAt = time.Now()
+	state, late, err := c.process()
+	e.Duration = time.Since(e.StartedAt).Seconds()
+	if err != nil {
+		e.status, e.Outcome, e.Reason = Failed, run.Failed, err.Error()
+		return e
+	}
+	e.judge(state, late)
+	return e
+}
+
+// process starts the process, and waits for its end. Late says that it had to be killed, and why.
+func (c *child) process() (state *os.ProcessState, late string, err error) {
+	// The kernel sends the signal for a parent's death when the thread ends that started the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	stdout, err := os.Create(filepath.Join(c.dir, runStdout))
+	if err != nil {
+		return nil, "", err
+	}
+	defer stdout.Close()
+	stderr, err := os.Create(filepath.Join(c.dir, runStderr))
+	if err != nil {
+		return nil, "", err
+	}
+	defer stderr.Close()
+	cmd := exec.Command(c.program, c.args...)
+	cmd.Env = c.env
+	cmd.Stdout, cmd.Stderr = &capped{w: stdout, left: maxOutput}, &capped{w: stderr, left: maxOutput}
+	// A group of its own keeps a terminal's signals away: the suite passes them on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.WaitDelay = overdue // for who has inherited its output
+	if err := cmd.Start(); err != nil {
+		return nil, "", err
+	}
+	done := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() { late = c.watch(cmd.Process, done) })
+	err = cmd.Wait()
+	close(done)
+	watch.Wait()
+	if state = cmd.ProcessState; state == nil {
+		return nil, "", err
+	}
+	if state.ExitCode() < 0 { // what it has started does not outlive it
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
+	return state, late, nil
+}
+
+// watch passes signals on until the process is done. It kills one that is overdue and says why.
+func (c *child) watch(p *os.Process, done <-chan struct{}) (late string) {
+	limit := c.run.Timeout + overdue
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case <-done:
+			return late
+		case sig := <-c.stop:
+			_ = p.Signal(sig) // it may be over
+			limit = c.run.Grace + overdue
+			timer.Reset(limit)
+		case <-timer.C:
+			late = fmt.Sprintf("it did not end within %v and was killed", limit)
+			_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// capped writes so much, and drops the rest. It never fails: the process is to go on.
+type capped struct {
+	w    io.Writer
+	left int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if n := min(len(p), c.left); n > 0 {
+		if _, err := c.w.Write(p[:n]); err != nil {
+			n = c.left
+		}
+		c.left -= n
+	}
+	return len(p), nil
+}
+
+// ranReport is what a suite takes from a run's report.
+type ranReport struct {
+	Outcome     run.Outcome `json:"outcome"`
+	Reason      string      `json:"reason"`
+	Arch        string      `json:"arch"`
+	Accelerator string      `json:"accelerator"`
+	Ring        struct {
+		Messages uint64 `json:"messages"`
+		Drops    uint64 `json:"drops"`
+	} `json:"ring"`
+	Stimuli []struct {
+		ElapsedMS       uint32 `json:"elapsed_ms"`
+		TotalIterations uint64 `json:"total_iterations"`
+	} `json:"stimuli"`
+	ConsoleTail string `json:"console_tail"`
+}
+
+// judge compares how the process ended, and its report, with what was expected.
+func (e *ended) judge(state *os.ProcessState, late string) {
+	c := e.child
+	said := lastLines(readEnd(filepath.Join(c.dir, runStderr)))
+	r, err := readRunReport(filepath.Join(c.dir, runReport))
+	if r != nil {
+		e.Outcome, e.Reason, e.Arch, e.Accelerator = r.Outcome, r.Reason, r.Arch, r.Accelerator
+		e.Messages, e.Drops = r.Ring.Messages, r.Ring.Drops
+		if n := len(r.Stimuli); n > 0 {
+			e.Iterations, e.IterationsMS = r.Stimuli[n-1].TotalIterations, r.Stimuli[n-1].ElapsedMS
+		}
+		e.tail = lastLines(r.ConsoleTail)
+	}
+	if len(e.tail) == 0 {
+		e.tail = said
+	}
+	code := state.ExitCode()
+	if code < 0 {
+		e.status, e.Outcome = Lost, ""
+		e.Reason = late
+		if late == "" {
+			e.Reason = fmt.Sprintf("its process ended by a signal: %v", state)
+		}
+		return
+	}
+	e.ExitCode = &code
+	want := c.run.Expect
+	switch {
+	case r == nil && code == run.CodeFailed:
+		e.status, e.Outcome, e.Reason = Failed, run.Failed, "it did not start"
+		if len(said) > 0 {
+			e.Reason = strings.TrimPrefix(said[len(said)-1], "ktstr-vmm: ")
+		}
+		if want.matches(e.Outcome, code) {
+			e.status = Passed
+		}
+	case r == nil:
+		e.status = Lost
+		e.Reason = fmt.Sprintf("its process ended with exit code %d and left no report: %v", code, err)
+	case want.matches(e.Outcome, code):
+		e.status = Passed
+	default:
+		e.status = Failed
+	}
+}
+
+// matches reports whether a run ended as was expected.
+func (e Expect) matches(outcome run.Outcome, code int) bool {
+	return outcome == e.Outcome && (e.ExitCode == nil || code == *e.ExitCode)
+}
+
+// String says what is expected.
+func (e Expect) String() string {
+	if e.ExitCode == nil {
+		return string(e.Outcome)
+	}
+	return fmt.Sprintf("%s with code %d", e.Outcome, *e.ExitCode)
+}
+
+var errNoOutcome = errors.New("it has no outcome")
+
+func readRunReport(path string) (*ranReport, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	r := &ranReport{}
+	if err := json.NewDecoder(io.LimitReader(f, maxRunReport)).Decode(r); err != nil {
+		return nil, err
+	}
+	if r.Outcome == "" {
+		return nil, errNoOutcome
+	}
+	return r, nil
+}
+
+// readEnd returns the end of a file, of which nothing is needed if it can't be read.
+func readEnd(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > tailBytes {
+		_, _ = f.Seek(-tailBytes, io.SeekEnd)
+	}
+	var b bytes.Buffer
+	_, _ = io.Copy(&b, io.LimitReader(f, tailBytes))
+	return b.String()
+}
+
+// lastLines returns the last lines of a text that have something to say.
+func lastLines(text string) []string {
+	text = strings.ToValidUTF8(text[max(0, len(text)-tailBytes):], "")
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimRightFunc(line, unicode.IsSpace); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines[max(0, len(lines)-tailLines):]
+}
