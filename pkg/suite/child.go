@@ -163,6 +163,9 @@ type ranReport struct {
 		ElapsedMS       uint32 `json:"elapsed_ms"`
 		TotalIterations uint64 `json:"total_iterations"`
 	} `json:"stimuli"`
+	Crash *struct {
+		Message string `json:"message"`
+	} `json:"crash"`
 	ConsoleTail string `json:"console_tail"`
 }
 
@@ -178,6 +181,9 @@ func (e *ended) judge(state *os.ProcessState, late string) {
 			e.Iterations, e.IterationsMS = r.Stimuli[n-1].TotalIterations, r.Stimuli[n-1].ElapsedMS
 		}
 		e.tail = lastLines(r.ConsoleTail)
+		if len(e.tail) == 0 && r.Crash != nil {
+			e.tail = lastLines(r.Crash.Message)
+		}
 	}
 	if len(e.tail) == 0 {
 		e.tail = said

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,7 +11,7 @@ import (
 )
 
 // ErrMerge means that reports can't be made one.
-var ErrMerge = fmt.Errorf("%w: can't be merged", ErrReport)
+var ErrMerge = errors.New("reports that can't be merged")
 
 // Merge makes one report of those of a suite's shards, in the results folder dir, with the folders of all runs. A run
 // that no shard has is lost. It fails with ErrMerge if the shards are not of one suite, or two have the same run.

@@ -226,11 +226,20 @@ func (w *work) flags(x *Run, dir string) []string {
 	return append(flags, w.Extra...)
 }
 
-// environ is a run's environment: the suite's without what the suite has said itself, or has to.
+// unset are the environment variables that no run gets: what they say is in the suite's file, or for the suite to say.
+var unset = func() []string {
+	names := []string{config.EnvConfig}
+	for _, key := range own {
+		names = append(names, config.Variable(key))
+	}
+	return names
+}()
+
+// environ is a run's environment.
 func (w *work) environ() []string {
 	return slices.DeleteFunc(slices.Clone(w.Environ), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		return name == config.EnvConfig || slices.ContainsFunc(own, func(key string) bool { return config.Variable(key) == name })
+		return slices.Contains(unset, name)
 	})
 }
 
@@ -241,6 +250,7 @@ func (w *work) script(x *Run) string {
 	if dir, err := os.Getwd(); err == nil {
 		fmt.Fprintf(&b, "cd %s || exit\n", quote(dir))
 	}
+	fmt.Fprintf(&b, "unset %s\n", strings.Join(unset, " "))
 	for _, v := range w.environ() {
 		if name, value, _ := strings.Cut(v, "="); strings.HasPrefix(name, config.EnvPrefix) {
 			fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
