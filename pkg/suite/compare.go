@@ -162,7 +162,8 @@ func (c *Comparison) write(w io.Writer, escape func(string) string, heading, ite
 	section("flaky", changes(c.Flaky))
 	var slower []string
 	for _, s := range c.Slower {
-		slower = append(slower, fmt.Sprintf("%s: %s was %.4g, is %.4g", s.Name, strings.ReplaceAll(s.What, "_", " "), s.Old, s.New))
+		what := strings.ReplaceAll(s.What, "_", " ")
+		slower = append(slower, fmt.Sprintf("%s: %s was %.4g, is %.4g", s.Name, what, s.Old, s.New))
 	}
 	section("slower", slower)
 	section("fixed", changes(c.Fixed))

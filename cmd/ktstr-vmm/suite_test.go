@@ -1,0 +1,316 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
+	"github.com/ktstr/ktstr-vmm/internal/vmtest"
+	"github.com/ktstr/ktstr-vmm/pkg/suite"
+)
+
+// suiteRun is a suite that is being run by the program.
+type suiteRun struct {
+	*exec.Cmd
+	dir    string // of the results
+	stdout bytes.Buffer
+	stderr bytes.Buffer
+}
+
+// suiteOf makes a suite with this list of runs.
+func suiteOf(t *testing.T, runs string, args ...string) *suiteRun {
+	t.Helper()
+	b := testenv.Backend(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "suite.yaml")
+	text := "name: s\ndefaults: {memory: 8M, shm-size: 64K, arch: x86_64, accel: " + b.Name() + "}\nruns:\n" + runs
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := &suiteRun{dir: filepath.Join(dir, "results")}
+	s.Cmd = exec.Command(program(t), append([]string{"suite", file, "--exporter", "none", "--results", s.dir}, args...)...)
+	s.Stdout, s.Stderr = &s.stdout, &s.stderr
+	return s
+}
+
+// report is what the suite left.
+func (s *suiteRun) report(t *testing.T) *suite.Report {
+	t.Helper()
+	r, err := suite.ReadReport(s.dir)
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, s.stdout.Bytes(), s.stderr.Bytes())
+	}
+	return r
+}
+
+// statuses are the runs' by name.
+func statuses(r *suite.Report) string {
+	var words []string
+	for _, x := range r.Runs {
+		words = append(words, fmt.Sprintf("%s: %s", x.Name, x.Status))
+	}
+	return strings.Join(words, ", ")
+}
+
+// children waits until a process has so many, and returns them.
+func children(t *testing.T, pid, n int) []int {
+	t.Helper()
+	for limit := time.Now().Add(hangLimit); ; time.Sleep(10 * time.Millisecond) {
+		if all := vmtest.Children(t, pid); len(all) == n {
+			return all
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("process %d has not %d children", pid, n)
+		}
+	}
+}
+
+// One run's process is killed: the suite says so, and goes on; another attempt may pass, and is flaky then.
+func TestSuiteKilledRun(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		retries int
+		want    string
+		code    int
+	}{
+		{0, "hangs: lost, fails: failed, ok: passed", 1},
+		{1, "hangs: flaky, fails: failed, ok: passed", 1},
+	} {
+		s := suiteOf(t, `
+- {name: hangs, scenario: hang, timeout: 3s, grace: 0s, expect: {outcome: timeout}}
+- {name: fails, scenario: fail}
+- {name: ok, scenario: ok}
+`, "--jobs", "1", "--retries", strconv.Itoa(c.retries))
+		if err := s.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(children(t, s.Process.Pid, 1)[0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		code := ends(t, s.Cmd)
+		r := s.report(t)
+		if got := statuses(r); code != c.code || got != c.want {
+			t.Errorf("exit code %d, %s, want %s\n%s%s", code, got, c.want, s.stdout.Bytes(), s.stderr.Bytes())
+		}
+		const lost = "hangs: its process ended by a signal: signal: killed"
+		if !strings.Contains(s.stdout.String(), lost) {
+			t.Errorf("no %q in %s", lost, s.stdout.Bytes())
+		}
+		if n := len(r.Runs[0].Earlier); n != c.retries {
+			t.Errorf("%d earlier attempts, want %d", n, c.retries)
+		}
+	}
+}
+
+// A signal ends all machines and then the suite, whose reports are whole.
+func TestSuiteInterrupted(t *testing.T) {
+	t.Parallel()
+	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+		s := suiteOf(t, `
+- {name: a, scenario: hang, timeout: 10m, grace: 1s}
+- {name: b, scenario: hang, timeout: 10m, grace: 1s}
+- {name: c, scenario: ok}
+`, "--jobs", "2")
+		if err := s.Start(); err != nil {
+			t.Fatal(err)
+		}
+		runs := children(t, s.Process.Pid, 2)
+		for _, pid := range runs { // it has to be one that takes the signal
+			waitForReport(t, pid)
+		}
+		if err := s.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		got := ends(t, s.Cmd)
+		r := s.report(t)
+		if words := statuses(r); got != code || words != "a: skipped, b: skipped, c: skipped" {
+			t.Errorf("%v: exit code %d, %s\n%s%s", sig, got, words, s.stdout.Bytes(), s.stderr.Bytes())
+		}
+		for _, x := range r.Runs[:2] {
+			text, err := os.ReadFile(filepath.Join(s.dir, x.Folder, "report.json"))
+			var report struct{ Outcome string }
+			if err == nil {
+				err = json.Unmarshal(text, &report)
+			}
+			if err != nil || report.Outcome != "interrupted" {
+				t.Errorf("%s: %v, %s", x.Name, err, text)
+			}
+		}
+		for _, pid := range runs {
+			if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+				t.Errorf("process %d is left: %v", pid, err)
+			}
+		}
+	}
+}
+
+// waitForReport waits until a run has made its report's file, from when on it ends by a signal in good order.
+func waitForReport(t *testing.T, pid int) {
+	t.Helper()
+	for limit := time.Now().Add(hangLimit); ; time.Sleep(10 * time.Millisecond) {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		for _, f := range files {
+			if name, _ := os.Readlink(f); strings.Contains(name, ".ktstr-vmm-output-") {
+				return
+			}
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("process %d has no report's file", pid)
+		}
+	}
+}
+
+// A suite that is killed leaves no run behind, and a report that says which were not done.
+func TestSuiteKilled(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, `
+- {name: a, scenario: hang, timeout: 10m, grace: 1s}
+- {name: b, scenario: ok}
+`, "--jobs", "1")
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	run := children(t, s.Process.Pid, 1)[0]
+	waitForReport(t, run)
+	_ = s.Process.Kill()
+	ends(t, s.Cmd)
+	for limit := time.Now().Add(hangLimit); syscall.Kill(run, 0) != syscall.ESRCH; time.Sleep(10 * time.Millisecond) {
+		if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", run)); err != nil ||
+			bytes.Contains(status, []byte("State:\tZ")) {
+			break // nobody may reap it where the tests run
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("process %d is left", run)
+		}
+	}
+	if got := statuses(s.report(t)); got != "a: lost, b: lost" {
+		t.Error(got)
+	}
+}
+
+// Nobody reads what a suite shows: it ends all the same, and its reports are whole.
+func TestSuiteThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {name: a, scenario: ok}\n- {name: b, scenario: fail, expect: {exit-code: 3}}\n")
+	w := pipe(t, stuck)
+	defer w.Close()
+	s.Stdout = w
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if code := ends(t, s.Cmd); code != 0 {
+		t.Errorf("exit code %d, %s", code, s.stderr.Bytes())
+	}
+	if got := statuses(s.report(t)); got != "a: passed, b: passed" {
+		t.Error(got)
+	}
+}
+
+// On a terminal a bar shows how far the suite is, and goes away; the lines stay.
+func TestSuiteOnATerminal(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {name: a, scenario: ok}\n- {name: b, scenario: fail}\n", "--jobs", "1")
+	master, slave := terminal(t)
+	s.Stdout = slave
+	s.Env = append(os.Environ(), "TERM=xterm")
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	var shown bytes.Buffer
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		_, _ = shown.ReadFrom(master) // EIO when the other end is closed
+	}()
+	code := ends(t, s.Cmd)
+	<-read
+	for _, text := range []string{"0/2 done, 1 running", "\x1b[J", "[1/2] passed ", "[2/2] failed ", "1 failed",
+		"s: 1 passed, 1 failed in "} {
+		if !strings.Contains(shown.String(), text) {
+			t.Errorf("exit code %d, no %q in %q", code, text, shown.String())
+		}
+	}
+	if code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// terminal makes a pseudoterminal.
+func terminal(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		testenv.Missing(t, "a pseudoterminal", err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return master, slave
+}
+
+// Files and flags that are wrong are one line and 125, and nothing is made.
+func TestSuiteRefused(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "suite.yaml")
+	if err := os.WriteFile(file, []byte("name: s\nruns: [{scenario: ok}, {scenario: fail}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{nil, "suite takes FILE, 0 were given"},
+		{[]string{filepath.Join(dir, "none.yaml")}, "no such file"},
+		{[]string{file, "--jobs", "-1"}, "--jobs -1: it can be 0 to 10000"},
+		{[]string{file, "--retries", "101"}, "--retries 101: it can be 0 to 100"},
+		{[]string{file, "--filter", "("}, `--filter "(": error parsing regexp`},
+		{[]string{file, "--filter", "dance"}, `--filter "dance" matches no name and no label of 2 runs`},
+		{[]string{file, "--shard", "0/2"}, `--shard "0/2": it is I/N`},
+		{[]string{file, "--shard", "3/2"}, `--shard "3/2": it is I/N`},
+		{[]string{file, "--shard", "1"}, `--shard "1": it is I/N`},
+		{[]string{file, "--durations", dir}, "--durations: open "},
+		{[]string{file, "--metrics-push", "here"}, `--metrics-push "here": it is a URL`},
+		{[]string{"merge"}, "suite merge takes one or more DIR, 0 were given"},
+		{[]string{"merge", "--results", dir, dir}, "is one of the folders to be merged"},
+		{[]string{"compare", dir}, "suite compare takes OLD and NEW, 1 were given"},
+		{[]string{"compare", dir, dir}, "suite.json: no such file"},
+		{[]string{"compare", file, file}, "no report of a suite: "},
+		{[]string{"compare", file, file, "--format", "xml"}, `--format "xml": it is one of text, json, markdown`},
+		{[]string{"compare", file, file, "--slower", "0.5"}, "--slower 0.5: it can be 1 to 1000"},
+	} {
+		var stdout, stderr bytes.Buffer
+		results := filepath.Join(dir, "results")
+		args := append([]string{"suite"}, c.args...)
+		if len(c.args) > 0 && c.args[0] == file {
+			args = append(args, "--results", results)
+		}
+		code := execute(args, &stdout, &stderr)
+		if code != 125 || !strings.Contains(stderr.String(), c.want) || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%q: exit code %d, %s, want %s", c.args, code, stderr.Bytes(), c.want)
+		}
+		if _, err := os.Stat(results); err == nil {
+			t.Errorf("%q: there is a results folder", c.args)
+		}
+	}
+}
