@@ -3,7 +3,7 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
 FUZZTIME ?= 60s
 
-.PHONY: build release demo test linux-test lint bench bench-boot fuzz guest
+.PHONY: build release demo test linux-test lint bench bench-boot bench-suite fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
@@ -54,6 +54,10 @@ bench: build
 bench-boot:
 	scripts/fetch-linux
 	scripts/bench-boot
+
+# The same for suites of 200 runs, on the back end that is there.
+bench-suite: build
+	go run ./bench suite
 
 # Every fuzz target for $(FUZZTIME).
 fuzz:
