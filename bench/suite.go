@@ -15,8 +15,13 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/suite"
 )
 
-// suiteRuns is how many runs the measured suite has.
-const suiteRuns = 200
+// How many runs the measured suites have: one that is run, and one as large as there can be, of which the first run
+// fails and no other is started.
+const (
+	suiteRuns  = 200
+	manyRuns   = 10000
+	fastFailed = "--fail-fast"
+)
 
 // suites measures a suite of short runs of the embedded guest: on one back end, which is auto if none is named.
 func suites(args []string) error {
@@ -31,10 +36,14 @@ func suites(args []string) error {
 	}
 	defer os.RemoveAll(dir)
 	var one time.Duration
+	few := list("ok", suiteRuns)
 	for _, jobs := range []int{0, 1, 4} { // the first one warms up what is warm for the others
-		s, err := runSuite(dir, accel, jobs)
+		s, err := runSuite(dir, accel, few, jobs)
 		if err != nil {
 			return err
+		}
+		if s.err != nil {
+			return fmt.Errorf("the suite: %w", s.err)
 		}
 		s.show()
 		if jobs == 1 {
@@ -46,13 +55,31 @@ func suites(args []string) error {
 		}
 		fmt.Println()
 	}
+	s, err := runSuite(dir, accel, list("fail", manyRuns), 1, fastFailed)
+	if err != nil {
+		return err
+	}
+	if n := s.report.Counts[suite.Skipped]; n != manyRuns-1 {
+		return fmt.Errorf("%d runs were skipped, want all of %d but the first", n, manyRuns)
+	}
+	s.showMemory(fmt.Sprintf("the memory of a suite of %d runs", manyRuns))
 	return nil
+}
+
+// list is a suite's list of runs.
+func list(scenario string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "- {name: run %d, scenario: %s}\n", i+1, scenario)
+	}
+	return b.String()
 }
 
 // measuredSuite is what a suite took.
 type measuredSuite struct {
 	jobs   int
 	report *suite.Report
+	err    error // how the process ended
 	wall   time.Duration
 	cpu    time.Duration // of the suite's process
 	runs   time.Duration // of all others: each run's process and its emulator
@@ -60,16 +87,14 @@ type measuredSuite struct {
 	rss    int           // KiB, the most that the suite's process had
 }
 
-func runSuite(dir, accel string, jobs int) (*measuredSuite, error) {
+func runSuite(dir, accel, runs string, jobs int, args ...string) (*measuredSuite, error) {
 	file, results := filepath.Join(dir, "suite.yaml"), filepath.Join(dir, "results")
-	text := "name: bench\ndefaults: {memory: 16M, shm-size: 1M, accel: " + accel + "}\nruns:\n"
-	for i := range suiteRuns {
-		text += fmt.Sprintf("- {name: run %d, scenario: ok}\n", i+1)
-	}
+	text := "name: bench\ndefaults: {memory: 16M, shm-size: 1M, accel: " + accel + "}\nruns:\n" + runs
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(vmmBinary, "suite", file, "--results", results, "--exporter", "none", "--jobs", strconv.Itoa(jobs))
+	cmd := exec.Command(vmmBinary, append([]string{"suite", file, "--results", results, "--exporter", "none", "--jobs",
+		strconv.Itoa(jobs)}, args...)...)
 	start := time.Now()
 	err := cmd.Start()
 	if err != nil {
@@ -81,16 +106,13 @@ func runSuite(dir, accel string, jobs int) (*measuredSuite, error) {
 	own := map[int]time.Duration{}
 	for waiting := true; waiting; {
 		select {
-		case err = <-done:
+		case s.err = <-done:
 			waiting = false
 		case <-time.After(5 * time.Millisecond):
 			s.look(cmd.Process.Pid, own)
 		}
 	}
 	s.wall = time.Since(start)
-	if err != nil {
-		return nil, fmt.Errorf("the suite: %w", err)
-	}
 	s.runs = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime() - s.cpu
 	for _, d := range own {
 		s.own += d
@@ -118,7 +140,11 @@ func (s *measuredSuite) show() {
 		figure("the runs' own processes to their emulators", fmt.Sprintf("%.1f %%, as far as could be seen",
 			100*s.own.Seconds()/(s.runs-s.own).Seconds()))
 	}
-	goal("the suite's memory", fmt.Sprintf("%d KiB", s.rss), "≤ 64 MiB", s.rss <= 64<<10)
+	s.showMemory("the suite's memory")
+}
+
+func (s *measuredSuite) showMemory(name string) {
+	goal(name, fmt.Sprintf("%d KiB", s.rss), "≤ 64 MiB", s.rss <= 64<<10)
 }
 
 // look sees what the suite's process and those of its runs have taken so far; what it sees last is what counts.

@@ -62,10 +62,12 @@ func suiteCommand() *cobra.Command {
 	f.IntVar(&o.jobs, "jobs", 0, "how many runs at a time; 0 for as many as the host's processors and memory carry")
 	f.StringVar(&o.filter, "filter", "", "a regular expression: only runs whose name or a label it matches")
 	f.StringVar(&o.shard, "shard", "", "I/N: only the I-th of N parts of the suite, I from 1")
-	f.IntVar(&o.retries, "retries", 0, "how many more attempts a run has that does not pass; one that then passes is flaky")
+	f.IntVar(&o.retries, "retries", 0,
+		"how many more attempts a run has that does not pass; it is flaky if one of them does")
 	f.BoolVar(&o.failFast, "fail-fast", false, "start nothing more after the first run that failed")
 	f.BoolVar(&o.list, "list", false, "print the names of the runs, and run nothing")
-	f.StringVar(&o.durations, "durations", "", "an earlier results folder or suite.json, by whose durations shards are balanced")
+	f.StringVar(&o.durations, "durations", "",
+		"an earlier results folder or suite.json, by whose durations shards are balanced")
 	f.StringVar(&o.textfile, "metrics-textfile", "",
 		"FILE.prom for node_exporter's textfile collector, to which the metrics of all runs are added")
 	f.StringVar(&o.push, "metrics-push", "", "the URL of a Pushgateway, which gets the sum of all runs' metrics")

@@ -28,7 +28,7 @@ const (
 	maxRunReport = 64 << 20
 	// tailLines and tailBytes are how much of a console, or of what the program said, a suite's report keeps.
 	tailLines = 20
-	tailBytes = 8 << 10
+	tailBytes = 2 << 10
 )
 
 // The files of a run's folder.
@@ -56,7 +56,8 @@ type child struct {
 type ended struct {
 	child *child
 	Attempt
-	status Status // Passed, Failed or Lost
+	status Status         // Passed, Failed or Lost
+	killed syscall.Signal // that ended the process, or 0
 	tail   []string
 }
 
@@ -191,6 +192,9 @@ func (e *ended) judge(state *os.ProcessState, late string) {
 	code := state.ExitCode()
 	if code < 0 {
 		e.status, e.Outcome = Lost, ""
+		if status, ok := state.Sys().(syscall.WaitStatus); ok {
+			e.killed = status.Signal()
+		}
 		e.Reason = late
 		if late == "" {
 			e.Reason = fmt.Sprintf("its process ended by a signal: %v", state)

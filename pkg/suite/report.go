@@ -1,6 +1,8 @@
 package suite
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -147,11 +149,33 @@ func (r *Report) Write(dir string) error {
 	)
 }
 
+// json writes the report as JSON, run by run: there may be many.
 func (r *Report) json(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
+	b := bufio.NewWriter(w)
+	head := *r
+	head.Runs = nil
+	text, err := json.MarshalIndent(head, "", "  ")
+	if err != nil {
+		return err
+	}
+	before, after, _ := bytes.Cut(text, []byte(`"runs": null`)) // the last field; in texts there are no plain quotes
+	_, _ = b.Write(before)                                      // its error comes with Flush
+	_, _ = b.WriteString(`"runs": [`)
+	for i, x := range r.Runs {
+		text, err := json.MarshalIndent(x, "    ", "  ")
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			_ = b.WriteByte(',')
+		}
+		_, _ = b.WriteString("\n    ")
+		_, _ = b.Write(text)
+	}
+	_, _ = b.WriteString("\n  ]")
+	_, _ = b.Write(after)
+	_ = b.WriteByte('\n')
+	return b.Flush()
 }
 
 // writeFile writes a file that takes its name when it is whole.

@@ -82,6 +82,9 @@ func (r *Runner) Run(name string, names []string, chosen []*Run) (*Report, error
 	return w.report, w.report.Write(r.Dir)
 }
 
+// maxTails is of how many attempts the last lines are kept: a suite may have many runs, and all may fail.
+const maxTails = 2000
+
 // job is a run that is to be done.
 type job struct {
 	run    *Run
@@ -97,6 +100,7 @@ type work struct {
 	room    room
 	done    chan ended
 	over    string // why nothing more is started, or ""
+	tails   int    // attempts whose last lines were kept
 }
 
 func (w *work) all() {
@@ -187,15 +191,16 @@ func (w *work) end(e ended) {
 	w.room.give(j.run)
 	r := j.result
 	r.Attempt, r.Status, r.Tail = e.Attempt, e.status, nil
-	if w.report.Interrupted != "" && e.Outcome == run.Interrupted && e.status == Failed {
+	if e.interrupted() && w.report.Interrupted != "" {
 		r.Status, r.Reason = Skipped, w.over
 	}
 	again := r.Status.Bad() && len(r.Earlier) < w.Retries && w.over == ""
 	switch {
 	case r.Status == Passed && len(r.Earlier) > 0:
 		r.Status = Flaky
-	case r.Status.Bad():
+	case r.Status.Bad() && w.tails < maxTails:
 		r.Tail = e.tail
+		w.tails++
 	}
 	if path := filepath.Join(e.child.dir, runMetrics); w.OnMetrics != nil {
 		w.OnMetrics(r, path)
@@ -211,6 +216,11 @@ func (w *work) end(e ended) {
 	if r.Status.Bad() && w.FailFast && w.over == "" {
 		w.over = fmt.Sprintf("the suite ended at the first failure, %s", r.Name)
 	}
+}
+
+// interrupted reports whether the run did not pass because of a signal: one may come before the process knows of it.
+func (e *ended) interrupted() bool {
+	return e.status.Bad() && (e.Outcome == run.Interrupted || e.killed == syscall.SIGINT || e.killed == syscall.SIGTERM)
 }
 
 // flags are what a suite makes for each run.
