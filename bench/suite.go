@@ -131,8 +131,9 @@ func (s *measuredSuite) show() {
 		accelerators[x.Accelerator] = true
 	}
 	passed := s.report.Counts[suite.Passed]
-	goal(fmt.Sprintf("%d runs on %s, %s", suiteRuns, strings.Join(slices.Sorted(maps.Keys(accelerators)), " and "), jobs), fmt.Sprintf("%d passed in %v", passed,
-		s.wall.Round(10*time.Millisecond)), "all pass", passed == suiteRuns)
+	on := strings.Join(slices.Sorted(maps.Keys(accelerators)), " and ")
+	goal(fmt.Sprintf("%d runs on %s, %s", suiteRuns, on, jobs),
+		fmt.Sprintf("%d passed in %v", passed, s.wall.Round(10*time.Millisecond)), "all pass", passed == suiteRuns)
 	share := s.cpu.Seconds() / s.runs.Seconds()
 	goal("the suite's processor time to that of its runs", fmt.Sprintf("%.1f %% (%v to %v)", 100*share,
 		s.cpu.Round(time.Millisecond), s.runs.Round(time.Millisecond)), "≤ 10 %", share <= 0.1)

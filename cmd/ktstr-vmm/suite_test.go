@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
@@ -50,6 +51,22 @@ func (s *suiteRun) report(t *testing.T) *suite.Report {
 	r, err := suite.ReadReport(s.dir)
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, s.stdout.Bytes(), s.stderr.Bytes())
+	}
+	schema, err := jsonschema.NewCompiler().Compile(filepath.Join("..", "..", "configs", "schema", "suite-report.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(s.dir, "suite.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v, err := jsonschema.UnmarshalJSON(f)
+	if err == nil {
+		err = schema.Validate(v)
+	}
+	if err != nil {
+		t.Errorf("suite.json: %v", err)
 	}
 	return r
 }
@@ -267,6 +284,23 @@ func terminal(t *testing.T) (master, slave *os.File) {
 		t.Fatal(err)
 	}
 	return master, slave
+}
+
+// A new user's first suite is green with one command, with KVM where there is one and without.
+func TestFirstSuite(t *testing.T) {
+	t.Parallel()
+	testenv.Emulator(t)
+	testenv.EmulatorOf(t, "arm64")
+	for _, accel := range []string{"auto", "emulator"} {
+		results := filepath.Join(t.TempDir(), "results")
+		cmd := exec.Command(program(t), "suite", filepath.Join("..", "..", "configs", "suite.yaml"), "--exporter", "none",
+			"--results", results)
+		cmd.Env = append(os.Environ(), "KTSTR_VMM_ACCEL="+accel)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "first: 8 passed in ") {
+			t.Errorf("%s: %v\n%s", accel, err, out)
+		}
+	}
 }
 
 // Files and flags that are wrong are one line and 125, and nothing is made.

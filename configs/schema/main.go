@@ -1,4 +1,4 @@
-// Command schema writes the JSON Schemas beside it, of config files and of the report, and the table of settings in
+// Command schema writes the JSON Schemas beside it, of config files and of reports, and the table of settings in
 // docs/config.md, from what they are made of.
 package main
 
@@ -22,10 +22,11 @@ import (
 
 // schemas are the files and what is in them.
 var schemas = map[string]any{
-	"run.json":    config.Schema(config.Run),
-	"demo.json":   config.Schema(config.Demo),
-	"suite.json":  suite.Schema(),
-	"report.json": reflected(&report.Report{}),
+	"run.json":          config.Schema(config.Run),
+	"demo.json":         config.Schema(config.Demo),
+	"suite.json":        suite.Schema(),
+	"report.json":       reflected(&report.Report{}),
+	"suite-report.json": reflected(&suite.Report{}),
 }
 
 // reflected is the schema of what is encoded by encoding/json. Fields are added to it without notice, as to a report.
@@ -35,17 +36,25 @@ func reflected(v any) *jsonschema.Schema {
 		Anonymous:                 true,
 		ExpandedStruct:            true,
 		Mapper: func(t reflect.Type) *jsonschema.Schema {
-			if t != reflect.TypeFor[run.Outcome]() {
-				return nil
+			switch t {
+			case reflect.TypeFor[run.Outcome]():
+				return words(run.Outcomes())
+			case reflect.TypeFor[suite.Status]():
+				return words(suite.Statuses())
 			}
-			s := &jsonschema.Schema{Type: "string"}
-			for _, o := range run.Outcomes() {
-				s.Enum = append(s.Enum, string(o))
-			}
-			return s
+			return nil
 		},
 	}
 	return r.Reflect(v)
+}
+
+// words is the schema of a string that is one of these.
+func words[T ~string](all []T) *jsonschema.Schema {
+	s := &jsonschema.Schema{Type: "string"}
+	for _, w := range all {
+		s.Enum = append(s.Enum, string(w))
+	}
+	return s
 }
 
 // encode is a schema as its file has it.

@@ -81,7 +81,8 @@ func TestShardsAreStable(t *testing.T) {
 }
 
 func TestFilter(t *testing.T) {
-	runs := []*suite.Run{{Name: "one", Labels: []string{"slow"}}, {Name: "two", Labels: []string{"fast", "x"}}, {Name: "x"}}
+	runs := []*suite.Run{{Name: "one", Labels: []string{"slow"}}, {Name: "two", Labels: []string{"fast", "x"}},
+		{Name: "x"}}
 	for pattern, want := range map[string]int{"": 3, "^x$": 2, "slow|fast": 2, "none": 0} {
 		if got := suite.Filter(runs, regexp.MustCompile(pattern)); len(got) != want {
 			t.Errorf("%q: %d runs, want %d", pattern, len(got), want)
