@@ -47,7 +47,7 @@ func newProgress(out *report.Stream, file io.Writer, c chosen) *progress {
 	}
 	p.bars = mpb.New(mpb.WithConsoleWriter(&barWriter{file: file.(*os.File), out: out}), mpb.WithRefreshRate(refreshRate),
 		mpb.WithAutoRefresh())
-	p.all = p.bars.New(int64(p.total), mpb.BarStyle(), mpb.BarPriority(1<<20),
+	p.all = p.bars.New(int64(p.total), mpb.BarStyle(), mpb.BarPriority(1<<20), mpb.BarRemoveOnComplete(),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return p.counts() })))
 	return p
 }
