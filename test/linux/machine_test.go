@@ -4,6 +4,7 @@ package linux
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -213,17 +215,17 @@ func TestManyAtOnce(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			largest := make(chan beside)
+			seen := make(chan []beside)
 			stop := make(chan struct{})
 			go func() {
-				var most beside
+				var all []beside
 				for {
-					if now := besideGuest(cmd.Process.Pid); now.kib > most.kib {
-						most = now
+					if now := besideGuest(cmd.Process.Pid); now.kib > 0 {
+						all = append(all, now)
 					}
 					select {
 					case <-stop:
-						largest <- most
+						seen <- all
 						return
 					case <-time.After(time.Second):
 					}
@@ -231,11 +233,7 @@ func TestManyAtOnce(t *testing.T) {
 			}()
 			_ = cmd.Wait()
 			close(stop)
-			got := <-largest
-			t.Logf("run %d: %d KiB beside the guest's memory, %d of them in huge pages", i, got.kib, got.huge)
-			if most > 0 && (got.kib == 0 || got.kib > most) {
-				t.Errorf("run %d: %d KiB beside the guest's memory, at most %d: %v", i, got.kib, most, got.largest)
-			}
+			checkBeside(t, i, <-seen, most)
 			var want bytes.Buffer
 			for n := range 2000 {
 				fmt.Fprintf(&want, "guest %d line %d\n", i, n)
@@ -247,6 +245,29 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// checkBeside judges what a run's process had beside its guest's memory, in KiB, unless most is 0: the most that was
+// seen of it, or in the bed, where what takes a moment elsewhere takes seconds, what it had half of the time.
+func checkBeside(t *testing.T, run int, seen []beside, most int) {
+	if most == 0 {
+		return
+	}
+	if len(seen) == 0 {
+		t.Errorf("run %d: its memory was not seen", run)
+		return
+	}
+	slices.SortFunc(seen, func(a, b beside) int { return cmp.Compare(a.kib, b.kib) })
+	middle, largest := seen[len(seen)/2], seen[len(seen)-1]
+	t.Logf("run %d: %d KiB beside the guest's memory, %d of them in huge pages; at most %d KiB: %+v", run, middle.kib,
+		middle.huge, largest.kib, largest.largest)
+	judged := largest
+	if testing.Short() {
+		judged = middle
+	}
+	if judged.kib > most {
+		t.Errorf("run %d: %d KiB beside the guest's memory, at most %d: %+v", run, judged.kib, most, judged.largest)
+	}
 }
 
 // beside is a process's resident memory without its guest's, and how much of it is in huge pages.
