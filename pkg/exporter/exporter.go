@@ -378,7 +378,7 @@ func (e *Exporter) ServeMetrics(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%d scrapes go on already", maxScrapes), http.StatusServiceUnavailable)
 		return
 	}
-	families, seen, err := e.store.show(whoScrapes(r))
+	families, sent, err := e.store.show(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -389,7 +389,7 @@ func (e *Exporter) ServeMetrics(w http.ResponseWriter, r *http.Request) {
 	promhttp.HandlerFor(prometheus.Gatherers{e.registry, sums}, promhttp.HandlerOpts{EnableOpenMetrics: true}).
 		ServeHTTP(answer, r)
 	if answer.err == nil && r.Context().Err() == nil {
-		seen()
+		sent()
 	}
 }
 

@@ -53,8 +53,13 @@ func socket(dir string) string { return filepath.Join(dir, "run", "exporter.sock
 // scrape returns what a scraper of this name gets.
 func scrape(t *testing.T, e *exporter.Exporter, name string) map[string]*dto.MetricFamily {
 	t.Helper()
+	return answer(t, e, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics?scraper="+name, nil))
+}
+
+func answer(t *testing.T, e *exporter.Exporter, r *http.Request) map[string]*dto.MetricFamily {
+	t.Helper()
 	w := httptest.NewRecorder()
-	e.ServeMetrics(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics?scraper="+name, nil))
+	e.ServeMetrics(w, r)
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(w.Body)
 	if err != nil || w.Code != http.StatusOK {
@@ -106,6 +111,36 @@ func until(t *testing.T, what string, f func() bool) {
 		if time.Now().After(limit) {
 			t.Fatal(what)
 		}
+	}
+}
+
+// A scraper with a deadline may give up an answer that was sent, and then closes the connection. It sees a series at 0
+// until it asks again over the same one. Where connections say nothing it does so three times.
+func TestScraperGivesUp(t *testing.T) {
+	dir := folder(t)
+	e := open(t, dir)
+	defer func() { _ = e.Close() }()
+	want := func(conn string, major int, n float64) {
+		t.Helper()
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics?scraper="+fmt.Sprint(major), nil)
+		r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", "1")
+		r.RemoteAddr, r.ProtoMajor = conn, major
+		if got := drops(answer(t, e, r)); got != n {
+			t.Errorf("%s: %v, want %v", conn, got, n)
+		}
+	}
+	want("127.0.0.1:1", 1, 0)
+	end(t, start(dir, "1", 5))
+	want("127.0.0.1:1", 1, 0)
+	want("127.0.0.1:2", 1, 0)
+	want("127.0.0.1:2", 1, 5)
+	want("127.0.0.1:3", 1, 5)
+	for range 3 {
+		want("127.0.0.1:4", 2, 0)
+	}
+	want("127.0.0.1:4", 2, 5)
+	for i := range 4 {
+		want(fmt.Sprintf("127.0.0.2:%d", i), 1, map[bool]float64{true: 5}[i == 3])
 	}
 }
 

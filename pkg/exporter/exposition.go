@@ -26,6 +26,26 @@ const newcomer = 5 * time.Minute
 // forgotten is how long a scraper has to stay away before another one can have its place.
 const forgotten = 30 * 24 * time.Hour
 
+// unsureAnswers is how many answers a scraper with a deadline may not have got: of a series that was in one more,
+// the 0 is taken for known.
+const unsureAnswers = 2
+
+// timeoutHeader is sent by Prometheus, which gives an answer up that comes later.
+const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
+
+// connection says over which connection a scraper with a deadline asks; "" if its requests share one whatever
+// becomes of them, as those of HTTP/2 do. One that gives up closes it, so a second request over the same one says that
+// the answer to the first has arrived. prompt is for scrapers without a deadline, which have what was sent.
+func connection(r *http.Request) (conn string, prompt bool) {
+	if r.Header.Get(timeoutHeader) == "" {
+		return "", true
+	}
+	if r.ProtoMajor != 1 {
+		return "", false
+	}
+	return r.RemoteAddr, false
+}
+
 // whoScrapes tells scrapers apart: by address, by program without its version, and by name where they have one.
 func whoScrapes(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
@@ -38,10 +58,12 @@ func whoScrapes(r *http.Request) string {
 }
 
 // show returns the sums for a scraper. A series that is new to it is 0, so that the rise from there is not lost on it.
-// When it has got them, seen is to be called.
-func (s *store) show(who string) (families []*dto.MetricFamily, seen func(), err error) {
+// When they were sent, sent is to be called.
+func (s *store) show(r *http.Request) (families []*dto.MetricFamily, sent func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	who := whoScrapes(r)
+	conn, prompt := connection(r)
 	sum := tally.New(1 << 30) // who is under which labels is decided already
 	ended, err := s.totals.Gather()
 	if err == nil {
@@ -54,7 +76,9 @@ func (s *store) show(who string) (families []*dto.MetricFamily, seen func(), err
 		return nil, nil, err
 	}
 	s.bear(families)
-	known, youngest := s.scraper(who).Seen, uint64(len(s.births))
+	x, youngest := s.scraper(who), uint64(len(s.births))
+	s.arrived(x, conn)
+	known := x.Seen
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			if s.births[seriesOf(f, m)] > known {
@@ -62,7 +86,7 @@ func (s *store) show(who string) (families []*dto.MetricFamily, seen func(), err
 			}
 		}
 	}
-	return append(families, s.gauges()...), func() { s.seen(who, youngest) }, nil
+	return append(families, s.gauges()...), func() { s.sent(who, youngest, conn, prompt) }, nil
 }
 
 // bear numbers the series that are new, in the order of their births.
@@ -113,10 +137,35 @@ func (s *store) scraper(who string) *scraper {
 	return x
 }
 
-func (s *store) seen(who string, youngest uint64) {
+// arrived judges what a scraper has got, now that it asks again.
+func (s *store) arrived(x *scraper, conn string) {
+	n := len(x.unsure)
+	switch {
+	case n > 0 && conn != "" && conn == x.conn:
+		s.saw(x, x.unsure[n-1])
+		x.unsure = nil
+	case n > unsureAnswers:
+		s.saw(x, x.unsure[n-1-unsureAnswers])
+		x.unsure = x.unsure[n-unsureAnswers:]
+	}
+}
+
+// sent notes that a scraper was sent all series up to the youngest.
+func (s *store) sent(who string, youngest uint64, conn string, prompt bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.scrapers[who]; x != nil && x.Seen < youngest {
+	x := s.scrapers[who]
+	switch {
+	case x == nil || x.Seen >= youngest:
+	case prompt:
+		s.saw(x, youngest)
+	default:
+		x.unsure, x.conn = append(x.unsure, youngest), conn
+	}
+}
+
+func (s *store) saw(x *scraper, youngest uint64) {
+	if x.Seen < youngest {
 		x.Seen = youngest
 		s.changes++
 	}

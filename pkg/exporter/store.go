@@ -64,6 +64,9 @@ type liveRun struct {
 type scraper struct {
 	Seen uint64    // the youngest series that it knows
 	Last time.Time // when it came
+
+	unsure []uint64 // the youngest series in its latest answers, of which it is not known whether it has got them
+	conn   string   // the connection of the latest
 }
 
 // state is the file. What it has for live runs is what scrapers may have seen: sums never get smaller.
