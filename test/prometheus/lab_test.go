@@ -285,15 +285,15 @@ func (l *lab) pushgateway() {
 		l.at("9091"), "/-/ready")
 }
 
-// configure copies configs/prometheus into a folder configs of the lab, with the addresses of the lab and intervals of
-// a second, and returns the path of prometheus.yml.
+// configure copies configs into the lab, with its addresses and intervals of a second for Prometheus, and returns the
+// path of prometheus.yml.
 func (l *lab) configure() string {
 	l.t.Helper()
-	dir := filepath.Join(l.dir, "configs", "prometheus")
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(configs, "prometheus"))); err != nil {
+	dir := filepath.Join(l.dir, "configs")
+	if err := os.CopyFS(dir, os.DirFS(configs)); err != nil {
 		l.t.Fatal(err)
 	}
-	path := filepath.Join(dir, "prometheus.yml")
+	path := filepath.Join(dir, "prometheus", "prometheus.yml")
 	text := readFile(l.t, path)
 	for _, address := range []string{"127.0.0.1:9843", "127.0.0.1:9100", "127.0.0.1:9091", "_interval: 15s"} {
 		if !strings.Contains(text, address) {
