@@ -29,6 +29,7 @@ test:
 	scripts/install-deps
 	scripts/fetch-linux
 	scripts/build-linux
+	scripts/release-tools
 	$(MAKE) --no-print-directory lint
 	scripts/test
 
