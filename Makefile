@@ -3,7 +3,7 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
 FUZZTIME ?= 60s
 
-.PHONY: build release demo test linux-test lint bench bench-boot bench-suite fuzz guest
+.PHONY: build release package demo test linux-test lint bench bench-boot bench-suite fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
@@ -12,6 +12,10 @@ build:
 # built.
 release:
 	scripts/release bin/release
+
+# These, and packages, an archive, SBOMs and checksums of them, in bin/dist. The first time, it compiles goreleaser.
+package:
+	scripts/package
 
 # Sets up what is missing and boots the embedded guest.
 demo: build
@@ -25,6 +29,7 @@ test:
 	scripts/install-deps
 	scripts/fetch-linux
 	scripts/build-linux
+	scripts/release-tools
 	$(MAKE) --no-print-directory lint
 	scripts/test
 
@@ -44,6 +49,7 @@ lint:
 	GOARCH=amd64 go vet ./...
 	GOARCH=arm64 go vet ./...
 	go vet -tags linuxbed ./test/...
+	go vet -tags manpages ./cmd/...
 	go tool staticcheck ./...
 
 # Prints the figures that docs/performance.md explains.

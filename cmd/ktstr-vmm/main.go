@@ -1,3 +1,5 @@
+//go:build !manpages
+
 // Command ktstr-vmm runs a guest in a virtual machine and watches the message ring that the two share.
 package main
 

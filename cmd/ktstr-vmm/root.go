@@ -36,8 +36,8 @@ func say(w io.Writer, text string) {
 	_ = s.Close(ctx) // there is no place left to say it
 }
 
-// execute runs the program and returns its exit code.
-func execute(args []string, stdout, stderr io.Writer) int {
+// rootCommand is the program's command line.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ktstr-vmm",
 		Short: "Run a guest in a virtual machine and watch it through its message ring",
@@ -46,7 +46,12 @@ func execute(args []string, stdout, stderr io.Writer) int {
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(), suiteCommand(),
 		exporterCommand(), versionCommand())
-	return executeCommand(root, args, stdout, stderr)
+	return root
+}
+
+// execute runs the program and returns its exit code.
+func execute(args []string, stdout, stderr io.Writer) int {
+	return executeCommand(rootCommand(), args, stdout, stderr)
 }
 
 // executeCommand runs a command and returns the program's exit code. An error is one line on stderr; without

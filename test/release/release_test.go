@@ -88,34 +88,35 @@ const version = "v1.2.3"
 // release makes a clone in a folder, runs "make release" there, and returns the files that come of it.
 func release(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
+	clone(t, dir)
+	run(t, dir, "make", "--no-print-directory", "release")
+	return filesIn(t, filepath.Join(dir, "bin", "release"))
+}
+
+// clone makes a repository of what is here in a folder, with one commit that has the version as its tag.
+func clone(t *testing.T, dir string) {
+	t.Helper()
 	copyTree(t, dir)
-	for _, args := range [][]string{
-		{"git", "init", "-q"},
-		{"git", "add", "-A"},
-		{"git", "commit", "-q", "-m", "all of it"},
-		{"git", "tag", version},
-		{"make", "--no-print-directory", "release"},
-	} {
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
-			"GIT_AUTHOR_NAME=test", "GIT_AUTHOR_EMAIL=test@example.test", "GIT_AUTHOR_DATE=2026-01-01T00:00:00Z",
-			"GIT_COMMITTER_NAME=test", "GIT_COMMITTER_EMAIL=test@example.test", "GIT_COMMITTER_DATE=2026-01-01T00:00:00Z")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v\n%s", args, err, out)
-		}
+	run(t, dir, "git", "init", "-q")
+	run(t, dir, "git", "add", "-A")
+	run(t, dir, "git", "commit", "-q", "-m", "all of it")
+	run(t, dir, "git", "tag", version)
+}
+
+// run runs a command in a folder and returns what it prints on stdout.
+func run(t *testing.T, dir string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
+		"GIT_AUTHOR_NAME=test", "GIT_AUTHOR_EMAIL=test@example.test", "GIT_AUTHOR_DATE=2026-01-01T00:00:00Z",
+		"GIT_COMMITTER_NAME=test", "GIT_COMMITTER_EMAIL=test@example.test", "GIT_COMMITTER_DATE=2026-01-01T00:00:00Z")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%q: %v\n%s%s", args, err, &stdout, &stderr)
 	}
-	entries, err := os.ReadDir(filepath.Join(dir, "bin", "release"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string][]byte{}
-	for _, e := range entries {
-		if files[e.Name()], err = os.ReadFile(filepath.Join(dir, "bin", "release", e.Name())); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return files
+	return stdout.String()
 }
 
 // copyTree copies the files that git knows, or would, to a folder.
