@@ -25,10 +25,11 @@ const (
 
 // progress shows how far a suite is: a line for each run that is over, and on a terminal below them what is running.
 type progress struct {
-	out  *report.Stream
-	bars *mpb.Progress // nil: the output is no terminal
-	all  *mpb.Bar
-	each map[*suite.Run]*mpb.Bar
+	out    *report.Stream
+	bars   *mpb.Progress // nil: the output is no terminal
+	writer *barWriter
+	all    *mpb.Bar
+	each   map[*suite.Run]*mpb.Bar // of running ones, as far as there is room
 
 	omitted int // lines that a slow reader did not get
 	total   int
@@ -45,8 +46,8 @@ func newProgress(out *report.Stream, file io.Writer, c chosen) *progress {
 	if !isTerminal(file) || p.total == 0 {
 		return p
 	}
-	p.bars = mpb.New(mpb.WithConsoleWriter(&barWriter{file: file.(*os.File), out: out}), mpb.WithRefreshRate(refreshRate),
-		mpb.WithAutoRefresh())
+	p.writer = &barWriter{file: file.(*os.File), out: out}
+	p.bars = mpb.New(mpb.WithConsoleWriter(p.writer), mpb.WithRefreshRate(refreshRate), mpb.WithAutoRefresh())
 	p.all = p.bars.New(int64(p.total), mpb.BarStyle(), mpb.BarPriority(1<<20), mpb.BarRemoveOnComplete(),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return p.counts() })))
 	return p
@@ -71,15 +72,18 @@ func (p *progress) started(x *suite.Run) {
 	p.mu.Lock()
 	p.estimate.start(x)
 	p.mu.Unlock()
-	if p.bars == nil {
-		return
+	if p.bars == nil || len(p.each) >= p.writer.rows()-2 {
+		return // the count of those that are running has it
 	}
 	name := []rune(report.Printable(x.Name))
 	if len(name) > maxNameShown {
 		name = append(name[:maxNameShown-1], '…')
 	}
-	p.each[x] = p.bars.New(1, mpb.NopStyle(), mpb.BarRemoveOnComplete(),
+	bar, err := p.bars.Add(1, mpb.NopStyle().Build(), mpb.BarRemoveOnComplete(),
 		mpb.PrependDecorators(decor.Elapsed(decor.ET_STYLE_MMSS), decor.Name("  "+string(name))))
+	if err == nil {
+		p.each[x] = bar
+	}
 }
 
 // ended shows how an attempt at a run ended.
@@ -97,9 +101,11 @@ func (p *progress) ended(x *suite.Run, r *suite.Result, again bool) {
 	p.estimate.end(x, r)
 	p.mu.Unlock()
 	p.print(text)
-	if p.bars != nil {
-		p.each[x].Abort(true)
+	if bar := p.each[x]; bar != nil {
+		bar.Abort(true)
 		delete(p.each, x)
+	}
+	if p.bars != nil {
 		p.all.Increment()
 	}
 }
@@ -144,27 +150,30 @@ type barWriter struct {
 // IsTerminal implements mpb.ConsoleWriter.
 func (*barWriter) IsTerminal() bool { return true }
 
-// GetTermSize implements mpb.ConsoleWriter.
+// GetTermSize implements mpb.ConsoleWriter. It does not fail: mpb would give up all bars.
 func (w *barWriter) GetTermSize() (width, height int, err error) {
 	size, err := unix.IoctlGetWinsize(int(w.file.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0, 0, err
-	}
-	if size.Col == 0 { // a terminal that nobody has told its size
-		return 80, 25, nil
+	if err != nil || size.Col == 0 || size.Row == 0 { // it is gone, or nobody has told it its size
+		return 80, 24, nil
 	}
 	return int(size.Col), int(size.Row), nil
 }
 
-// Flush implements mpb.ConsoleWriter: what was written is shown, and so many lines of it will be drawn over.
+// rows is how many lines the terminal has.
+func (w *barWriter) rows() int {
+	_, rows, _ := w.GetTermSize()
+	return rows
+}
+
+// Flush implements mpb.ConsoleWriter: what was written is shown, and so many lines of it will be drawn over. It does not
+// fail either: who is gone sees nothing.
 func (w *barWriter) Flush(lines int) error {
 	if w.out.Pending() > maxPendingLines {
 		w.Reset()
 		return nil
 	}
-	if _, err := w.WriteTo(w.out); err != nil {
-		return err
-	}
+	_, _ = w.WriteTo(w.out)
+	w.Reset()
 	if lines > 0 {
 		fmt.Fprintf(w, "\x1b[%dA\x1b[J", lines)
 	}

@@ -142,7 +142,7 @@ func (o *suiteOptions) choose(file string) (c chosen, err error) {
 // recorded reads what earlier runs took. Shards are balanced by what is named alone: each machine has to have the same.
 func (o *suiteOptions) recorded(c *chosen) error {
 	path := o.durations
-	if path == "" && c.shard == nil {
+	if path == "" && c.shard == nil && !o.list {
 		path = o.results
 	}
 	if path == "" {
@@ -164,35 +164,56 @@ func (o *suiteOptions) run(c *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
+	if o.list {
+		for _, x := range chosen.runs {
+			if _, err := fmt.Fprintln(c.OutOrStdout(), report.Printable(x.Name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	results, err := openResults(o.results)
+	if err != nil {
+		return err
+	}
+	defer results.Close()
+	return o.do(c, chosen, results)
+}
+
+// openResults opens the folder that --results names.
+func openResults(dir string) (*suite.Results, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	results, err := suite.OpenResults(abs)
+	if err != nil {
+		return nil, fmt.Errorf("--results: %w", err)
+	}
+	return results, nil
+}
+
+// do does the chosen runs, and shows them.
+func (o *suiteOptions) do(c *cobra.Command, chosen chosen, results *suite.Results) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
 	out := report.NewStream(c.OutOrStdout())
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.Background(), run.DefaultFlushLimit)
 		defer cancel()
 		_ = out.Close(ctx) // there is no place left to say it
 	}()
-	if o.list {
-		for _, x := range chosen.runs {
-			fmt.Fprintln(out, report.Printable(x.Name))
-		}
-		return nil
-	}
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	results, err := filepath.Abs(o.results)
-	if err != nil {
-		return err
-	}
-	if err := suite.Prepare(results); err != nil {
-		return fmt.Errorf("--results: %w", err)
-	}
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup does
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
 	passed := make(chan os.Signal, hurrySignals)
 	p := newProgress(out, c.OutOrStdout(), chosen)
-	r := &suite.Runner{Program: program, Version: version(), Environ: os.Environ(), Dir: results, Jobs: o.jobs,
+	r := &suite.Runner{Program: program, Version: version(), Environ: os.Environ(), Results: results, Jobs: o.jobs,
 		Retries: o.retries, FailFast: o.failFast, Shard: chosen.shard, Signals: passed, OnStart: p.started, OnEnd: p.ended,
 		Extra: []string{"--exporter=" + o.exporter}}
 	sum := tally.New(0)
@@ -212,26 +233,28 @@ func (o *suiteOptions) run(c *cobra.Command, file string) error {
 		rep, err := r.Run(chosen.suite.Name, chosen.names, chosen.runs)
 		done <- answer{rep, err}
 	}()
-	got, last := 0, os.Signal(nil)
-	for {
+	for got := 0; ; {
 		select {
 		case a := <-done:
 			p.close()
-			if a.err != nil {
+			if a.report == nil {
 				return a.err
 			}
 			o.suite = chosen.suite.Name
 			o.deliver(sum, signals, p.warn)
-			fmt.Fprintf(out, "%s\nreports: %s\n", a.report.Summary(), report.Printable(o.results))
+			fmt.Fprintln(out, a.report.Summary())
+			if a.err != nil {
+				return fmt.Errorf("the reports could not be written: %w", a.err)
+			}
+			fmt.Fprintf(out, "reports: %s\n", report.Printable(o.results))
 			return codeOf(a.report.ExitCode())
-		case last = <-signals:
+		case sig := <-signals:
 			if got++; got == hurrySignals {
-				p.close()
-				return &exitError{code: 128 + int(last.(syscall.Signal)), err: fmt.Errorf(
-					"%d signals: the suite is over, its reports are not whole", got)}
+				return &exitError{code: 128 + int(sig.(syscall.Signal)), err: fmt.Errorf(
+					"%d signals: the suite is over, and its reports are not whole", got)}
 			}
 			select {
-			case passed <- last:
+			case passed <- sig:
 			default: // the runs have had it
 			}
 		}
@@ -264,19 +287,19 @@ func suiteMergeCommand() *cobra.Command {
 		Short: "Make one report of the results folders of a suite's shards",
 		Args:  named("suite merge", "one or more DIR", 1, 10000),
 		RunE: func(c *cobra.Command, dirs []string) error {
-			into, err := filepath.Abs(results)
+			m, err := suite.NewMerger(dirs)
 			if err != nil {
 				return err
 			}
-			for _, dir := range dirs {
-				if abs, err := filepath.Abs(dir); err == nil && abs == into {
-					return fmt.Errorf("--results %q is one of the folders to be merged: name another", results)
-				}
+			if m.Has(results) {
+				return fmt.Errorf("--results %q is one of the folders to be merged: name another", results)
 			}
-			if err := suite.Prepare(results); err != nil {
-				return fmt.Errorf("--results: %w", err)
+			into, err := openResults(results)
+			if err != nil {
+				return err
 			}
-			r, err := suite.Merge(results, dirs)
+			defer into.Close()
+			r, err := m.Write(into)
 			if err != nil {
 				return err
 			}

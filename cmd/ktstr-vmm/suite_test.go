@@ -53,11 +53,18 @@ func (s *suiteRun) report(t *testing.T) *suite.Report {
 	if err != nil {
 		t.Fatalf("%v\n%s%s", err, s.stdout.Bytes(), s.stderr.Bytes())
 	}
+	judge(t, s.dir)
+	return r
+}
+
+// judge judges a results folder's report by its schema.
+func judge(t *testing.T, dir string) {
+	t.Helper()
 	schema, err := jsonschema.NewCompiler().Compile(filepath.Join("..", "..", "configs", "schema", "suite-report.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(filepath.Join(s.dir, "suite.json"))
+	f, err := os.Open(filepath.Join(dir, "suite.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +76,6 @@ func (s *suiteRun) report(t *testing.T) *suite.Report {
 	if err != nil {
 		t.Errorf("suite.json: %v", err)
 	}
-	return r
 }
 
 // statuses are the runs' by name.
@@ -217,6 +223,92 @@ func TestSuiteKilled(t *testing.T) {
 	}
 }
 
+// A merged report is one, too, where a shard is missing as well.
+func TestSuiteMergedInPart(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {name: a, scenario: ok}\n- {name: b, scenario: ok}\n", "--shard", "1/2")
+	if err := s.Run(); err != nil {
+		t.Fatalf("%v\n%s%s", err, s.stdout.Bytes(), s.stderr.Bytes())
+	}
+	dir := filepath.Join(t.TempDir(), "merged")
+	out, err := exec.Command(s.Path, "suite", "merge", "--results", dir, s.dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "b: no shard has it\ns: 1 passed, 1 lost") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	judge(t, dir)
+}
+
+// The third signal ends a suite whose runs do not end, and these with it.
+func TestSuiteThreeSignals(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {name: a, scenario: hang, timeout: 10m, grace: 5m}\n", "--jobs", "1")
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	run := children(t, s.Process.Pid, 1)[0]
+	waitForReport(t, run)
+	if err := syscall.Kill(run, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(run, syscall.SIGKILL) })
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if err := s.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond) // the kernel delivers what is pending in its own order
+	}
+	if code := ends(t, s.Cmd); code < 129 || !strings.Contains(s.stderr.String(), "3 signals: the suite is over") {
+		t.Errorf("exit code %d, %s", code, s.stderr.Bytes())
+	}
+}
+
+// A disk that is full is said, and costs no verdict that there was.
+func TestSuiteOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		testenv.Missing(t, "root", os.ErrPermission)
+	}
+	s := suiteOf(t, "- {name: a, scenario: ok}\n- {name: b, scenario: ok}\n", "--jobs", "1")
+	if err := os.Mkdir(s.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", s.dir, "tmpfs", 0, "size=40k"); err != nil {
+		testenv.Missing(t, "a tmpfs", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(s.dir, unix.MNT_DETACH) })
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	code := ends(t, s.Cmd)
+	if all := s.stdout.String() + s.stderr.String(); code == 0 || !strings.Contains(all, "no space left on device") {
+		t.Errorf("exit code %d, %s", code, all)
+	}
+}
+
+// A terminal that goes away, or is small, takes no run with it.
+func TestSuiteWithoutItsTerminal(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {scenario: ok, matrix: {timeout: [11s, 12s, 13s, 14s, 15s, 16s, 17s, 18s]}}\n", "--jobs", "4")
+	master, slave := terminal(t)
+	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 4, Col: 20}); err != nil {
+		t.Fatal(err)
+	}
+	s.Stdout = slave
+	s.Env = append(os.Environ(), "TERM=xterm")
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	children(t, s.Process.Pid, 4)
+	master.Close()
+	if code := ends(t, s.Cmd); code != 0 {
+		t.Errorf("exit code %d, %s", code, s.stderr.Bytes())
+	}
+	if r := s.report(t); r.Counts[suite.Passed] != 8 {
+		t.Errorf("%v", r.Counts)
+	}
+}
+
 // Nobody reads what a suite shows: it ends all the same, and its reports are whole.
 func TestSuiteThatNobodyReads(t *testing.T) {
 	t.Parallel()
@@ -327,7 +419,7 @@ func TestSuiteRefused(t *testing.T) {
 		{[]string{file, "--durations", dir}, "--durations: open "},
 		{[]string{file, "--metrics-push", "here"}, `--metrics-push "here": it is a URL`},
 		{[]string{"merge"}, "suite merge takes one or more DIR, 0 were given"},
-		{[]string{"merge", "--results", dir, dir}, "is one of the folders to be merged"},
+		{[]string{"merge", "--results", dir, dir}, "suite.json: no such file"},
 		{[]string{"compare", dir}, "suite compare takes OLD and NEW, 1 were given"},
 		{[]string{"compare", dir, dir}, "suite.json: no such file"},
 		{[]string{"compare", file, file}, "no report of a suite: "},

@@ -27,7 +27,7 @@ type Case struct {
 	Failure  *Problem      // what was tested is wrong
 	Error    *Problem      // it could not be tested
 	Skipped  *Problem
-	Flaky    []Problem // attempts that failed before the one that counts
+	Earlier  []Problem // attempts that failed before the one that counts
 }
 
 // Problem is why a case did not pass.
@@ -58,7 +58,8 @@ type xmlCase struct {
 	Failure   *xmlProblem  `xml:"failure"`
 	Error     *xmlProblem  `xml:"error"`
 	Skipped   *xmlProblem  `xml:"skipped"`
-	Flaky     []xmlProblem `xml:"flakyFailure"` // as Maven's Surefire writes them
+	Flaky     []xmlProblem `xml:"flakyFailure"` // of a case that passed; both as Maven's Surefire writes them
+	Rerun     []xmlProblem `xml:"rerunFailure"` // of one that did not
 }
 
 type xmlProblem struct {
@@ -83,8 +84,12 @@ func Write(w io.Writer, s Suite) error {
 		if c.Duration > 0 {
 			xc.Time = seconds(c.Duration)
 		}
-		for _, p := range c.Flaky {
-			xc.Flaky = append(xc.Flaky, *p.xml())
+		earlier := &xc.Flaky
+		if c.Failure != nil || c.Error != nil {
+			earlier = &xc.Rerun
+		}
+		for _, p := range c.Earlier {
+			*earlier = append(*earlier, *p.xml())
 		}
 		switch {
 		case c.Failure != nil:

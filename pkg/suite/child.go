@@ -1,7 +1,7 @@
 package suite
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,8 +22,8 @@ import (
 const (
 	// maxOutput is how much of each of a run's two outputs is kept, in bytes.
 	maxOutput = 64 << 20
-	// overdue is how long after its deadline, or its grace when it was asked to stop, a run's process is killed.
-	overdue = 30 * time.Second
+	// DefaultOverdue is how long after its deadline, or its grace when it was asked to stop, a run's process is killed.
+	DefaultOverdue = 30 * time.Second
 	// maxRunReport bounds a run's report, in bytes.
 	maxRunReport = 64 << 20
 	// tailLines and tailBytes are how much of a console, or of what the program said, a suite's report keeps.
@@ -50,6 +50,11 @@ type child struct {
 	env     []string
 	dir     string         // of its files
 	stop    chan os.Signal // what it is to get
+	overdue time.Duration
+	reading *sync.Mutex // held while a report is read
+
+	stderr capped
+	kept   error // why not all of its output is in its files
 }
 
 // ended is what is known of a process when it is over.
@@ -64,14 +69,20 @@ type ended struct {
 // do does the run and judges how it ended. Signals go to the process as they come.
 func (c *child) do() ended {
 	e := ended{child: c}
-	e.StartedAt = time.Now()
+	start := time.Now()
+	e.StartedAt = &start
 	state, late, err := c.process()
-	e.Duration = time.Since(e.StartedAt).Seconds()
+	e.Duration = time.Since(start).Seconds()
 	if err != nil {
 		e.status, e.Outcome, e.Reason = Failed, run.Failed, err.Error()
 		return e
 	}
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	e.judge(state, late)
+	if c.kept != nil {
+		e.Reason += fmt.Sprintf("; its output was not kept whole: %v", c.kept)
+	}
 	return e
 }
 
@@ -92,10 +103,12 @@ func (c *child) process() (state *os.ProcessState, late string, err error) {
 	defer stderr.Close()
 	cmd := exec.Command(c.program, c.args...)
 	cmd.Env = c.env
-	cmd.Stdout, cmd.Stderr = &capped{w: stdout, left: maxOutput}, &capped{w: stderr, left: maxOutput}
+	out := capped{w: stdout, left: maxOutput}
+	c.stderr = capped{w: stderr, left: maxOutput}
+	cmd.Stdout, cmd.Stderr = &out, &c.stderr
 	// A group of its own keeps a terminal's signals away: the suite passes them on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	cmd.WaitDelay = overdue // for who has inherited its output
+	cmd.WaitDelay = c.overdue // for who has inherited its output
 	if err := cmd.Start(); err != nil {
 		return nil, "", err
 	}
@@ -105,6 +118,7 @@ func (c *child) process() (state *os.ProcessState, late string, err error) {
 	err = cmd.Wait()
 	close(done)
 	watch.Wait()
+	c.kept = errors.Join(out.err, c.stderr.err)
 	if state = cmd.ProcessState; state == nil {
 		return nil, "", err
 	}
@@ -116,7 +130,7 @@ func (c *child) process() (state *os.ProcessState, late string, err error) {
 
 // watch passes signals on until the process is done. It kills one that is overdue and says why.
 func (c *child) watch(p *os.Process, done <-chan struct{}) (late string) {
-	limit := c.run.Timeout + overdue
+	limit := c.run.Timeout + c.overdue
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for {
@@ -125,7 +139,7 @@ func (c *child) watch(p *os.Process, done <-chan struct{}) (late string) {
 			return late
 		case sig := <-c.stop:
 			_ = p.Signal(sig) // it may be over
-			limit = c.run.Grace + overdue
+			limit = c.run.Grace + c.overdue
 			timer.Reset(limit)
 		case <-timer.C:
 			late = fmt.Sprintf("it did not end within %v and was killed", limit)
@@ -137,50 +151,50 @@ func (c *child) watch(p *os.Process, done <-chan struct{}) (late string) {
 // capped writes so much, and drops the rest. It never fails: the process is to go on.
 type capped struct {
 	w    io.Writer
-	left int
+	left int    // bytes
+	err  error  // the first that w had
+	end  []byte // the last bytes that there were
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if n := min(len(p), c.left); n > 0 {
-		if _, err := c.w.Write(p[:n]); err != nil {
-			n = c.left
-		}
+	if n := min(len(p), c.left); n > 0 && c.err == nil {
+		_, c.err = c.w.Write(p[:n])
 		c.left -= n
 	}
+	c.end = append(c.end, p[max(0, len(p)-tailBytes):]...)
+	c.end = c.end[max(0, len(c.end)-tailBytes):]
 	return len(p), nil
 }
 
 // ranReport is what a suite takes from a run's report.
 type ranReport struct {
-	Outcome     run.Outcome `json:"outcome"`
-	Reason      string      `json:"reason"`
-	Arch        string      `json:"arch"`
-	Accelerator string      `json:"accelerator"`
+	Outcome     run.Outcome
+	Reason      string
+	Arch        string
+	Accelerator string
 	Ring        struct {
 		Messages uint64 `json:"messages"`
 		Drops    uint64 `json:"drops"`
-	} `json:"ring"`
-	Stimuli []struct {
+	}
+	Last struct { // of the stimuli
 		ElapsedMS       uint32 `json:"elapsed_ms"`
 		TotalIterations uint64 `json:"total_iterations"`
-	} `json:"stimuli"`
+	}
 	Crash *struct {
 		Message string `json:"message"`
-	} `json:"crash"`
-	ConsoleTail string `json:"console_tail"`
+	}
+	ConsoleTail string
 }
 
 // judge compares how the process ended, and its report, with what was expected.
 func (e *ended) judge(state *os.ProcessState, late string) {
 	c := e.child
-	said := lastLines(readEnd(filepath.Join(c.dir, runStderr)))
+	said := lastLines(string(c.stderr.end))
 	r, err := readRunReport(filepath.Join(c.dir, runReport))
 	if r != nil {
 		e.Outcome, e.Reason, e.Arch, e.Accelerator = r.Outcome, r.Reason, r.Arch, r.Accelerator
 		e.Messages, e.Drops = r.Ring.Messages, r.Ring.Drops
-		if n := len(r.Stimuli); n > 0 {
-			e.Iterations, e.IterationsMS = r.Stimuli[n-1].TotalIterations, r.Stimuli[n-1].ElapsedMS
-		}
+		e.Iterations, e.IterationsMS = r.Last.TotalIterations, r.Last.ElapsedMS
 		e.tail = lastLines(r.ConsoleTail)
 		if len(e.tail) == 0 && r.Crash != nil {
 			e.tail = lastLines(r.Crash.Message)
@@ -204,12 +218,12 @@ func (e *ended) judge(state *os.ProcessState, late string) {
 	e.ExitCode = &code
 	want := c.run.Expect
 	switch {
-	case r == nil && code == run.CodeFailed:
-		e.status, e.Outcome, e.Reason = Failed, run.Failed, "it did not start"
+	case code == run.CodeFailed && (r == nil || r.Outcome != run.Failed): // what it said last is why
+		e.Outcome, e.Reason = run.Failed, fmt.Sprintf("the program failed: %v", err)
 		if len(said) > 0 {
 			e.Reason = strings.TrimPrefix(said[len(said)-1], "ktstr-vmm: ")
 		}
-		if want.matches(e.Outcome, code) {
+		if e.status = Failed; want.matches(e.Outcome, code) {
 			e.status = Passed
 		}
 	case r == nil:
@@ -237,14 +251,41 @@ func (e Expect) String() string {
 
 var errNoOutcome = errors.New("it has no outcome")
 
+// readRunReport reads a run's report value by value: it may have many that are not needed here.
 func readRunReport(path string) (*ranReport, error) {
-	f, err := os.Open(path)
+	f, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	r := &ranReport{}
-	if err := json.NewDecoder(io.LimitReader(f, maxRunReport)).Decode(r); err != nil {
+	fields := map[string]any{"outcome": &r.Outcome, "reason": &r.Reason, "arch": &r.Arch, "accelerator": &r.Accelerator,
+		"ring": &r.Ring, "crash": &r.Crash, "console_tail": &r.ConsoleTail}
+	d := json.NewDecoder(bufio.NewReader(io.LimitReader(f, maxRunReport)))
+	if err := delimiter(d, '{'); err != nil {
+		return nil, err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		name, _ := key.(string)
+		switch {
+		case name == "stimuli":
+			err = elements(d, &r.Last)
+		case name == "results":
+			err = elements(d, new(json.RawMessage))
+		case fields[name] != nil:
+			err = d.Decode(fields[name])
+		default:
+			err = d.Decode(new(json.RawMessage))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if err := delimiter(d, '}'); err != nil {
 		return nil, err
 	}
 	if r.Outcome == "" {
@@ -253,19 +294,25 @@ func readRunReport(path string) (*ranReport, error) {
 	return r, nil
 }
 
-// readEnd returns the end of a file, of which nothing is needed if it can't be read.
-func readEnd(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
+func delimiter(d *json.Decoder, want json.Delim) error {
+	got, err := d.Token()
+	if err == nil && got != want {
+		err = fmt.Errorf("%v, where %v is expected", got, want)
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > tailBytes {
-		_, _ = f.Seek(-tailBytes, io.SeekEnd)
+	return err
+}
+
+// elements decodes the elements of an array to one place, one after the other.
+func elements(d *json.Decoder, to any) error {
+	if err := delimiter(d, '['); err != nil {
+		return err
 	}
-	var b bytes.Buffer
-	_, _ = io.Copy(&b, io.LimitReader(f, tailBytes))
-	return b.String()
+	for d.More() {
+		if err := d.Decode(to); err != nil {
+			return err
+		}
+	}
+	return delimiter(d, ']')
 }
 
 // lastLines returns the last lines of a text that have something to say.

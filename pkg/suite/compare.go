@@ -23,6 +23,7 @@ type Comparison struct {
 	Flaky   []Change `json:"flaky"` // in the new one
 	Slower  []Slower `json:"slower"`
 	Missing []string `json:"missing"` // in the new one
+	Skipped []Change `json:"skipped"` // in the new one, and not in the old one
 	Added   []string `json:"added"`
 }
 
@@ -60,7 +61,7 @@ const (
 func Compare(old, now *Report, slower float64) *Comparison {
 	c := &Comparison{Schema: schemaVersion, Old: old.short(), New: now.short(),
 		Failing: []Change{}, Still: []Change{}, Fixed: []Change{}, Flaky: []Change{}, Slower: []Slower{},
-		Missing: []string{}, Added: []string{}}
+		Missing: []string{}, Skipped: []Change{}, Added: []string{}}
 	before := map[string]*Result{}
 	for _, x := range old.Runs {
 		before[x.Name] = x
@@ -96,6 +97,8 @@ func (c *Comparison) add(old, now *Result, slower float64) {
 		c.Still = append(c.Still, change)
 	case now.Status.Bad():
 		c.Failing = append(c.Failing, change)
+	case now.Status == Skipped && (old == nil || old.Status != Skipped):
+		c.Skipped = append(c.Skipped, change)
 	case now.Status == Skipped:
 	case now.Status == Flaky:
 		c.Flaky = append(c.Flaky, change)
@@ -121,8 +124,8 @@ func (a *Attempt) rate() float64 {
 	return float64(a.Iterations) * 1000 / float64(a.IterationsMS)
 }
 
-// Worse reports whether something newly fails or is missing.
-func (c *Comparison) Worse() bool { return len(c.Failing)+len(c.Missing) > 0 }
+// Worse reports whether something newly fails, or was not run that was before.
+func (c *Comparison) Worse() bool { return len(c.Failing)+len(c.Missing)+len(c.Skipped) > 0 }
 
 // JSON writes the comparison as one object.
 func (c *Comparison) JSON(w io.Writer) error {
@@ -158,6 +161,7 @@ func (c *Comparison) write(w io.Writer, escape func(string) string, heading, ite
 	}
 	section("newly failing", changes(c.Failing))
 	section("missing", c.Missing)
+	section("skipped", changes(c.Skipped))
 	section("still failing", changes(c.Still))
 	section("flaky", changes(c.Flaky))
 	var slower []string

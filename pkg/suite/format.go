@@ -22,7 +22,9 @@ func (x *Result) Explain() string {
 	case Flaky:
 		return fmt.Sprintf("passed at attempt %d; before: %s", len(x.Earlier)+1, x.Earlier[len(x.Earlier)-1].Reason)
 	case Failed:
-		return fmt.Sprintf("expected %v, got %s: %s", x.Expect, x.got(), x.Reason)
+		if x.Expect != nil {
+			return fmt.Sprintf("expected %v, got %s: %s", x.Expect, x.got(), x.Reason)
+		}
 	}
 	return x.Reason
 }
@@ -106,10 +108,9 @@ func (r *Report) JUnit(w io.Writer) error {
 			c.Error = problem
 		case Skipped:
 			c.Skipped = problem
-		case Flaky:
-			for _, a := range x.Earlier {
-				c.Flaky = append(c.Flaky, junit.Problem{Type: string(a.Outcome), Message: a.Reason})
-			}
+		}
+		for _, a := range x.Earlier {
+			c.Earlier = append(c.Earlier, junit.Problem{Type: string(a.Outcome), Message: a.Reason})
 		}
 		s.Cases = append(s.Cases, c)
 	}
@@ -137,7 +138,7 @@ func (r *Report) Markdown(w io.Writer) error {
 		}
 		text := strings.Join(lines, "\n")
 		fence := strings.Repeat("`", max(3, longestRun(text, '`')+1))
-		fmt.Fprintf(&b, "\nThe end of the console of %s:\n\n%stext\n%s\n%s\n", markdown(x.Name), fence, text, fence)
+		fmt.Fprintf(&b, "\nThe last lines of %s:\n\n%stext\n%s\n%s\n", markdown(x.Name), fence, text, fence)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

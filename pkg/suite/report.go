@@ -3,7 +3,6 @@ package suite
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -37,9 +37,9 @@ type Report struct {
 type Result struct {
 	Name   string   `json:"name"`
 	Labels []string `json:"labels,omitempty"`
-	Folder string   `json:"folder"` // with the run's files, relative to the report's
-	Args   []string `json:"args"`   // of the program, to run it again
-	Expect Expect   `json:"expect"`
+	Folder string   `json:"folder,omitempty"` // with the run's files, relative to the report's
+	Args   []string `json:"args,omitempty"`   // of the program, to run it again
+	Expect *Expect  `json:"expect,omitempty"` // nil: not known, for no shard has the run
 	Status Status   `json:"status"`
 	Attempt
 	Earlier []Attempt `json:"earlier,omitempty"` // attempts that did not pass
@@ -48,7 +48,7 @@ type Result struct {
 
 // Attempt is one process that did a run. What is not known of one that left no report is empty.
 type Attempt struct {
-	StartedAt   time.Time   `json:"started_at"`
+	StartedAt   *time.Time  `json:"started_at,omitempty"` // nil: it was not
 	Duration    float64     `json:"duration_seconds"`
 	Outcome     run.Outcome `json:"outcome,omitempty"`
 	ExitCode    *int        `json:"exit_code,omitempty"` // none if a signal killed the process
@@ -108,6 +108,7 @@ const (
 	junitFile    = "suite.xml"
 	markdownFile = "summary.md"
 	runsFolder   = "runs"
+	tempPrefix   = ".ktstr-vmm-suite-" // of files that have yet to get their names
 )
 
 // maxReport bounds a report that is read, in bytes: maxRuns of them with their tails.
@@ -118,7 +119,7 @@ func ReadReport(path string) (*Report, error) {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		path = filepath.Join(path, reportFile)
 	}
-	f, err := os.Open(path)
+	f, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -127,26 +128,58 @@ func ReadReport(path string) (*Report, error) {
 	if err := json.NewDecoder(io.LimitReader(f, maxReport)).Decode(r); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrReport, path, err)
 	}
-	if r.Schema != schemaVersion || r.Name == "" {
-		return nil, fmt.Errorf("%w: %s: schema %d and name %q, want schema %d and a name", ErrReport, path, r.Schema, r.Name,
-			schemaVersion)
-	}
-	for _, x := range r.Runs {
-		if x == nil || !slices.Contains(Statuses(), x.Status) || !filepath.IsLocal(cmp.Or(x.Folder, ".")) {
-			return nil, fmt.Errorf("%w: %s has a run that is none", ErrReport, path)
-		}
+	if err := r.check(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrReport, path, err)
 	}
 	return r, nil
 }
 
+// openFile opens a plain file. Anything else might never be read to its end.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%w: %s is no plain file", ErrReport, path), f.Close())
+	}
+	return f, nil
+}
+
+// check judges a report that was read.
+func (r *Report) check() error {
+	if r.Schema != schemaVersion || r.Name == "" {
+		return fmt.Errorf("schema %d and name %q, want schema %d and a name", r.Schema, r.Name, schemaVersion)
+	}
+	seen := map[string]bool{}
+	for i, x := range r.Runs {
+		switch {
+		case x == nil || !slices.Contains(Statuses(), x.Status):
+			return fmt.Errorf("run %d has no status of %v", i+1, Statuses())
+		case x.Folder != "" && !filepath.IsLocal(x.Folder):
+			return fmt.Errorf("run %q has the folder %q, which is not in the results", x.Name, x.Folder)
+		case x.Status == Flaky && len(x.Earlier) == 0:
+			return fmt.Errorf("run %q is flaky and has no earlier attempt", x.Name)
+		case seen[x.Name]:
+			return fmt.Errorf("run %q is there twice", x.Name)
+		}
+		seen[x.Name] = true
+	}
+	return nil
+}
+
 // Write writes the report into a results folder: as JSON, as JUnit and as a summary in Markdown.
 func (r *Report) Write(dir string) error {
-	r.count()
 	return errors.Join(
-		writeFile(filepath.Join(dir, reportFile), r.json),
+		r.writeJSON(dir),
 		writeFile(filepath.Join(dir, junitFile), r.JUnit),
 		writeFile(filepath.Join(dir, markdownFile), r.Markdown),
 	)
+}
+
+func (r *Report) writeJSON(dir string) error {
+	r.count()
+	return writeFile(filepath.Join(dir, reportFile), r.json)
 }
 
 // json writes the report as JSON, run by run: there may be many.
@@ -180,7 +213,7 @@ func (r *Report) json(w io.Writer) error {
 
 // writeFile writes a file that takes its name when it is whole.
 func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".ktstr-vmm-suite-*")
+	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*")
 	if err != nil {
 		return err
 	}

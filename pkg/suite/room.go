@@ -26,7 +26,7 @@ type room struct {
 }
 
 func (r *Runner) room() room {
-	x := room{jobs: r.Jobs, cpus: runtime.NumCPU(), memory: availableMemory()}
+	x := room{jobs: r.Jobs, cpus: runtime.GOMAXPROCS(0), memory: availableMemory()}
 	x.total.cpus, x.total.memory = x.cpus, x.memory
 	return x
 }
@@ -57,9 +57,9 @@ func (m *room) give(x *Run) {
 	}
 }
 
-// availableMemory is how much memory the kernel thinks is available without swapping, within the limit of this
-// process's container if it has one: proc(5), /proc/meminfo; Linux's cgroup-v2 documentation, memory.max. What is not
-// known does not limit.
+// availableMemory is how much memory the kernel thinks is available without swapping, and what is left of the limit of
+// this process's container if it has one: proc(5), /proc/meminfo; Linux's cgroup-v2 documentation, memory.max and
+// memory.current. What is not known does not limit.
 func availableMemory() uint64 {
 	const unlimited = 1 << 62
 	available := uint64(unlimited)
@@ -72,10 +72,19 @@ func availableMemory() uint64 {
 			}
 		}
 	}
-	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
-		if limit, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil {
-			available = min(available, limit)
-		}
+	limit, limited := cgroup("memory.max")
+	if used, ok := cgroup("memory.current"); limited && ok {
+		available = min(available, limit-min(limit, used))
 	}
 	return available
+}
+
+// cgroup reads a number of this process's control group, where it sees its own.
+func cgroup(name string) (n uint64, ok bool) {
+	text, err := os.ReadFile("/sys/fs/cgroup/" + name)
+	if err != nil {
+		return 0, false
+	}
+	n, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return n, err == nil
 }

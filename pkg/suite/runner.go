@@ -1,13 +1,13 @@
 package suite
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,15 +20,17 @@ type Runner struct {
 	Program string   // ktstr-vmm's path
 	Version string   // its version
 	Environ []string // what runs get, "NAME=VALUE"; settings that the suite makes for each are left out
-	Dir     string   // the results folder
+	Results *Results
 
 	Jobs     int  // how many runs at a time; 0 for as many as the host's CPUs and memory carry
 	Retries  int  // how many more attempts a run has that does not pass
 	FailFast bool // start nothing more after the first run that failed
 	Shard    *Shard
-	Extra    []string // flags for each run beside those of its files
+	Extra    []string      // flags for each run beside those of its files
+	Overdue  time.Duration // how late a run's process may be before it is killed; 0: DefaultOverdue
 
-	// Signals end the suite: each goes to the runs that there are, and no further run is started.
+	// Signals end the suite: each goes to the runs that there are, SIGINT as it is and any other as SIGTERM, and no
+	// further run is started.
 	Signals <-chan os.Signal
 	// OnStart and OnEnd hear of each attempt at a run, one at a time. An attempt that will be followed by another one
 	// has Failed or Lost and again set.
@@ -39,26 +41,6 @@ type Runner struct {
 	OnMetrics func(r *Result, path string)
 }
 
-// ErrDir means that a results folder can't be used.
-var ErrDir = errors.New("results folder")
-
-// Prepare makes the results folder. One of an earlier suite is emptied; anything else that has files in it is refused.
-func Prepare(dir string) error {
-	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return os.MkdirAll(dir, 0o755)
-	case err != nil:
-		return fmt.Errorf("%w: %w", ErrDir, err)
-	}
-	isReport := func(e os.DirEntry) bool { return e.Name() == reportFile }
-	if len(entries) > 0 && !slices.ContainsFunc(entries, isReport) {
-		return fmt.Errorf("%w: %q has files, and no %s of an earlier suite: name another folder, or empty it", ErrDir, dir,
-			reportFile)
-	}
-	return os.RemoveAll(filepath.Join(dir, runsFolder))
-}
-
 // Run does the chosen ones of a suite's runs, of which names are all, and writes the report. Its error is about the
 // results folder: what a run ends with is in the report.
 func (r *Runner) Run(name string, names []string, chosen []*Run) (*Report, error) {
@@ -67,20 +49,23 @@ func (r *Runner) Run(name string, names []string, chosen []*Run) (*Report, error
 	}}
 	for _, x := range chosen {
 		result := &Result{Name: x.Name, Labels: x.Labels, Folder: filepath.Join(runsFolder, folderName(x.Name)),
-			Args: x.Args(), Expect: x.Expect, Status: Lost}
+			Args: x.Args(), Expect: &x.Expect, Status: Lost}
 		result.Reason = "the suite was ended before this run"
 		w.queue = append(w.queue, &job{run: x, result: result})
 		w.report.Runs = append(w.report.Runs, result)
 	}
 	// If the suite itself is killed, this is what it leaves.
-	if err := w.report.Write(r.Dir); err != nil {
+	if err := w.report.Write(r.Results.Dir); err != nil {
 		return nil, err
 	}
 	w.done = make(chan ended, len(chosen)) // nobody has to wait for a process's end to be heard of
 	w.all()
 	w.report.Duration = time.Since(w.report.StartedAt).Seconds()
-	return w.report, w.report.Write(r.Dir)
+	return w.report, w.report.Write(r.Results.Dir)
 }
+
+// writeEvery is how often a report is written while runs end.
+const writeEvery = 3 * time.Second
 
 // maxTails is of how many attempts the last lines are kept: a suite may have many runs, and all may fail.
 const maxTails = 2000
@@ -101,6 +86,8 @@ type work struct {
 	done    chan ended
 	over    string // why nothing more is started, or ""
 	tails   int    // attempts whose last lines were kept
+	written time.Time
+	reading sync.Mutex // one report at a time: each may be large
 }
 
 func (w *work) all() {
@@ -119,6 +106,9 @@ func (w *work) all() {
 		case sig := <-w.Signals:
 			w.report.Interrupted = sig.String()
 			w.over = fmt.Sprintf("the suite was ended by %v", sig)
+			if sig != syscall.SIGINT {
+				sig = syscall.SIGTERM
+			}
 			for c := range w.running {
 				select {
 				case c.stop <- sig:
@@ -128,8 +118,21 @@ func (w *work) all() {
 		}
 	}
 	for _, j := range w.queue {
-		j.result.Status, j.result.Reason = Skipped, w.over
+		j.result.skip(w.over)
 	}
+}
+
+// skip is for a run, or another attempt at one, that was not done, or not to its end. An attempt before it counts.
+func (r *Result) skip(why string) {
+	if n := len(r.Earlier); n > 0 {
+		r.Attempt, r.Earlier = r.Earlier[n-1], r.Earlier[:n-1]
+		r.Status, r.Reason = Failed, r.Reason+"; it was not tried again: "+why
+		if r.Outcome == "" {
+			r.Status = Lost
+		}
+		return
+	}
+	r.Status, r.Reason = Skipped, why
 }
 
 // start begins an attempt at a run.
@@ -137,8 +140,8 @@ func (w *work) start(j *job) {
 	if w.OnStart != nil && len(j.result.Earlier) == 0 {
 		w.OnStart(j.run)
 	}
-	c := &child{run: j.run, program: w.Program, dir: filepath.Join(w.Dir, j.result.Folder), env: w.environ(),
-		stop: make(chan os.Signal, 4)}
+	c := &child{run: j.run, program: w.Program, dir: filepath.Join(w.Results.Dir, j.result.Folder), env: w.environ(),
+		stop: make(chan os.Signal, 4), overdue: cmp.Or(w.Overdue, DefaultOverdue), reading: &w.reading}
 	c.args = j.run.Args(w.flags(j.run, c.dir)...)
 	w.running[c] = j
 	if err := w.folder(c, j); err != nil {
@@ -192,7 +195,7 @@ func (w *work) end(e ended) {
 	r := j.result
 	r.Attempt, r.Status, r.Tail = e.Attempt, e.status, nil
 	if e.interrupted() && w.report.Interrupted != "" {
-		r.Status, r.Reason = Skipped, w.over
+		r.skip(w.over)
 	}
 	again := r.Status.Bad() && len(r.Earlier) < w.Retries && w.over == ""
 	switch {
@@ -215,6 +218,10 @@ func (w *work) end(e ended) {
 	}
 	if r.Status.Bad() && w.FailFast && w.over == "" {
 		w.over = fmt.Sprintf("the suite ended at the first failure, %s", r.Name)
+	}
+	if time.Since(w.written) > writeEvery {
+		_ = w.report.writeJSON(w.Results.Dir) // what there is if the suite is killed; the last one's error counts
+		w.written = time.Now()
 	}
 }
 
@@ -266,21 +273,29 @@ func (w *work) script(x *Run) string {
 			fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
 		}
 	}
+	args, more := x.Args(), false
 	b.WriteString("exec " + quote(w.Program))
-	for _, arg := range x.Args() {
+	for _, arg := range args {
+		if arg == "--" && !more { // what is behind it is the guest's
+			b.WriteString(` "$@"`)
+			more = true
+		}
 		b.WriteString(" " + quote(arg))
 	}
-	b.WriteString(" \"$@\"\n")
+	if !more {
+		b.WriteString(` "$@"`)
+	}
+	b.WriteString("\n")
 	return b.String()
 }
 
 // quote makes a word of a shell's.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// ExitCode returns the program's exit code for a report: 0, 1 where something failed or was lost, and 130 or 143 where
-// SIGINT or SIGTERM ended the suite.
+// ExitCode returns the program's exit code for a report: 0, 1 where something failed or was lost, and 129, 130 or 143
+// where SIGHUP, SIGINT or SIGTERM ended the suite.
 func (r *Report) ExitCode() int {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
 		if r.Interrupted == sig.String() {
 			return 128 + int(sig)
 		}

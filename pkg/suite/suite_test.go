@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -95,7 +96,7 @@ func code(n int) *int { return &n }
 // result is a run with what a comparison looks at.
 func result(name string, status suite.Status, seconds float64, iterations uint64, ms uint32) *suite.Result {
 	return &suite.Result{Name: name, Status: status, Folder: "runs/" + name,
-		Expect: suite.Expect{Outcome: run.Exited, ExitCode: code(0)},
+		Expect: &suite.Expect{Outcome: run.Exited, ExitCode: code(0)},
 		Attempt: suite.Attempt{Duration: seconds, Outcome: run.Exited, ExitCode: code(0), Reason: "because",
 			Iterations: iterations, IterationsMS: ms},
 		Earlier: make([]suite.Attempt, map[suite.Status]int{suite.Flaky: 1}[status])}
@@ -137,9 +138,10 @@ func TestCompare(t *testing.T) {
 		return all
 	}
 	want := map[string][]string{"failing": {"breaks", "is killed", "comes broken"}, "still": {"stays broken"},
-		"fixed": {"is mended"}, "flaky": {"flakes"}, "missing": {"goes"}, "added": {"comes", "comes broken"}}
+		"fixed": {"is mended"}, "flaky": {"flakes"}, "missing": {"goes"}, "skipped": {"is skipped"},
+		"added": {"comes", "comes broken"}}
 	got := map[string][]string{"failing": names(c.Failing), "still": names(c.Still), "fixed": names(c.Fixed),
-		"flaky": names(c.Flaky), "missing": c.Missing, "added": c.Added}
+		"flaky": names(c.Flaky), "missing": c.Missing, "skipped": names(c.Skipped), "added": c.Added}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -203,42 +205,110 @@ func TestHostileTexts(t *testing.T) {
 	}
 }
 
-// A shard's folder may come from anywhere: nothing is taken that its links or paths lead to.
+// merged merges shards into a new folder.
+func merged(t *testing.T, shards ...string) (dir string, r *suite.Report, err error) {
+	t.Helper()
+	m, err := suite.NewMerger(shards)
+	if err != nil {
+		return "", nil, err
+	}
+	results, err := suite.OpenResults(filepath.Join(t.TempDir(), "merged"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer results.Close()
+	r, err = m.Write(results)
+	return results.Dir, r, err
+}
+
+// A shard's folder may come from anywhere: nothing is taken that its links or paths lead to, and a run that is said to
+// have passed has files.
 func TestMergeTakesNothingFromOutside(t *testing.T) {
 	dir := t.TempDir()
-	secret := filepath.Join(dir, "secret")
-	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	secret := filepath.Join(dir, "secrets", "secret")
 	shard := filepath.Join(dir, "shard")
 	folder := filepath.Join(shard, "runs", "a")
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(secret, filepath.Join(folder, "link")); err != nil {
-		t.Fatal(err)
-	}
 	r := &suite.Report{Schema: 1, Name: "s", Names: []string{"a"}}
 	r.Runs = []*suite.Result{result("a", suite.Passed, 1, 0, 0)}
-	if err := r.Write(shard); err != nil {
+	link := func(err error) error { return errors.Join(err, os.Symlink(secret, filepath.Join(folder, "link"))) }
+	for name, c := range map[string]struct {
+		make func() error
+		want error
+	}{
+		"a link in the folder":     {func() error { return link(os.MkdirAll(folder, 0o755)) }, nil},
+		"a folder that is a link":  {func() error { return os.Symlink(filepath.Dir(secret), folder) }, suite.ErrMerge},
+		"a folder outside":         {func() error { r.Runs[0].Folder = "../secrets"; return nil }, suite.ErrReport},
+		"a folder that is missing": {func() error { r.Runs[0].Folder = "runs/b"; return nil }, suite.ErrMerge},
+	} {
+		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Dir(secret), 0o755), os.WriteFile(secret, nil, 0o600),
+			os.MkdirAll(filepath.Dir(folder), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		r.Runs[0].Folder = "runs/a"
+		if err := errors.Join(c.make(), r.Write(shard)); err != nil {
+			t.Fatal(err)
+		}
+		into, _, err := merged(t, shard)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		for _, file := range []string{"link", "secret"} {
+			if _, err := os.Lstat(filepath.Join(into, "runs", "a", file)); err == nil {
+				t.Errorf("%s: %s was taken", name, file)
+			}
+		}
+	}
+}
+
+// What is refused as a results folder is left as it is.
+func TestResultsFolders(t *testing.T) {
+	good := &suite.Report{Schema: 1, Name: "s"}
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  string
+	}{
+		"a suite's":            {nil, ""},
+		"with another file":    {map[string]string{"main.c": ""}, `"main.c", which is not of a suite`},
+		"with another report":  {map[string]string{"suite.json": "{}"}, "schema 0"},
+		"with a file for runs": {map[string]string{"runs": ""}, `"runs", which is not of a suite`},
+	} {
+		dir := t.TempDir()
+		err := errors.Join(good.Write(dir), os.MkdirAll(filepath.Join(dir, "runs", "kept"), 0o755))
+		if _, ok := c.files["runs"]; ok {
+			err = os.RemoveAll(filepath.Join(dir, "runs"))
+		}
+		for file, text := range c.files {
+			err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := filepath.Glob(filepath.Join(dir, "*"))
+		r, err := suite.OpenResults(dir)
+		if c.want == "" {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) > 0 {
+				t.Errorf("%s: %v is left", name, entries)
+			}
+			if _, err := suite.OpenResults(dir); !errors.Is(err, suite.ErrDir) || !strings.Contains(err.Error(), "in use") {
+				t.Errorf("%s: twice at once: %v", name, err)
+			}
+			r.Close()
+			continue
+		}
+		after, _ := filepath.Glob(filepath.Join(dir, "*"))
+		if !errors.Is(err, suite.ErrDir) || !strings.Contains(err.Error(), c.want) || !slices.Equal(before, after) {
+			t.Errorf("%s: %v, want %s; %q, was %q", name, err, c.want, after, before)
+		}
+	}
+	fifo := filepath.Join(t.TempDir(), "suite.json")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	into := filepath.Join(dir, "merged")
-	if err := suite.Prepare(into); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := suite.Merge(into, []string{shard}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Lstat(filepath.Join(into, "runs", "a", "link")); !os.IsNotExist(err) {
-		t.Errorf("the link was taken: %v", err)
-	}
-	r.Runs[0].Folder = "../../secret"
-	if err := r.Write(shard); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := suite.Merge(into, []string{shard}); !errors.Is(err, suite.ErrReport) {
-		t.Errorf("a folder outside: %v", err)
+	if _, err := suite.ReadReport(fifo); !errors.Is(err, suite.ErrReport) {
+		t.Errorf("a FIFO: %v", err)
 	}
 }
 
@@ -246,7 +316,9 @@ func TestReportsThatAreNone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "suite.json")
 	for _, text := range []string{"", "{", "[]", `{"schema": 2, "name": "s"}`, `{"schema": 1}`,
 		`{"schema": 1, "name": "s", "runs": [null]}`, `{"schema": 1, "name": "s", "runs": [{"status": "fine"}]}`,
-		`{"schema": 1, "name": "s", "runs": [{"status": "passed", "folder": "/etc"}]}`} {
+		`{"schema": 1, "name": "s", "runs": [{"status": "passed", "folder": "/etc"}]}`,
+		`{"schema": 1, "name": "s", "runs": [{"status": "flaky"}]}`,
+		`{"schema": 1, "name": "s", "runs": [{"status": "passed"}, {"status": "passed"}]}`} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
