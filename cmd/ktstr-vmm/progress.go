@@ -165,8 +165,8 @@ func (w *barWriter) rows() int {
 	return rows
 }
 
-// Flush implements mpb.ConsoleWriter: what was written is shown, and so many lines of it will be drawn over. It does not
-// fail either: who is gone sees nothing.
+// Flush implements mpb.ConsoleWriter: what was written is shown, and so many lines of it will be drawn over. It does
+// not fail either: who is gone sees nothing.
 func (w *barWriter) Flush(lines int) error {
 	if w.out.Pending() > maxPendingLines {
 		w.Reset()

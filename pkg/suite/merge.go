@@ -22,8 +22,8 @@ type Merger struct {
 	dirs   []string
 }
 
-// NewMerger reads and judges the reports of shards, which are results folders. It fails with ErrMerge if they are not of
-// one suite, or two have the same run.
+// NewMerger reads and judges the reports of shards, which are results folders. It fails with ErrMerge if they are not
+// of one suite, or two have the same run.
 func NewMerger(shards []string) (*Merger, error) {
 	m := &Merger{from: map[string]string{}, dirs: shards}
 	results := map[string]*Result{}
