@@ -67,7 +67,7 @@ func TestProcesses(t *testing.T) {
 		"does not end":    {"exec sleep 1000", overdue, suite.Lost, "it did not end within 301ms and was killed"},
 		"passes later":    {`[ -e $0.2 ] || { >$0.2; exit 7; }` + "\n" + writeReport, retry, suite.Flaky, "so"},
 		"fails again":     {"exit 7", retry, suite.Lost, "exit code 7"},
-		"writes too much": {writeReport + "head -c 80000000 /dev/zero; head -c 80000000 /dev/zero >&2", nil, suite.Passed, "so"},
+		"writes too much": {writeReport + "head -c 80M /dev/zero; head -c 80M /dev/zero >&2", nil, suite.Passed, "so"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, dir := ran(t, c.script, c.change)
