@@ -2,8 +2,8 @@
 # Runs a suite on a Slurm cluster, and ends with its verdict: submit.sh SUITE FOLDER [FLAG OF ktstr-vmm suite…]
 #
 # FOLDER is one that all nodes share; the whole report will be in FOLDER/JOB/merged. SHARDS says how many parts the
-# suite has: 4 if it is not set. What else your cluster wants to know (SBATCH_PARTITION, SBATCH_ACCOUNT…) is for sbatch's
-# environment, or for the lines #SBATCH of the two jobs.
+# suite has: 4 if it is not set. What else your cluster wants to know (SBATCH_PARTITION, SBATCH_ACCOUNT…) is for
+# sbatch's environment, or for the lines #SBATCH of the two jobs.
 set -eu
 
 usage="usage: $0 SUITE FOLDER [FLAG OF ktstr-vmm suite...]"

@@ -1,6 +1,6 @@
-// Package engines runs what configs has for the engines that run suites on many machines: Slurm itself, GitLab's jobs as
-// gitlab-ci-local does, and the scripts of GitHub's and Kubernetes's jobs in what these give them. Shards that are merged
-// have to be what the suite is in one piece.
+// Package engines runs what configs has for the engines that run suites on many machines: Slurm itself, GitLab's jobs
+// as gitlab-ci-local does, and the scripts of GitHub's and Kubernetes's jobs in what these give them. Shards that are
+// merged have to be what the suite is in one piece.
 package engines
 
 import (

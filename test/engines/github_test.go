@@ -161,8 +161,8 @@ func TestGitHubShards(t *testing.T) {
 	}
 	out, code = merge.do(t, "Merge")
 	summary = strings.TrimPrefix(merge.file("summary"), summary)
-	if code != 1 || !strings.HasPrefix(summary, "### first: 6 passed, 2 lost in ") || !strings.Contains(summary, "no shard has it") ||
-		strings.Count(summary, "### ") < 2 {
+	if code != 1 || !strings.HasPrefix(summary, "### first: 6 passed, 2 lost in ") ||
+		!strings.Contains(summary, "no shard has it") || strings.Count(summary, "### ") < 2 {
 		t.Errorf("exit code %d, summary %q\n%s", code, summary, out)
 	}
 	if err := os.RemoveAll(filepath.Join(merge.dir, "shards")); err != nil {
@@ -212,7 +212,8 @@ runs:
 	if !strings.Contains(shown, "got crash, code 122: the guest crashed: panic: ") {
 		t.Errorf("no reason in\n%s", shown)
 	}
-	if s := g.file("summary"); !strings.HasPrefix(s, "### mixed: 2 passed, 2 failed in ") || !strings.Contains(s, "| failed | boom |") {
+	if s := g.file("summary"); !strings.HasPrefix(s, "### mixed: 2 passed, 2 failed in ") ||
+		!strings.Contains(s, "| failed | boom |") {
 		t.Errorf("summary %q", s)
 	}
 

@@ -27,7 +27,8 @@ func project(t *testing.T, suite string) (dir string) {
 		"init -q -b main", "add -A", "-c user.name=a -c user.email=a@example.com commit -q -m one",
 		"remote add origin git@git.example.com:group/project.git",
 	} {
-		if out, err := exec.Command("git", append([]string{"-C", dir}, strings.Fields(args)...)...).CombinedOutput(); err != nil {
+		git := exec.Command("git", append([]string{"-C", dir}, strings.Fields(args)...)...)
+		if out, err := git.CombinedOutput(); err != nil {
 			t.Fatalf("git %s: %v\n%s", args, err, out)
 		}
 	}

@@ -112,9 +112,9 @@ func TestGitHub(t *testing.T) {
 	}
 	for old, wrong := range map[string]string{
 		"          suite: suite.yaml": "          suit: suite.yaml",
-		"matrix.shard }}/":           "matrix.shart }}/",
-		"needs: shard":               "needs: shards",
-		"fail-fast: false":           "fail-fat: false",
+		"matrix.shard }}/":            "matrix.shart }}/",
+		"needs: shard":                "needs: shards",
+		"fail-fast: false":            "fail-fat: false",
 		"          key: ktstr-suite-": "          keys: ktstr-suite-",
 	} {
 		bad := strings.Replace(workflow, old, wrong, 1)
@@ -123,7 +123,8 @@ func TestGitHub(t *testing.T) {
 			t.Errorf("%q is taken: %q", wrong, found)
 		}
 	}
-	if bad := strings.Replace(asWorkflow(t, text), "inputs.kernels-key", "inputs.kernel-key", 1); len(lint(t, bad, text)) == 0 {
+	bad := strings.Replace(asWorkflow(t, text), "inputs.kernels-key", "inputs.kernel-key", 1)
+	if len(lint(t, bad, text)) == 0 {
 		t.Error("an input that is not there is taken")
 	}
 }
