@@ -21,8 +21,8 @@ type Results struct {
 	lock *os.File // the folder
 }
 
-// OpenResults makes a results folder, or takes one of an earlier suite, whose files it removes. One that has anything else in
-// it, or that another suite has open, is refused with ErrDir.
+// OpenResults makes a results folder, or takes one of an earlier suite, whose files it removes. One that has anything
+// else in it, or that another suite has open, is refused with ErrDir.
 func OpenResults(dir string) (*Results, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)
