@@ -55,9 +55,10 @@ func jobs(t *testing.T, suite, run string) *pods {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &pods{shard: shard.Containers[0], verdict: verdict.Containers[0], user: shard.SecurityContext.RunAsUser,
-		run: run, volumes: map[string]string{"suite": filepath.Dir(write(t, "suite.yaml", string(text))), "results": t.TempDir(),
-			"tmp": t.TempDir()}}
+	volumes := map[string]string{"suite": filepath.Dir(write(t, "suite.yaml", string(text))), "results": t.TempDir(),
+		"tmp": t.TempDir()}
+	return &pods{shard: shard.Containers[0], verdict: verdict.Containers[0], volumes: volumes,
+		user: shard.SecurityContext.RunAsUser, run: run}
 }
 
 // start starts a container in what a pod gives it: its volumes, and nothing else that can be written to; another user
