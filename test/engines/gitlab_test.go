@@ -39,7 +39,7 @@ func project(t *testing.T, suite string) (dir string) {
 func pipeline(t *testing.T, dir string) (out string, code int) {
 	t.Helper()
 	env := environ(t, "HOME="+t.TempDir(), "CI=", "NO_COLOR=1")
-	return command(t, env, dir, testenv.Tool(t, "gitlab-ci-local"), "--cwd", dir, "--concurrency", "2").end(t)
+	return command(t, env, dir, testenv.Tool(t, "gitlab-ci-local"), "--concurrency", "2").end(t)
 }
 
 // GitLab's jobs, merged by the last of them, are the suite.

@@ -57,8 +57,8 @@ func jobs(t *testing.T, suite, run string) *pods {
 	}
 	volumes := map[string]string{"suite": filepath.Dir(write(t, "suite.yaml", string(text))), "results": t.TempDir(),
 		"tmp": t.TempDir()}
-	return &pods{shard: shard.Containers[0], verdict: verdict.Containers[0], user: shard.SecurityContext.RunAsUser,
-		run: run, volumes: volumes}
+	return &pods{shard: shard.Containers[0], verdict: verdict.Containers[0], volumes: volumes,
+		user: shard.SecurityContext.RunAsUser, run: run}
 }
 
 // start starts a container in what a pod gives it: its volumes, and nothing else that can be written to; another user

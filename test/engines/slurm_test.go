@@ -56,10 +56,12 @@ func slurm(t *testing.T) {
 	built.whole = filepath.Join(built.dir, "whole")
 	c := startCluster(t)
 	built.dir = "" // it is the other process's
+	atTheLimit := slurmLimit(t, c)
 	t.Run("Array", func(t *testing.T) { slurmArray(t, c) })
 	t.Run("Failure", func(t *testing.T) { slurmFailure(t, c) })
 	t.Run("Scancel", func(t *testing.T) { slurmCancel(t, c, false) })
 	t.Run("Interrupt", func(t *testing.T) { slurmCancel(t, c, true) })
+	t.Run("Limit", atTheLimit)
 }
 
 // configuration is what Slurm needs to run without anything of the system's. The node claims more processors than
@@ -87,7 +89,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 MpiDefault=none
 KillWait=30
-NodeName=localhost CPUs=8 RealMemory=16000 State=UNKNOWN
+NodeName=localhost CPUs=32 RealMemory=16000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 `
 
@@ -235,11 +237,20 @@ runs:
 	}
 }
 
+// slurmLimit starts a suite that takes longer than its jobs may, and returns the rest of the test: Slurm looks at that
+// twice a minute. A minute before the end is at once here.
+func slurmLimit(t *testing.T, c *cluster) func(*testing.T) {
+	limited := cluster{env: append(c.env[:len(c.env):len(c.env)], "SBATCH_TIMELIMIT=00:01:00")}
+	folder := t.TempDir()
+	s := limited.submit(t, write(t, "suite.yaml", hangs), folder)
+	return func(t *testing.T) { endsEarly(t, s, folder) }
+}
+
 // scancel of the array, by hand or because submit.sh is ended, ends all guests in good order.
 func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 	folder := t.TempDir()
 	s := c.submit(t, write(t, "suite.yaml", hangs), folder)
-	eventually(t, "a run of each shard writes its report", func() bool { return reporting(t, "hang") == shards })
+	eventually(t, "a run of each shard writes its report", func() bool { return reporting(t, folder) == shards })
 	if bySignal {
 		if err := s.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -250,6 +261,13 @@ func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 			t.Fatalf("exit code %d\n%s", code, out)
 		}
 	}
+	endsEarly(t, s, folder)
+}
+
+// endsEarly checks that all runs were interrupted, that there is a report of them, and that no process of theirs is
+// left.
+func endsEarly(t *testing.T, s *process, folder string) {
+	t.Helper()
 	out, code := s.end(t)
 	if code != 143 || !strings.Contains(out, "ended early by terminated") {
 		t.Errorf("exit code %d\n%s", code, out)
@@ -260,10 +278,9 @@ func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 		t.Errorf("%d runs, want %d", len(r.Runs), shards)
 	}
 	interrupted(t, r, merged)
-	for _, comm := range folders(t, "/proc/[0-9]*/comm") { // nobody else's are here
-		name, _ := os.ReadFile(comm)
-		if strings.HasPrefix(string(name), "ktstr-vmm") || strings.HasPrefix(string(name), "qemu") {
-			t.Errorf("%s is left: %s", comm, name)
+	for _, name := range folders(t, "/proc/[0-9]*/cmdline") {
+		if args, _ := os.ReadFile(name); strings.Contains(string(args), folder+"/") {
+			t.Errorf("%s is left: %q", name, args)
 		}
 	}
 }

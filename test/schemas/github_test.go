@@ -50,7 +50,7 @@ func lint(t *testing.T, workflow, action string) []string {
 			t.Fatal(err)
 		}
 	}
-	linter, err := actionlint.NewLinter(io.Discard, &actionlint.LinterOptions{WorkingDir: dir})
+	linter, err := actionlint.NewLinter(io.Discard, &actionlint.LinterOptions{WorkingDir: dir, Shellcheck: shellcheck(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +115,7 @@ func TestGitHub(t *testing.T) {
 		"matrix.shard }}/":            "matrix.shart }}/",
 		"needs: shard":                "needs: shards",
 		"fail-fast: false":            "fail-fat: false",
+		`>>"$GITHUB_STEP_SUMMARY"`:    `>>$GITHUB_STEP_SUMMARY`,
 		"          key: ktstr-suite-": "          keys: ktstr-suite-",
 	} {
 		bad := strings.Replace(workflow, old, wrong, 1)
