@@ -18,8 +18,9 @@ func kernelCommand() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(&cobra.Command{
-		Use:   "config [NAME...]",
-		Short: "Print fragments for merge_config.sh: guest, the least, and sched_ext; both where none is named",
+		Use:               "config [NAME...]",
+		Short:             "Print fragments for merge_config.sh: guest, the least, and sched_ext; both where none is named",
+		ValidArgsFunction: completeFragment,
 		RunE: func(c *cobra.Command, names []string) error {
 			if len(names) == 0 {
 				names = []string{"guest", "sched_ext"}

@@ -35,6 +35,8 @@ func (o *options) register(c *cobra.Command) {
 	}
 	f.StringArrayVar(&o.files, "config", nil, "a YAML file with settings by the names of these flags, which go before "+
 		"it; "+config.EnvPrefix+"… in the environment does, too")
+	completeSettings(c, o.All())
+	mustComplete(c, "config", completeYAML)
 }
 
 // load takes what flags left unsaid from the environment and the files, and judges all values.

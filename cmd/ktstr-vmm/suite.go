@@ -73,6 +73,8 @@ func suiteCommand() *cobra.Command {
 	f.StringVar(&o.push, "metrics-push", "", "the URL of a Pushgateway, which gets the sum of all runs' metrics")
 	f.StringVar(&o.exporter, "exporter", config.ExporterAuto,
 		"the socket of ktstr-vmm exporter; auto is where it is by default; none")
+	mustComplete(c, "results", completeFolders)
+	mustComplete(c, "durations", completeFolders)
 	c.AddCommand(suiteMergeCommand(), suiteCompareCommand())
 	return c
 }
@@ -286,6 +288,8 @@ func suiteMergeCommand() *cobra.Command {
 		Use:   "merge DIR...",
 		Short: "Make one report of the results folders of a suite's shards",
 		Args:  named("suite merge", "one or more DIR", 1, 10000),
+
+		ValidArgsFunction: completeFolders,
 		RunE: func(c *cobra.Command, dirs []string) error {
 			m, err := suite.NewMerger(dirs)
 			if err != nil {
@@ -312,6 +316,7 @@ func suiteMergeCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&results, "results", defaultResults, "folder for the report, and a folder of each run's files")
+	mustComplete(c, "results", completeFolders)
 	return c
 }
 
@@ -322,6 +327,8 @@ func suiteCompareCommand() *cobra.Command {
 		Use:   "compare OLD NEW",
 		Short: "Show what newly fails, is flaky or got slower, from one results folder or suite.json to another",
 		Args:  named("suite compare", "OLD and NEW", 2, 2),
+
+		ValidArgsFunction: completeFolders,
 		RunE: func(c *cobra.Command, args []string) error {
 			formats := map[string]func(*suite.Comparison, io.Writer) error{
 				"text": (*suite.Comparison).Text, "json": (*suite.Comparison).JSON, "markdown": (*suite.Comparison).Markdown,
@@ -355,5 +362,7 @@ func suiteCompareCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&format, "format", "text", "text, json, markdown")
 	c.Flags().Float64Var(&slower, "slower", 1.5, "by which factor a run has to be slower to be shown")
+	mustComplete(c, "format", cobra.FixedCompletions([]string{"text", "json", "markdown"},
+		cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
