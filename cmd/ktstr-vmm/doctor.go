@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,13 +32,22 @@ const (
 
 // finding is what doctor says of one thing.
 type finding struct {
-	what   string
-	state  string // ok, warn
-	detail string
+	What   string `json:"what"`
+	State  string `json:"state"` // ok, warn or fail
+	Detail string `json:"detail"`
+}
+
+// diagnosis is what doctor --json prints.
+type diagnosis struct {
+	Schema   int       `json:"schema"` // fields are added to it, none is renamed
+	Version  string    `json:"version"`
+	Linux    bool      `json:"runs_linux"` // some back end is right for Linux guests
+	Findings []finding `json:"findings"`
 }
 
 func doctorCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this host can do, what is missing, and what to do about it",
 		Args:  cobra.NoArgs,
@@ -46,24 +56,38 @@ func doctorCommand() *cobra.Command {
 			emulators, emulatorRunsLinux := checkEmulators()
 			findings := append(kvmFindings, emulators...)
 			findings = append(findings, checkMemory(), summary(kvmRunsLinux, emulatorRunsLinux))
-			if err := printFindings(c.OutOrStdout(), findings); err != nil {
+			d := diagnosis{1, version(), kvmRunsLinux || emulatorRunsLinux, findings}
+			write := d.text
+			if asJSON {
+				write = d.json
+			}
+			if err := write(c.OutOrStdout()); err != nil {
 				return err
 			}
-			if !kvmRunsLinux && !emulatorRunsLinux {
+			if !d.Linux {
 				return &exitError{code: run.CodeFailed}
 			}
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
-func printFindings(w io.Writer, findings []finding) error {
-	for _, f := range findings {
-		if _, err := fmt.Fprintf(w, "%-4s  %-12s %s\n", f.state, f.what, f.detail); err != nil {
+func (d *diagnosis) text(w io.Writer) error {
+	for _, f := range d.Findings {
+		if _, err := fmt.Fprintf(w, "%-4s  %-12s %s\n", f.State, f.What, f.Detail); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (d *diagnosis) json(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(d)
 }
 
 // summary says what runs where.
@@ -91,7 +115,7 @@ func checkKVM() ([]finding, bool) {
 		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch())}}
 	if kernel.HostArch() == "arm64" {
 		caches := checkCaches()
-		if findings = append(findings, caches); caches.state != "ok" {
+		if findings = append(findings, caches); caches.State != "ok" {
 			return findings, false
 		}
 	}

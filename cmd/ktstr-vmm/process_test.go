@@ -313,6 +313,12 @@ func TestDoctorAndAuto(t *testing.T) {
 			t.Errorf("no line %q in\n%s", line, out)
 		}
 	}
+	text, jsonErr := exec.Command(path, "doctor", "--json").Output()
+	var d diagnosis
+	if err := json.Unmarshal(text, &d); err != nil || d.Schema != 1 || d.Linux != (jsonErr == nil) ||
+		len(d.Findings) != strings.Count(string(out), "\n") {
+		t.Errorf("%v, %v: %s", jsonErr, err, text)
+	}
 	cmd := exec.Command(path, "demo", "--scenario", "fail")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
