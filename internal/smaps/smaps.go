@@ -35,6 +35,10 @@ func Read(pid int) ([]Mapping, error) {
 				m.Name = fields[5]
 			}
 			m.Memfd = strings.Contains(line, "memfd:")
+			// The kernel shows one that has grown since the last read once more.
+			if n := len(all); n > 0 && m.Start < all[n-1].End {
+				all = all[:n-1]
+			}
 			all = append(all, m)
 		} else if n, _ := fmt.Sscanf(line, "Rss: %d kB", &m.RSS); n == 1 && len(all) > 0 {
 			all[len(all)-1].RSS = m.RSS
