@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -42,6 +43,8 @@ func TestSlurm(t *testing.T) {
 	c := exec.Command(testenv.Tool(t, "unshare"), "--pid", "--fork", "--kill-child", "--mount-proc", "--net", os.Args[0],
 		"-test.run=^TestSlurm$", "-test.v", "-test.timeout=10m")
 	c.Env = append(os.Environ(), inside+"="+built.dir)
+	runtime.LockOSThread() // the signal comes when this thread ends
+	defer runtime.UnlockOSThread()
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()
 	t.Logf("%s", out)

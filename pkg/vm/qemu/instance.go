@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -121,7 +123,7 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 		// The signal at a parent's death is about the thread that forks, which stays until the child is gone.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := m.cmd.Start()
+		err := startDeaf(m.cmd)
 		closeAll(ends)
 		started <- err
 		if err == nil {
@@ -134,6 +136,22 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 		return fmt.Errorf("%w: %s: %w", vm.ErrSetup, path, err)
 	}
 	return nil
+}
+
+// startDeaf starts a process that the signals do not reach by which a job is asked to end: batch systems and systemd send
+// them to all of its processes. They are for us, who ask the guest to stop. QEMU handles them, but does not unblock
+// them. It must be called on a locked thread, whose mask the child inherits.
+func startDeaf(cmd *exec.Cmd) error {
+	var deaf, before unix.Sigset_t
+	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		deaf.Val[0] |= 1 << (s - 1)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &deaf, &before); err != nil {
+		return err
+	}
+	err := cmd.Start()
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil) // fails for bad arguments alone
+	return err
 }
 
 func closeAll(files []*os.File) {

@@ -69,18 +69,37 @@ func running(t *testing.T) (*vm.Machine, int) {
 
 // A child that somebody else ends is an error that names it, not an end of the guest's.
 func TestChildEndedFromOutside(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
-		m, pid := running(t)
-		if err := syscall.Kill(pid, signal); err != nil {
+	m, pid := running(t)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	err := vmtest.End(t, m)
+	if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), fmt.Sprintf("qemu-system-x86_64, process %d", pid)) {
+		t.Error(err)
+	}
+	if pids := vmtest.Children(t, os.Getpid()); len(pids) > 0 {
+		t.Errorf("children %v are left", pids)
+	}
+}
+
+// What asks a whole job to end does not reach the child: these signals stay pending.
+func TestChildIsDeaf(t *testing.T) {
+	_, pid := running(t)
+	want := uint64(0)
+	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		if err := syscall.Kill(pid, s); err != nil {
 			t.Fatal(err)
 		}
-		err := vmtest.End(t, m)
-		if !errors.Is(err, vm.ErrRun) || !strings.Contains(err.Error(), fmt.Sprintf("qemu-system-x86_64, process %d", pid)) {
-			t.Errorf("%v: %v", signal, err)
-		}
-		if pids := vmtest.Children(t, os.Getpid()); len(pids) > 0 {
-			t.Errorf("%v: children %v are left", signal, pids)
-		}
+		want |= 1 << (s - 1)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pending := uint64(0)
+	_, rest, _ := strings.Cut(string(text), "ShdPnd:")
+	if _, err := fmt.Sscanf(rest, "%x", &pending); err != nil || pending != want {
+		t.Errorf("pending are 0x%x (%v), want 0x%x", pending, err, want)
 	}
 }
 
