@@ -183,7 +183,8 @@ func (l *lab) asksDashboard(prom promv1.API, begin time.Time) {
 			l.t.Errorf("%s: %q is no query that this test knows", v.Name, v.Definition)
 		}
 	}
-	fill := strings.NewReplacer("$job", byExporter, "$suite", ".*", "$__rate_interval", "4s", "$__range",
+	fill := strings.NewReplacer("$job", byExporter, "$suite", ".*", "$__rate_interval", "4s", "$__interval", "4s",
+		"$__range",
 		fmt.Sprintf("%.0fs", end.Sub(begin).Seconds()))
 	asked := 0
 	for _, p := range b.Panels {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -226,4 +228,15 @@ func TestExactKilled(t *testing.T) {
 		l.final(prom, job, want)
 	}
 	l.rises(prom, want)
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "prometheus.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quantile := regexp.MustCompile(`(?m)^    (histogram_quantile\(.*)$`).FindSubmatch(page)
+	if quantile == nil {
+		t.Fatal("docs/prometheus.md has no query of native histograms")
+	}
+	if v, err := l.query(prom, string(quantile[1]), time.Time{}); err != nil || len(v) == 0 || !(v[0].Value > 0) {
+		t.Errorf("%s: %v, %v", quantile[1], v, err)
+	}
 }
