@@ -3,7 +3,7 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
 FUZZTIME ?= 60s
 
-.PHONY: build release package demo test linux-test lint bench bench-boot bench-suite fuzz guest
+.PHONY: build release package demo test setup-linux setup-release linux-test lint bench bench-boot bench-suite fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
@@ -27,16 +27,19 @@ demo: build
 # last lines say how many ran where; with CI set, nothing may be left out.
 test:
 	scripts/install-deps
-	scripts/fetch-linux
-	scripts/build-linux
-	scripts/release-tools
+	$(MAKE) --no-print-directory -j2 setup-linux setup-release
 	$(MAKE) --no-print-directory lint
 	scripts/test
 
-# The Linux suite alone.
-linux-test:
+# What the tests need that takes long the first time. One waits for the network while the other compiles.
+setup-linux:
 	scripts/fetch-linux
 	scripts/build-linux
+setup-release:
+	scripts/release-tools
+
+# The Linux suite alone.
+linux-test: setup-linux
 	scripts/guest-tests linux
 
 # Lines have at most 120 characters, but for what Markdown has of tables and of a program's output.
