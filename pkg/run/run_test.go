@@ -195,7 +195,9 @@ func TestSignals(t *testing.T) {
 		}{
 			{"graceful", []os.Signal{syscall.SIGINT}, 130, true},
 			{"graceful", []os.Signal{syscall.SIGTERM}, 143, true},
-			{"hang", []os.Signal{syscall.SIGTERM, syscall.SIGINT}, 143, false}, // the second one does not wait
+			{"graceful", []os.Signal{syscall.SIGTERM, syscall.SIGTERM}, 143, true}, // of a job that gets it twice
+			{"hang", []os.Signal{syscall.SIGTERM, syscall.SIGINT}, 143, false},     // the second one does not wait
+			{"hang", []os.Signal{syscall.SIGINT, syscall.SIGINT}, 130, false},
 		} {
 			cfg := scenario(t, m, tc.words)
 			cfg.Grace = 30 * time.Second

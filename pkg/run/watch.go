@@ -119,10 +119,13 @@ func (w *watcher) hardDeadline() {
 	}
 }
 
-// signalled asks the guest to stop at the first signal, and does not wait for it at a second.
+// signalled asks the guest to stop at the first signal, and does not wait for it at a second. SIGTERM, which no
+// terminal sends, says the same however often it comes: it may be from a batch system or systemd, which send it to
+// all processes, and from a suite, which passes it on.
 func (w *watcher) signalled(s os.Signal) {
 	switch {
 	case w.giveUp != nil: // the run is over already
+	case w.signal == syscall.SIGTERM && s == syscall.SIGTERM:
 	case w.signal != nil:
 		w.stop(errInterrupt)
 	case w.cfg.Grace < 0:

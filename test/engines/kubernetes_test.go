@@ -126,7 +126,8 @@ func TestKubernetesLost(t *testing.T) {
 	t.Parallel()
 	p := jobs(t, write(t, "suite.yaml", hangs), "7f3a9c2-2")
 	all := p.shards(t, 0, 1, 2)
-	eventually(t, "all runs write their reports", func() bool { return reporting(t, "/results/"+p.run+"/") == len(all) })
+	results := filepath.Join(p.volumes["results"], p.run, "shard-*")
+	eventually(t, "all guests run", func() bool { return running(t, results) == len(all) })
 	for _, s := range all {
 		for _, first := range vmtest.Children(t, s.Process.Pid) { // bwrap has no other child
 			if err := syscall.Kill(first, syscall.SIGTERM); err != nil {
@@ -136,6 +137,9 @@ func TestKubernetesLost(t *testing.T) {
 		if out, code := s.end(t); code != 143 {
 			t.Errorf("exit code %d\n%s", code, out)
 		}
+	}
+	for _, dir := range folders(t, results+"[0-9]") {
+		interrupted(t, dir, true)
 	}
 	out, code := p.start(t, p.verdict, "WAIT=2").end(t)
 	const want = "not all shards are done after 2 seconds\n"

@@ -246,14 +246,14 @@ func slurmLimit(t *testing.T, c *cluster) func(*testing.T) {
 	limited := cluster{env: append(c.env[:len(c.env):len(c.env)], "SBATCH_TIMELIMIT=00:01:00")}
 	folder := t.TempDir()
 	s := limited.submit(t, write(t, "suite.yaml", hangs), folder)
-	return func(t *testing.T) { endsEarly(t, s, folder) }
+	return func(t *testing.T) { endsEarly(t, s, folder, false) }
 }
 
 // scancel of the array, by hand or because submit.sh is ended, ends all guests in good order.
 func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 	folder := t.TempDir()
 	s := c.submit(t, write(t, "suite.yaml", hangs), folder)
-	eventually(t, "a run of each shard writes its report", func() bool { return reporting(t, folder) == shards })
+	eventually(t, "all guests run", func() bool { return running(t, filepath.Join(folder, "*", "shard-*")) == shards })
 	if bySignal {
 		if err := s.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -264,23 +264,22 @@ func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 			t.Fatalf("exit code %d\n%s", code, out)
 		}
 	}
-	endsEarly(t, s, folder)
+	endsEarly(t, s, folder, true)
 }
 
 // endsEarly checks that all runs were interrupted, that there is a report of them, and that no process of theirs is
-// left.
-func endsEarly(t *testing.T, s *process, folder string) {
+// left. Guests that ran had their grace.
+func endsEarly(t *testing.T, s *process, folder string, ran bool) {
 	t.Helper()
 	out, code := s.end(t)
 	if code != 143 || !strings.Contains(out, "ended early by terminated") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
 	merged := folders(t, filepath.Join(folder, "*", "merged"))[0]
-	r := report(t, merged)
-	if len(r.Runs) != shards {
-		t.Errorf("%d runs, want %d", len(r.Runs), shards)
+	if n := len(report(t, merged).Runs); n != shards {
+		t.Errorf("%d runs, want %d", n, shards)
 	}
-	interrupted(t, r, merged)
+	interrupted(t, merged, ran)
 	for _, name := range folders(t, "/proc/[0-9]*/cmdline") {
 		if args, _ := os.ReadFile(name); strings.Contains(string(args), folder+"/") {
 			t.Errorf("%s is left: %q", name, args)
