@@ -84,8 +84,8 @@ type Config struct {
 	Poll  time.Duration // 0: monitor.DefaultPoll
 	Dumps Dumps         // when the guest is asked for a dump
 
-	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, the second stops the machine at once, but
-	// for a SIGTERM behind another one. Nil: no signals.
+	// Signals delivers SIGINT and SIGTERM. The first asks the guest to stop, the second stops the machine at once; a
+	// SIGTERM within a second of another one is the same. Nil: no signals.
 	Signals <-chan os.Signal
 	// OnStart is called when the machine and the metrics are in place, before the guest runs.
 	OnStart func()

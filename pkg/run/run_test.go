@@ -213,6 +213,21 @@ func TestSignals(t *testing.T) {
 				t.Errorf("%s, %v: guest's code %v", tc.words, tc.signals, r.GuestExitCode)
 			}
 		}
+		// A SIGTERM that comes later is another one.
+		late := scenario(t, m, "hang")
+		late.Grace = 30 * time.Second
+		terms := make(chan os.Signal)
+		late.Signals = terms
+		late.OnStart = func() {
+			go func() {
+				terms <- syscall.SIGTERM
+				time.Sleep(1200 * time.Millisecond)
+				terms <- syscall.SIGTERM
+			}()
+		}
+		if r := does(t, late, run.Interrupted, 143); r.Duration > late.Grace {
+			t.Errorf("it took %v", r.Duration)
+		}
 		// A deaf guest is stopped when the grace is over.
 		cfg := scenario(t, m, "hang")
 		cfg.Grace = 50 * time.Millisecond

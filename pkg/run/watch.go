@@ -23,10 +23,11 @@ var (
 // reader of output.
 type watcher struct {
 	*run
-	synced    <-chan struct{}  // at the soft deadline: what was written before it has been read
-	giveUp    <-chan time.Time // set when the machine was told to stop
-	graceOver <-chan time.Time // set by a signal
-	traceOver <-chan time.Time // set by a panic
+	synced      <-chan struct{}  // at the soft deadline: what was written before it has been read
+	giveUp      <-chan time.Time // set when the machine was told to stop
+	graceOver   <-chan time.Time // set by a signal
+	signalledAt time.Time        // when the guest was asked to stop by one
+	traceOver   <-chan time.Time // set by a panic
 }
 
 // watch stops the machine for what ends the run, and returns when the machine has ended or is given up. The
@@ -119,20 +120,22 @@ func (w *watcher) hardDeadline() {
 	}
 }
 
-// signalled asks the guest to stop at the first signal, and does not wait for it at a second. SIGTERM, which no
-// terminal sends, says the same however often it comes: it may be from a batch system or systemd, which send it to
-// all processes, and from a suite, which passes it on.
+// sameSignal is for how long a SIGTERM behind another one is the same: a batch system or systemd sends it to all
+// processes of a job, and a suite among them passes it on.
+const sameSignal = time.Second
+
+// signalled asks the guest to stop at the first signal, and does not wait for it at a second.
 func (w *watcher) signalled(s os.Signal) {
 	switch {
 	case w.giveUp != nil: // the run is over already
-	case w.signal == syscall.SIGTERM && s == syscall.SIGTERM:
+	case w.signal == syscall.SIGTERM && s == syscall.SIGTERM && time.Since(w.signalledAt) < sameSignal:
 	case w.signal != nil:
 		w.stop(errInterrupt)
 	case w.cfg.Grace < 0:
 		w.signal = s
 		w.stop(errInterrupt)
 	default:
-		w.signal = s
+		w.signal, w.signalledAt = s, time.Now()
 		w.requestLook(AskedToStop)
 		w.askToStop()
 		w.graceOver = time.After(w.cfg.Grace)
