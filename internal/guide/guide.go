@@ -15,13 +15,14 @@ import (
 // Step is a block of commands of a page, and what the page shows of their output.
 type Step struct{ Commands, Output string }
 
-// Steps reads the commands of a page, blocks of sh, and the block without a language behind each.
+// Steps reads the commands of a page, blocks of sh, and the block without a language behind each. One that has its own
+// command, behind a "$", is not followed, and belongs to no other.
 func Steps(page string) (steps []Step) {
 	blocks := regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(page, -1)
 	for i, b := range blocks {
 		if b[1] == "sh" {
 			s := Step{Commands: b[2]}
-			if i+1 < len(blocks) && blocks[i+1][1] == "" {
+			if i+1 < len(blocks) && blocks[i+1][1] == "" && !strings.HasPrefix(blocks[i+1][2], "$ ") {
 				s.Output = blocks[i+1][2]
 			}
 			steps = append(steps, s)
@@ -31,15 +32,18 @@ func Steps(page string) (steps []Step) {
 }
 
 var (
-	// number is what differs from run to run, with what a duration has for a unit.
-	number = regexp.MustCompile(`\d+(\.\d+)?(ms|µs|m?s\b)?`)
+	// number is what differs from run to run: durations, and what has a decimal point. An exit code and a count do not.
+	number = regexp.MustCompile(`\d+(\.\d+((ms|µs|s)\b)?|(ms|µs|s)\b)`)
 	// emulated is what "auto" says where there is no KVM, or none that is fast enough.
 	emulated = regexp.MustCompile(`(?m)^.*QEMU's emulator runs the guest.*\n`)
-	blanks   = regexp.MustCompile(` +`)
+	// slower is what "suite compare" says where a machine was slower the second time.
+	slower = regexp.MustCompile(`(?m)^slower:\n(  .*\n)*`)
+	blanks = regexp.MustCompile(` +`)
 )
 
 func normal(text string) string {
-	return blanks.ReplaceAllString(number.ReplaceAllString(emulated.ReplaceAllString(text, ""), "0"), " ")
+	text = slower.ReplaceAllString(emulated.ReplaceAllString(text, ""), "")
+	return blanks.ReplaceAllString(number.ReplaceAllString(text, "0"), " ")
 }
 
 // pattern matches what a page shows: "…" is anything in a line, and a line of its own any lines.
@@ -49,8 +53,13 @@ func pattern(output string) *regexp.Regexp {
 	return regexp.MustCompile(`\A` + strings.ReplaceAll(p, "…", `.*`) + `\z`)
 }
 
+// Shows reports whether a page that shows this output shows what was printed. How long something took may differ.
+func Shows(output, printed string) bool {
+	return pattern(output).MatchString(normal(printed))
+}
+
 // Follow runs the steps of a page in their order, from the folder home on, and fails the test if one fails or prints
-// something else than the page shows. Numbers may differ.
+// something else than the page shows.
 func Follow(t *testing.T, page, home string, env []string, least int) {
 	t.Helper()
 	text, err := os.ReadFile(page)
@@ -65,7 +74,7 @@ func Follow(t *testing.T, page, home string, env []string, least int) {
 	before := ""
 	for _, s := range all {
 		// A shell for each, in the folder in which the last one was.
-		sh := exec.Command("sh", "-c", fmt.Sprintf("%s%spwd > '%s'", before, s.Commands, dir))
+		sh := exec.Command("sh", "-ec", fmt.Sprintf("%s%spwd > '%s'", before, s.Commands, dir))
 		sh.Env, sh.Dir = env, home
 		out, err := sh.CombinedOutput()
 		if err != nil {
@@ -76,7 +85,7 @@ func Follow(t *testing.T, page, home string, env []string, least int) {
 			t.Fatal(err)
 		}
 		before = "cd '" + strings.TrimSpace(string(where)) + "'\n"
-		if !pattern(s.Output).MatchString(normal(string(out))) {
+		if !Shows(s.Output, string(out)) {
 			t.Errorf("%sprints\n%s\nand %s shows\n%s", s.Commands, out, filepath.Base(page), s.Output)
 		}
 	}

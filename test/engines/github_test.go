@@ -16,8 +16,8 @@ import (
 
 // step is a step of GitHub's that runs a script.
 type step struct {
-	Name, ID, Run string
-	Env           map[string]string
+	Name, ID, Run, Uses string
+	Env                 map[string]string
 }
 
 // github is a job on a runner: a folder, and what its steps say to it.
@@ -128,6 +128,71 @@ func TestGitHubHost(t *testing.T) {
 	}
 }
 
+// usable does the step that makes KVM usable with these packages as input, where /dev has what bwrap is told and there
+// is no program but a sudo, and returns what that was asked for.
+func usable(t *testing.T, packages string, dev ...string) (out, asked string) {
+	t.Helper()
+	g := action(t, map[string]string{"packages": packages})
+	log := filepath.Join(g.dir, "asked")
+	sudo := filepath.Join(g.dir, "sudo")
+	text := "#!/bin/bash\necho \"$*\" >>" + log + "\n[ \"$1\" != tee ] || /bin/cat >>" + log + "\n"
+	if err := os.WriteFile(sudo, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range g.steps {
+		if s.Name == "Make KVM usable" {
+			args := append([]string{"--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", g.dir, g.dir}, dev...)
+			args = append(args, "--setenv", "PATH", g.dir, "--setenv", "PACKAGES", packages,
+				"/bin/bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", s.Run)
+			out, code := command(t, g.env, g.dir, testenv.Tool(t, "bwrap"), args...).end(t)
+			if code != 0 {
+				t.Errorf("exit code %d\n%s", code, out)
+			}
+			return out, g.file("asked")
+		}
+	}
+	t.Fatal("there is no such step")
+	return "", ""
+}
+
+// A /dev/kvm that can't be opened gets a rule of udev's; where there is none, there is QEMU. All packages are
+// installed, whatever divides them.
+func TestGitHubSetup(t *testing.T) {
+	t.Parallel()
+	const rule = "tee /etc/udev/rules.d/99-ktstr-vmm.rules\n" +
+		"KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n" +
+		"udevadm control --reload-rules\nudevadm trigger --name-match=kvm --settle\n"
+	// Nobody may write to a file on what is mounted to be read.
+	locked := []string{"--ro-bind", write(t, "kvm", ""), "/dev/kvm"}
+	if out, asked := usable(t, "", locked...); asked != rule {
+		t.Errorf("sudo was asked for\n%s%s", asked, out)
+	}
+	const install = "apt-get -qq update\napt-get -qq install --no-install-recommends "
+	if out, asked := usable(t, "qemu-system-arm  jq\nxz-utils\n", locked...); asked !=
+		rule+install+"qemu-system-arm jq xz-utils\n" {
+		t.Errorf("sudo was asked for\n%s%s", asked, out)
+	}
+	out, asked := usable(t, "qemu-system-arm\n")
+	if asked != install+"qemu-system-arm qemu-system-x86\n" || !strings.Contains(out, "::notice title=ktstr-vmm::") {
+		t.Errorf("sudo was asked for\n%s%s", asked, out)
+	}
+}
+
+// Kernels are kept as soon as they are there: what comes after may fail.
+func TestGitHubKernels(t *testing.T) {
+	t.Parallel()
+	at := map[string]int{}
+	for i, s := range action(t, nil).steps {
+		at[s.Name], at[strings.Split(s.Uses, "@")[0]] = i, i
+	}
+	if get, keep := at["Get kernels"], at["actions/cache/save"]; keep != get+1 || keep > at["Run the suite"] {
+		t.Errorf("the steps are %v", at)
+	}
+	if i, ok := at["actions/cache"]; ok {
+		t.Errorf("step %d keeps nothing if the suite fails", i+1)
+	}
+}
+
 var stopped = regexp.MustCompile(`(?s)\A::stop-commands::([0-9a-f]{64})\n(.*)\n::([0-9a-f]{64})::\n\z`)
 
 // The action runs shards, and the workflow's last job makes one report of what they leave.
@@ -155,21 +220,52 @@ func TestGitHubShards(t *testing.T) {
 	}
 	equalsWhole(t, filepath.Join(merge.dir, "ktstr-results"), folders(t, filepath.Join(merge.dir, "shards", "*"))...)
 
-	// The next one is compared with this one, and has lost a shard.
+	// The next one is compared with this one, and has lost a shard. What a guest says is no command.
+	evil(t, filepath.Join(merge.dir, "shards", "ktstr-shard-1"))
 	if err := os.RemoveAll(filepath.Join(merge.dir, "shards", "ktstr-shard-2")); err != nil {
 		t.Fatal(err)
 	}
 	out, code = merge.do(t, "Merge")
 	summary = strings.TrimPrefix(merge.file("summary"), summary)
-	if code != 1 || !strings.HasPrefix(summary, "### first: 6 passed, 2 lost in ") ||
+	if code != 1 || !strings.HasPrefix(summary, "### first: 5 passed, 1 failed, 2 lost in ") ||
 		!strings.Contains(summary, "no shard has it") || strings.Count(summary, "### ") < 2 {
 		t.Errorf("exit code %d, summary %q\n%s", code, summary, out)
+	}
+	if m := stopped.FindStringSubmatch(out); m == nil || m[1] != m[3] || !strings.Contains(m[2], "##[error]pwned") {
+		t.Errorf("the runner would obey\n%s", out)
+	}
+
+	// If a single artifact is left, it comes without its folder.
+	for _, err := range []error{
+		os.Rename(filepath.Join(merge.dir, "shards"), filepath.Join(merge.dir, "all")),
+		os.Rename(filepath.Join(merge.dir, "all", "ktstr-shard-3"), filepath.Join(merge.dir, "shards")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, code := merge.do(t, "Merge"); code != 1 || !strings.Contains(out, "first: 2 passed, 6 lost in ") {
+		t.Errorf("with one shard: exit code %d\n%s", code, out)
 	}
 	if err := os.RemoveAll(filepath.Join(merge.dir, "shards")); err != nil {
 		t.Fatal(err)
 	}
 	if out, code := merge.do(t, "Merge"); code != 125 {
 		t.Errorf("with no shard at all: exit code %d\n%s", code, out)
+	}
+}
+
+// evil makes the first run of a shard one that failed, with commands of the runner's at the end of its console.
+func evil(t *testing.T, dir string) {
+	t.Helper()
+	r := report(t, dir)
+	r.Runs[0].Status, r.Runs[0].Tail = suite.Failed, []string{"##[error]pwned", "::error::pwned", "::stop-commands::x"}
+	text, err := json.Marshal(r)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "suite.json"), text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -193,7 +289,7 @@ runs:
 - {name: boom, scenario: crash}
 - {name: loses, scenario: "flood,count=10"}
 `)
-	g := action(t, map[string]string{"suite": file, "arguments": "--jobs 2  --filter .*"})
+	g := action(t, map[string]string{"suite": file, "arguments": "--jobs 2\n--filter .*"})
 	ran, shown, code := g.suite(t)
 	if code != 1 || !stopped.MatchString(ran) {
 		t.Errorf("exit code %d\n%s", code, ran)

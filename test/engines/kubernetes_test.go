@@ -115,10 +115,25 @@ func TestKubernetes(t *testing.T) {
 	run := filepath.Join(p.volumes["results"], p.run)
 	equalsWhole(t, filepath.Join(run, "merged"), folders(t, filepath.Join(run, "shard-?"))...)
 
-	// A shard is not run again over its reports.
-	if out, code := p.shards(t, 2)[0].end(t); code == 0 || !strings.Contains(out, "shard-3") {
-		t.Errorf("exit code %d\n%s", code, out)
+	// Another run with this name does not run a shard over its reports, and its verdict is not that of the old ones: not
+	// even if there was none the first time.
+	verdict = p.start(t, p.verdict)
+	for _, s := range p.shards(t, 0, 1, 2, 3) {
+		if out, code := s.end(t); code != 125 || !strings.Contains(out, "/shard-") {
+			t.Errorf("exit code %d\n%s", code, out)
+		}
 	}
+	refused := func(verdict *process) {
+		t.Helper()
+		if out, code := verdict.end(t); code != 125 || !strings.HasSuffix(out, "there was a run "+p.run+" already\n") {
+			t.Errorf("exit code %d\n%s", code, out)
+		}
+	}
+	refused(verdict)
+	if err := os.Remove(filepath.Join(run, "verdict")); err != nil {
+		t.Fatal(err)
+	}
+	refused(p.start(t, p.verdict))
 }
 
 // A shard that never says that it is done is waited for, and its runs are lost; one that was ended has its report.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/internal/guide"
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/test/bed"
 )
@@ -58,7 +60,6 @@ func slurm(t *testing.T) {
 	built.dir = os.Getenv(inside)
 	built.whole = filepath.Join(built.dir, "whole")
 	c := startCluster(t)
-	built.dir = "" // it is the other process's
 	atTheLimit := slurmLimit(t, c)
 	t.Run("Array", func(t *testing.T) { slurmArray(t, c) })
 	t.Run("Failure", func(t *testing.T) { slurmFailure(t, c) })
@@ -183,6 +184,24 @@ func (c *cluster) submit(t *testing.T, file, folder string, args ...string) *pro
 	return command(t, c.env, t.TempDir(), configs(t, "slurm/submit.sh"), append([]string{file, folder}, args...)...)
 }
 
+// sharedFolder is what docs/ci.md has for the folder that all nodes share.
+const sharedFolder = "/shared/results"
+
+// submitted reads what docs/ci.md shows of submit.sh: flags of "ktstr-vmm suite", and what it prints.
+func submitted(t *testing.T) (args []string, shown string) {
+	t.Helper()
+	page, err := os.ReadFile(configs(t, "../docs/ci.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```\n\\$ ktstr-vmm/configs/slurm/submit.sh suite.yaml " + sharedFolder +
+		" ([^\n]*)\n(.*?)```\n").FindStringSubmatch(string(page))
+	if block == nil {
+		t.Fatalf("docs/ci.md does not show submit.sh with %s", sharedFolder)
+	}
+	return strings.Fields(block[1]), block[2]
+}
+
 // Shards as a job array, merged, are the suite. What took long before is divided evenly.
 func slurmArray(t *testing.T, c *cluster) {
 	folder := t.TempDir()
@@ -209,7 +228,13 @@ func slurmArray(t *testing.T, c *cluster) {
 		t.Errorf("a shard of %.2fs, want at most %.2fs of %.2fs", most, limit, sum)
 	}
 	slices.SortFunc(spans, func(a, b span) int { return a.from.Compare(b.from) })
-	if !slices.ContainsFunc(spans[1:], func(s span) bool { return s.from.Before(spans[0].to) }) {
+	together := 0 // if any two ran at once, so did two neighbours
+	for i := 1; i < len(spans); i++ {
+		if spans[i].from.Before(spans[i-1].to) {
+			together++
+		}
+	}
+	if together == 0 {
 		t.Errorf("no two shards ran at once: %v", spans)
 	}
 	// By durations, a shard may have more runs than another one.
@@ -217,8 +242,14 @@ func slurmArray(t *testing.T, c *cluster) {
 	if all != got {
 		t.Errorf("the suite is\n%sand its shards, merged, are\n%s", all, got)
 	}
-	if out, code := c.submit(t, configs(t, "suite.yaml"), filepath.Join(folder, "again")).end(t); code != 0 {
-		t.Fatalf("exit code %d\n%s", code, out)
+	// As the page has it.
+	args, shown := submitted(t)
+	again := filepath.Join(folder, "again")
+	out, code = c.submit(t, configs(t, "suite.yaml"), again, args...).end(t)
+	printed := regexp.MustCompile(`(job |/again/)\d+`).ReplaceAllString(out, "${1}1")
+	printed = strings.ReplaceAll(printed, again, sharedFolder)
+	if code != 0 || !guide.Shows(shown, printed) {
+		t.Fatalf("exit code %d\n%sand the page shows\n%s", code, printed, shown)
 	}
 	equalsWhole(t, folders(t, filepath.Join(folder, "again", "*", "merged"))[0],
 		folders(t, filepath.Join(folder, "again", "*", "shard-*"))...)
@@ -240,13 +271,14 @@ runs:
 	}
 }
 
-// slurmLimit starts a suite that takes longer than its jobs may, and returns the rest of the test: Slurm looks at that
-// twice a minute. A minute before the end is at once here.
+// slurmLimit starts a suite that takes longer than its jobs may, and returns the rest of the test. Slurm looks at that
+// twice a minute, and counts what comes before it looks again as over: the signal comes 30 to 60 s after the start.
 func slurmLimit(t *testing.T, c *cluster) func(*testing.T) {
-	limited := cluster{env: append(c.env[:len(c.env):len(c.env)], "SBATCH_TIMELIMIT=00:01:00")}
+	limited := cluster{env: append(c.env[:len(c.env):len(c.env)], "SBATCH_TIMELIMIT=00:02:00")}
 	folder := t.TempDir()
 	s := limited.submit(t, write(t, "suite.yaml", hangs), folder)
-	return func(t *testing.T) { endsEarly(t, s, folder, false) }
+	eventually(t, "all guests run", func() bool { return running(t, filepath.Join(folder, "*", "shard-*")) == shards })
+	return func(t *testing.T) { endsEarly(t, s, folder, true) }
 }
 
 // scancel of the array, by hand or because submit.sh is ended, ends all guests in good order.

@@ -184,6 +184,10 @@ func (p packages) testArchive(t *testing.T) {
 				t.Errorf("%s has no %s; it has %q", filepath.Base(file), name, slices.Sorted(maps.Keys(files)))
 			}
 		}
+		list := run(t, p.dist, "tar", "-tvzf", file)
+		if !regexp.MustCompile(`(?m)^-rwxr-xr-x .*/examples/slurm/submit\.sh$`).MatchString(list) {
+			t.Errorf("in %s submit.sh can't be executed:\n%s", filepath.Base(file), list)
+		}
 		if !bytes.Equal(files[folder+"/ktstr-vmm"], read(t, p.binaries(t)[arch])) {
 			t.Errorf("%s has another program", filepath.Base(file))
 		}
@@ -266,6 +270,10 @@ func (p packages) testRPM(t *testing.T) {
 		if !strings.Contains(recommends, "qemu-system-x86") {
 			t.Errorf("%s recommends %q", arch, recommends)
 		}
+		modes := run(t, p.dist, "rpm", "--query", "--package", "--queryformat", "[%{FILEMODES:perms} %{FILENAMES}\n]", file)
+		if !regexp.MustCompile(`(?m)^-rwxr-xr-x .*/examples/slurm/submit\.sh$`).MatchString(modes) {
+			t.Errorf("in %s submit.sh can't be executed:\n%s", filepath.Base(file), modes)
+		}
 		run(t, p.dist, "rpm", "--checksig", "--nosignature", file)
 		if arch != runtime.GOARCH || os.Getuid() != 0 {
 			continue
@@ -313,8 +321,11 @@ func (p packages) testFiles(t *testing.T) {
 		}
 		examples++
 		for _, file := range copies {
-			if got, err := os.ReadFile(filepath.Join(usr, file)); err != nil || !bytes.Equal(got, content) {
+			ours, theirs := filepath.Join(p.clone, "configs", name), filepath.Join(usr, file)
+			if got, err := os.ReadFile(theirs); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("configs/%s is not in the package as /usr/%s: %v", name, file, err)
+			} else if x := executable(t, ours); x != executable(t, theirs) {
+				t.Errorf("configs/%s can be executed: %t; /usr/%s: %t", name, x, file, !x)
 			}
 		}
 	}
@@ -526,6 +537,16 @@ func filesIn(t *testing.T, dir string) map[string][]byte {
 		t.Fatal(err)
 	}
 	return files
+}
+
+// executable reports whether all may execute a file.
+func executable(t *testing.T, file string) bool {
+	t.Helper()
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Mode()&0o111 == 0o111
 }
 
 func read(t *testing.T, file string) []byte {

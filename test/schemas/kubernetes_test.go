@@ -8,7 +8,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -79,6 +81,40 @@ func TestKubernetes(t *testing.T) {
 	kvm := shards.Spec.Template.Spec.Containers[0].Resources.Limits["squat.ai/kvm"]
 	if kvm.Value() != 1 {
 		t.Errorf("%v of /dev/kvm", kvm)
+	}
+}
+
+// What docs/ci.md makes of the file for one run is what kubectl takes.
+func TestKubernetesGuide(t *testing.T) {
+	page := config(t, "../docs/ci.md")
+	line := regexp.MustCompile(`(?m)^(sed .*) \| kubectl create -f -$`).FindStringSubmatch(page)
+	name := regexp.MustCompile(`(?m)^run=.*$`).FindString(page)
+	if line == nil || name == "" {
+		t.Fatal("the page creates no Jobs")
+	}
+	repository, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	if err := os.Symlink(repository, filepath.Join(home, "ktstr-vmm")); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-euc", name+"\n"+line[1])
+	cmd.Dir = home
+	text, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := objects(string(text))
+	if err != nil || len(all) != 2 || strings.Contains(string(text), "@RUN@") {
+		t.Fatalf("%d objects, %v\n%s", len(all), err, text)
+	}
+	for _, o := range all {
+		job := o.(*batch.Job)
+		if !strings.HasSuffix(job.Name, "-build-42") || validation.IsDNS1123Label(job.Name) != nil {
+			t.Errorf("%s is not of the run", job.Name)
+		}
 	}
 }
 
