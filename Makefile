@@ -3,7 +3,8 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 
 FUZZTIME ?= 60s
 
-.PHONY: build release package demo test setup-linux setup-release linux-test lint bench bench-boot bench-suite fuzz guest
+.PHONY: build release package demo test setup-linux setup-release linux-test lint
+.PHONY: bench bench-boot bench-suite fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm

@@ -28,8 +28,8 @@ const hangLimit = 2 * time.Minute
 // shards is how many the files divide a suite into.
 const shards = 4
 
-// hangs is a suite with a run for each shard that ends by a signal alone, for which its guest waits. Some engines send it
-// to all processes, so it has guests on the emulator, which is one.
+// hangs is a suite with a run for each shard that ends by a signal alone, for which its guest waits. Some engines send
+// it to all processes, so it has guests on the emulator, which is one.
 const hangs = `name: hangs
 defaults: {memory: 64M, shm-size: 64K, arch: x86_64, timeout: 5m, grace: 20s}
 runs:

@@ -138,9 +138,9 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	return nil
 }
 
-// startDeaf starts a process that the signals do not reach by which a job is asked to end: batch systems and systemd send
-// them to all of its processes. They are for us, who ask the guest to stop. QEMU handles them, but does not unblock
-// them. It must be called on a locked thread, whose mask the child inherits.
+// startDeaf starts a process that the signals do not reach by which a job is asked to end: batch systems and systemd
+// send them to all of its processes. They are for us, who ask the guest to stop. QEMU handles them, but does not
+// unblock them. It must be called on a locked thread, whose mask the child inherits.
 func startDeaf(cmd *exec.Cmd) error {
 	var deaf, before unix.Sigset_t
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
