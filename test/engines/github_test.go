@@ -288,8 +288,9 @@ runs:
 - {name: "100%, ::error::x", scenario: fail}
 - {name: boom, scenario: crash}
 - {name: loses, scenario: "flood,count=10"}
+- {name: unasked, scenario: fail}
 `)
-	g := action(t, map[string]string{"suite": file, "arguments": "--jobs 2\n--filter .*"})
+	g := action(t, map[string]string{"suite": file, "arguments": "--jobs 2\n--filter ^[^u]"})
 	ran, shown, code := g.suite(t)
 	if code != 1 || !stopped.MatchString(ran) {
 		t.Errorf("exit code %d\n%s", code, ran)
