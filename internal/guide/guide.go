@@ -58,6 +58,9 @@ func Shows(output, printed string) bool {
 	return pattern(output).MatchString(normal(printed))
 }
 
+// shell runs commands up to the first that fails.
+func shell(commands string) *exec.Cmd { return exec.Command("sh", "-ec", commands) }
+
 // Follow runs the steps of a page in their order, from the folder home on, and fails the test if one fails or prints
 // something else than the page shows.
 func Follow(t *testing.T, page, home string, env []string, least int) {
@@ -74,7 +77,7 @@ func Follow(t *testing.T, page, home string, env []string, least int) {
 	before := ""
 	for _, s := range all {
 		// A shell for each, in the folder in which the last one was.
-		sh := exec.Command("sh", "-ec", fmt.Sprintf("%s%spwd > '%s'", before, s.Commands, dir))
+		sh := shell(fmt.Sprintf("%s%spwd > '%s'", before, s.Commands, dir))
 		sh.Env, sh.Dir = env, home
 		out, err := sh.CombinedOutput()
 		if err != nil {

@@ -32,3 +32,13 @@ func TestSteps(t *testing.T) {
 		t.Errorf("%q, want %q", steps, want)
 	}
 }
+
+// A step fails with any of its commands, unless the page says what comes of it.
+func TestShell(t *testing.T) {
+	if out, err := shell("false\necho on\n").CombinedOutput(); err == nil || len(out) > 0 {
+		t.Errorf("%v, %q", err, out)
+	}
+	if out, err := shell("false || echo $?\n").CombinedOutput(); err != nil || string(out) != "1\n" {
+		t.Errorf("%v, %q", err, out)
+	}
+}
