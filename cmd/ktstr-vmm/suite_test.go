@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -87,15 +88,29 @@ func statuses(r *suite.Report) string {
 	return strings.Join(words, ", ")
 }
 
-// children waits until a process has so many, and returns them.
-func children(t *testing.T, pid, n int) []int {
+// start starts the suite, which does not outlive the test.
+func (s *suiteRun) start(t *testing.T) {
+	t.Helper()
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Process.Kill() })
+}
+
+// running waits until the suite has so many runs going on, and returns their processes. Go's own children for a moment,
+// with which it tries what the kernel has, are none.
+func (s *suiteRun) running(t *testing.T, n int) (runs []int) {
 	t.Helper()
 	for limit := time.Now().Add(hangLimit); ; time.Sleep(10 * time.Millisecond) {
-		if all := vmtest.Children(t, pid); len(all) == n {
-			return all
+		runs = slices.DeleteFunc(vmtest.Children(t, s.Process.Pid), func(pid int) bool {
+			args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return err != nil || !bytes.Contains(args, []byte("--report="))
+		})
+		if len(runs) == n {
+			return runs
 		}
 		if time.Now().After(limit) {
-			t.Fatalf("process %d has not %d children", pid, n)
+			t.Fatalf("%d runs go on, want %d", len(runs), n)
 		}
 	}
 }
@@ -116,10 +131,8 @@ func TestSuiteKilledRun(t *testing.T) {
 - {name: fails, scenario: fail}
 - {name: ok, scenario: ok}
 `, "--jobs", "1", "--retries", strconv.Itoa(c.retries))
-		if err := s.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Kill(children(t, s.Process.Pid, 1)[0], syscall.SIGKILL); err != nil {
+		s.start(t)
+		if err := syscall.Kill(s.running(t, 1)[0], syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		code := ends(t, s.Cmd)
@@ -142,17 +155,14 @@ func TestSuiteInterrupted(t *testing.T) {
 	t.Parallel()
 	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
 		s := suiteOf(t, `
-- {name: a, scenario: hang, timeout: 10m, grace: 1s}
-- {name: b, scenario: hang, timeout: 10m, grace: 1s}
+- {name: a, scenario: graceful, timeout: 10m, grace: 1s}
+- {name: b, scenario: graceful, timeout: 10m, grace: 1s}
 - {name: c, scenario: ok}
 `, "--jobs", "2")
-		if err := s.Start(); err != nil {
-			t.Fatal(err)
-		}
-		runs := children(t, s.Process.Pid, 2)
-		for _, pid := range runs { // it has to be one that takes the signal
-			waitForReport(t, pid)
-		}
+		s.start(t)
+		runs := s.running(t, 2)
+		s.waitForGuest(t, "a")
+		s.waitForGuest(t, "b")
 		if err := s.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
@@ -179,18 +189,16 @@ func TestSuiteInterrupted(t *testing.T) {
 	}
 }
 
-// waitForReport waits until a run has made its report's file, from when on it ends by a signal in good order.
-func waitForReport(t *testing.T, pid int) {
+// waitForGuest waits until a run's guest has said something.
+func (s *suiteRun) waitForGuest(t *testing.T, run string) {
 	t.Helper()
+	log := filepath.Join(s.dir, "runs", run, "stdout.log")
 	for limit := time.Now().Add(hangLimit); ; time.Sleep(10 * time.Millisecond) {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-		for _, f := range files {
-			if name, _ := os.Readlink(f); strings.Contains(name, ".ktstr-vmm-output-") {
-				return
-			}
+		if text, _ := os.ReadFile(log); bytes.Contains(text, []byte("SCST")) {
+			return
 		}
 		if time.Now().After(limit) {
-			t.Fatalf("process %d has no report's file", pid)
+			t.Fatalf("the guest of %s has said nothing", run)
 		}
 	}
 }
@@ -199,14 +207,12 @@ func waitForReport(t *testing.T, pid int) {
 func TestSuiteKilled(t *testing.T) {
 	t.Parallel()
 	s := suiteOf(t, `
-- {name: a, scenario: hang, timeout: 10m, grace: 1s}
+- {name: a, scenario: graceful, timeout: 10m, grace: 1s}
 - {name: b, scenario: ok}
 `, "--jobs", "1")
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	run := children(t, s.Process.Pid, 1)[0]
-	waitForReport(t, run)
+	s.start(t)
+	run := s.running(t, 1)[0]
+	s.waitForGuest(t, "a")
 	_ = s.Process.Kill()
 	ends(t, s.Cmd)
 	for limit := time.Now().Add(hangLimit); syscall.Kill(run, 0) != syscall.ESRCH; time.Sleep(10 * time.Millisecond) {
@@ -241,12 +247,10 @@ func TestSuiteMergedInPart(t *testing.T) {
 // The third signal ends a suite whose runs do not end, and these with it.
 func TestSuiteThreeSignals(t *testing.T) {
 	t.Parallel()
-	s := suiteOf(t, "- {name: a, scenario: hang, timeout: 10m, grace: 5m}\n", "--jobs", "1")
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	run := children(t, s.Process.Pid, 1)[0]
-	waitForReport(t, run)
+	s := suiteOf(t, "- {name: a, scenario: graceful, timeout: 10m, grace: 5m}\n", "--jobs", "1")
+	s.start(t)
+	run := s.running(t, 1)[0]
+	s.waitForGuest(t, "a")
 	if err := syscall.Kill(run, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -276,9 +280,7 @@ func TestSuiteOnAFullDisk(t *testing.T) {
 		testenv.Missing(t, "a tmpfs", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(s.dir, unix.MNT_DETACH) })
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s.start(t)
 	code := ends(t, s.Cmd)
 	if all := s.stdout.String() + s.stderr.String(); code == 0 || !strings.Contains(all, "no space left on device") {
 		t.Errorf("exit code %d, %s", code, all)
@@ -295,11 +297,9 @@ func TestSuiteWithoutItsTerminal(t *testing.T) {
 	}
 	s.Stdout = slave
 	s.Env = append(os.Environ(), "TERM=xterm")
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s.start(t)
 	slave.Close()
-	children(t, s.Process.Pid, 4)
+	s.running(t, 4)
 	master.Close()
 	if code := ends(t, s.Cmd); code != 0 {
 		t.Errorf("exit code %d, %s", code, s.stderr.Bytes())
@@ -316,9 +316,7 @@ func TestSuiteThatNobodyReads(t *testing.T) {
 	w := pipe(t, stuck)
 	defer w.Close()
 	s.Stdout = w
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s.start(t)
 	if code := ends(t, s.Cmd); code != 0 {
 		t.Errorf("exit code %d, %s", code, s.stderr.Bytes())
 	}
@@ -334,9 +332,7 @@ func TestSuiteOnATerminal(t *testing.T) {
 	master, slave := terminal(t)
 	s.Stdout = slave
 	s.Env = append(os.Environ(), "TERM=xterm")
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s.start(t)
 	slave.Close()
 	var shown bytes.Buffer
 	read := make(chan struct{})

@@ -225,9 +225,15 @@ func (w *work) end(e ended) {
 	}
 }
 
-// interrupted reports whether the run did not pass because of a signal: one may come before the process knows of it.
+// interrupted reports whether the run did not pass because of a signal. One may come before the process knows of it, or
+// has a place for its report.
 func (e *ended) interrupted() bool {
-	return e.status.Bad() && (e.Outcome == run.Interrupted || e.killed == syscall.SIGINT || e.killed == syscall.SIGTERM)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if e.killed == sig || e.ExitCode != nil && *e.ExitCode == 128+int(sig) {
+			return e.status.Bad()
+		}
+	}
+	return e.status.Bad() && e.Outcome == run.Interrupted
 }
 
 // flags are what a suite makes for each run.
