@@ -116,6 +116,18 @@ func TestInterruptedRetry(t *testing.T) {
 	}
 }
 
+// A run that a signal ends before it has a place for its report was interrupted, whatever it was doing.
+func TestInterruptedBeforeItsReport(t *testing.T) {
+	signals := make(chan os.Signal, 1)
+	r, _ := ran(t, "trap 'exit 143' TERM; while :; do sleep 0.01; done", func(r *suite.Runner, _ *suite.Run) {
+		r.Signals = signals
+		r.OnStart = func(*suite.Run) { signals <- syscall.SIGTERM }
+	})
+	if x := r.Runs[0]; x.Status != suite.Skipped || r.ExitCode() != 143 {
+		t.Errorf("%+v, exit code %d", x, r.ExitCode())
+	}
+}
+
 // As many runs are done at a time as there is room for, in their order.
 func TestRoom(t *testing.T) {
 	results, err := suite.OpenResults(filepath.Join(t.TempDir(), "results"))
