@@ -169,6 +169,7 @@ func (c *capped) Write(p []byte) (int, error) {
 // ranReport is what a suite takes from a run's report.
 type ranReport struct {
 	Outcome     run.Outcome
+	ExitCode    int
 	Reason      string
 	Arch        string
 	Accelerator string
@@ -218,7 +219,7 @@ func (e *ended) judge(state *os.ProcessState, late string) {
 	e.ExitCode = &code
 	want := c.run.Expect
 	switch {
-	case code == run.CodeFailed && (r == nil || r.Outcome != run.Failed): // what it said last is why
+	case code == run.CodeFailed && (r == nil || r.ExitCode != code): // what it said last is why
 		e.Outcome, e.Reason = run.Failed, fmt.Sprintf("the program failed: %v", err)
 		if len(said) > 0 {
 			e.Reason = strings.TrimPrefix(said[len(said)-1], "ktstr-vmm: ")
@@ -259,8 +260,8 @@ func readRunReport(path string) (*ranReport, error) {
 	}
 	defer f.Close()
 	r := &ranReport{}
-	fields := map[string]any{"outcome": &r.Outcome, "reason": &r.Reason, "arch": &r.Arch, "accelerator": &r.Accelerator,
-		"ring": &r.Ring, "crash": &r.Crash, "console_tail": &r.ConsoleTail}
+	fields := map[string]any{"outcome": &r.Outcome, "exit_code": &r.ExitCode, "reason": &r.Reason, "arch": &r.Arch,
+		"accelerator": &r.Accelerator, "ring": &r.Ring, "crash": &r.Crash, "console_tail": &r.ConsoleTail}
 	d := json.NewDecoder(bufio.NewReader(io.LimitReader(f, maxRunReport)))
 	if err := delimiter(d, '{'); err != nil {
 		return nil, err

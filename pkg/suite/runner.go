@@ -229,8 +229,8 @@ func (w *work) end(e ended) {
 // has a place for its report.
 func (e *ended) interrupted() bool {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
-		if e.killed == sig || e.ExitCode != nil && *e.ExitCode == 128+int(sig) {
-			return e.status.Bad()
+		if e.Outcome == "" && (e.killed == sig || e.ExitCode != nil && *e.ExitCode == 128+int(sig)) {
+			return true
 		}
 	}
 	return e.status.Bad() && e.Outcome == run.Interrupted

@@ -45,6 +45,12 @@ const writeReport = `printf %s '{"outcome": "exited", "reason": "so", "stimuli":
 	"total_iterations": 5}], "results": [1, {}], "ring": {"messages": 3}, "more": [], "console_tail": "a\n\nb"}' >$report
 `
 
+const exits125 = `printf %s '{"outcome": "exited", "exit_code": 125, "reason": "so", "ring": {"messages": 3},
+	"stimuli": [{"elapsed_ms": 9, "total_iterations": 5}]}' >$report; exit 125
+`
+
+func expect125(_ *suite.Runner, x *suite.Run) { x.Expect.ExitCode = code(125) }
+
 // Whatever a run's process does, the suite says what became of it.
 func TestProcesses(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -55,6 +61,8 @@ func TestProcesses(t *testing.T) {
 	}{
 		"passes":          {writeReport, nil, suite.Passed, "so"},
 		"fails":           {writeReport + "exit 3", nil, suite.Failed, "so"},
+		"fails with 125":  {exits125, nil, suite.Failed, "so"},
+		"was to say 125":  {exits125, expect125, suite.Passed, "so"},
 		"is killed":       {writeReport + "kill -9 $$", nil, suite.Lost, "its process ended by a signal: signal: killed"},
 		"leaves nothing":  {"exit 7", nil, suite.Lost, "exit code 7 and left no report: open "},
 		"leaves rubbish":  {"echo '[' >$report", nil, suite.Lost, "left no report: [, where { is expected"},
