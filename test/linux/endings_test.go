@@ -20,10 +20,10 @@ import (
 )
 
 // bootLimit is how long a guest is given to start its command in tests that wait for a deadline: on an emulated
-// processor that has other guests, half a minute is not enough.
+// processor that has other guests, half a minute may not be enough.
 func bootLimit() time.Duration {
 	if testing.Short() {
-		return time.Minute
+		return 40 * time.Second
 	}
 	return 30 * time.Second
 }
