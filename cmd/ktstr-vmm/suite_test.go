@@ -97,8 +97,8 @@ func (s *suiteRun) start(t *testing.T) {
 	t.Cleanup(func() { _ = s.Process.Kill() })
 }
 
-// running waits until the suite has at least so many runs going on, and returns their processes. Go's own children for a moment,
-// with which it tries what the kernel has, are none.
+// running waits until the suite has at least so many runs going on, and returns their processes. Go's own children for
+// a moment, with which it tries what the kernel has, are none.
 func (s *suiteRun) running(t *testing.T, n int) (runs []int) {
 	t.Helper()
 	for limit := time.Now().Add(hangLimit); ; time.Sleep(10 * time.Millisecond) {
