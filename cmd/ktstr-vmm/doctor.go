@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/guest"
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/kernel"
+	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
@@ -83,12 +83,7 @@ func (d *diagnosis) text(w io.Writer) error {
 	return nil
 }
 
-func (d *diagnosis) json(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(d)
-}
+func (d *diagnosis) json(w io.Writer) error { return report.EncodeJSON(w, d) }
 
 // summary says what runs where.
 func summary(kvmRunsLinux, emulatorRunsLinux bool) finding {

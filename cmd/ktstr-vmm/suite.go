@@ -282,6 +282,16 @@ func add(sum *tally.Tally, name string, r *suite.Result, path string) error {
 		time.Duration(r.Duration*float64(time.Second)))
 }
 
+// show writes a command's result, whose reader may be stuck.
+func show(c *cobra.Command, write func(io.Writer) error) error {
+	var b strings.Builder
+	if err := write(&b); err != nil {
+		return err
+	}
+	say(c.OutOrStdout(), b.String())
+	return nil
+}
+
 func suiteMergeCommand() *cobra.Command {
 	var results string
 	c := &cobra.Command{
@@ -307,11 +317,9 @@ func suiteMergeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var b strings.Builder
-			if err := r.Text(&b); err != nil {
+			if err := show(c, r.Text); err != nil {
 				return err
 			}
-			say(c.OutOrStdout(), b.String())
 			return codeOf(r.ExitCode())
 		},
 	}
@@ -349,11 +357,9 @@ func suiteCompareCommand() *cobra.Command {
 				return err
 			}
 			comparison := suite.Compare(old, now, slower)
-			var b strings.Builder
-			if err := write(comparison, &b); err != nil {
+			if err := show(c, func(w io.Writer) error { return write(comparison, w) }); err != nil {
 				return err
 			}
-			say(c.OutOrStdout(), b.String())
 			if comparison.Worse() {
 				return codeOf(1)
 			}

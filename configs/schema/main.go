@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -60,10 +59,7 @@ func words[T ~string](all []T) *jsonschema.Schema {
 // encode is a schema as its file has it.
 func encode(schema any) ([]byte, error) {
 	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	err := e.Encode(schema)
+	err := report.EncodeJSON(&b, schema)
 	return b.Bytes(), err
 }
 

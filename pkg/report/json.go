@@ -200,10 +200,15 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
 			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests}
 	}
+	return EncodeJSON(w, j)
+}
+
+// EncodeJSON writes a value as JSON that people can read, too.
+func EncodeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	return enc.Encode(j)
+	return enc.Encode(v)
 }
 
 // testResult is a TEST payload as it is where it is JSON, else {"base64": …}. JSON is UTF-8 (RFC 8259, 8.1), which

@@ -221,7 +221,7 @@ func TestSignals(t *testing.T) {
 		late.OnStart = func() {
 			go func() {
 				terms <- syscall.SIGTERM
-				time.Sleep(1200 * time.Millisecond)
+				time.Sleep(3 * time.Second) // on a busy machine, too
 				terms <- syscall.SIGTERM
 			}()
 		}

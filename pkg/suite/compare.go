@@ -1,7 +1,6 @@
 package suite
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -128,12 +127,7 @@ func (a *Attempt) rate() float64 {
 func (c *Comparison) Worse() bool { return len(c.Failing)+len(c.Missing)+len(c.Skipped) > 0 }
 
 // JSON writes the comparison as one object.
-func (c *Comparison) JSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(c)
-}
+func (c *Comparison) JSON(w io.Writer) error { return report.EncodeJSON(w, c) }
 
 // Text writes the comparison for people.
 func (c *Comparison) Text(w io.Writer) error {
