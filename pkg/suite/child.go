@@ -2,6 +2,7 @@ package suite
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,8 +54,8 @@ type child struct {
 	overdue time.Duration
 	reading *sync.Mutex // held while a report is read
 
-	stderr capped
-	kept   error // why not all of its output is in its files
+	stderr string // the end of what it said
+	kept   error  // why not all of its output is in its files
 }
 
 // ended is what is known of a process when it is over.
@@ -103,9 +104,8 @@ func (c *child) process() (state *os.ProcessState, late string, err error) {
 	defer stderr.Close()
 	cmd := exec.Command(c.program, c.args...)
 	cmd.Env = c.env
-	out := capped{w: stdout, left: maxOutput}
-	c.stderr = capped{w: stderr, left: maxOutput}
-	cmd.Stdout, cmd.Stderr = &out, &c.stderr
+	out, errOut := &capped{w: stdout, left: maxOutput}, &capped{w: stderr, left: maxOutput}
+	cmd.Stdout, cmd.Stderr = out, errOut
 	// A group of its own keeps a terminal's signals away: the suite passes them on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.WaitDelay = c.overdue // for who has inherited its output
@@ -118,7 +118,9 @@ func (c *child) process() (state *os.ProcessState, late string, err error) {
 	err = cmd.Wait()
 	close(done)
 	watch.Wait()
-	c.kept = errors.Join(out.err, c.stderr.err)
+	_, lost := out.seen()
+	said, alsoLost := errOut.seen()
+	c.stderr, c.kept = said, errors.Join(lost, alsoLost)
 	if state = cmd.ProcessState; state == nil {
 		return nil, "", err
 	}
@@ -148,22 +150,39 @@ func (c *child) watch(p *os.Process, done <-chan struct{}) (late string) {
 	}
 }
 
-// capped writes so much, and drops the rest. It never fails: the process is to go on.
+// capped writes so much, and drops the rest. It never fails: the process is to go on. If the disk stalls, a Write may
+// still wait for it when the process is given up; what is known is known all the same.
 type capped struct {
 	w    io.Writer
-	left int    // bytes
-	err  error  // the first that w had
-	end  []byte // the last bytes that there were
+	left int // bytes
+
+	mu  sync.Mutex // not held while w writes
+	err error      // the first that w had
+	end []byte     // the last bytes that there were
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if n := min(len(p), c.left); n > 0 && c.err == nil {
-		_, c.err = c.w.Write(p[:n])
+	var err error
+	if n := min(len(p), c.left); n > 0 {
 		c.left -= n
+		_, err = c.w.Write(p[:n])
 	}
+	if err != nil {
+		c.left = 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = cmp.Or(c.err, err)
 	c.end = append(c.end, p[max(0, len(p)-tailBytes):]...)
 	c.end = c.end[max(0, len(c.end)-tailBytes):]
 	return len(p), nil
+}
+
+// seen returns the last bytes that there were, and the first error.
+func (c *capped) seen() (end string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(c.end), c.err
 }
 
 // ranReport is what a suite takes from a run's report.
@@ -190,7 +209,7 @@ type ranReport struct {
 // judge compares how the process ended, and its report, with what was expected.
 func (e *ended) judge(state *os.ProcessState, late string) {
 	c := e.child
-	said := lastLines(string(c.stderr.end))
+	said := lastLines(c.stderr)
 	r, err := readRunReport(filepath.Join(c.dir, runReport))
 	if r != nil {
 		e.Outcome, e.Reason, e.Arch, e.Accelerator = r.Outcome, r.Reason, r.Arch, r.Accelerator
