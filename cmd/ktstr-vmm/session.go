@@ -78,7 +78,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.Memory), uint64(o.ShmSize)
 	cfg.VM.Topology, cfg.VM.Pin = o.Topology, o.Pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
-	cfg.Suite = s.Suite
+	cfg.Suite, cfg.Invocation = s.Suite, invocation()
 	s.sums.prepare(s, &cfg)
 	if err := s.serveMetrics(&cfg); err != nil {
 		s.fail(err.Error())

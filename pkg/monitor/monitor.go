@@ -38,6 +38,8 @@ type Config struct {
 	Bell <-chan struct{}
 	// OnFault, if not nil, is called for each fault, on the monitor's goroutine.
 	OnFault func(kind string, detail error)
+	// OnDrops, if not nil, is called there when the guest's count of drops has changed, with the count.
+	OnDrops func(total uint64)
 }
 
 // Monitor reads one ring. Start starts its loop, once; Stop ends the loop; Finish reads what is left.
@@ -48,6 +50,7 @@ type Monitor struct {
 	bell    <-chan struct{}
 	paid    chan struct{} // a value for each drain that the bell may ring for
 	onFault func(string, error)
+	onDrops func(uint64)
 	handle  func(shm.Message) bool // m.message, made once
 
 	counters *counters
@@ -76,6 +79,7 @@ func New(cfg Config) *Monitor {
 		bell:     cfg.Bell,
 		paid:     make(chan struct{}, ringsAhead),
 		onFault:  cfg.OnFault,
+		onDrops:  cfg.OnDrops,
 		counters: newCounters(),
 		types:    map[shm.Type]int{},
 		descs:    newDescs(),
@@ -310,7 +314,9 @@ func (m *Monitor) drain() shm.DrainResult {
 	s, c := m.reader.Stats(), m.counters
 	c.messages.Store(s.Messages)
 	c.bytes.Store(s.Bytes)
-	c.drops.Store(s.Drops)
+	if c.drops.Swap(s.Drops) != s.Drops && m.onDrops != nil {
+		m.onDrops(s.Drops)
+	}
 	c.crcErrors.Store(s.CRCErrors)
 	c.lost.Store(s.Lost)
 	c.omitted.Store(m.omitted)

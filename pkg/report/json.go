@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -40,10 +41,65 @@ type Report struct {
 	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit" jsonschema:"nullable"`
 	Crash         *jsonCrash          `json:"crash" jsonschema:"nullable"`
 	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
-	Stimuli       []shm.StimulusEvent `json:"stimuli"`
+	Phases        []jsonPhase         `json:"phases,omitempty"`
+	Events        []jsonEvent         `json:"events,omitempty"`
+	Stimuli       []jsonStimulus      `json:"stimuli"`
 	Results       []json.RawMessage   `json:"results"`
+	ResultSeconds []float64           `json:"result_seconds,omitempty"` // when each of them was read
+	Output        *jsonOutput         `json:"output,omitempty"`
 	ConsoleTail   string              `json:"console_tail"`
+	ConsoleTimes  []jsonLineTime      `json:"console_times,omitempty"`
+	Host          *jsonHost           `json:"host,omitempty"`
+	Invocation    *jsonInvocation     `json:"invocation,omitempty"`
 	Omitted       *jsonOmitted        `json:"omitted,omitempty"`
+}
+
+// Times of a report are seconds since started_at, of what comes from the guest when the host read it.
+type jsonPhase struct {
+	Name run.Phase `json:"name"`
+	At   float64   `json:"at_seconds"` // when it began
+}
+
+// jsonEvent is a message that is neither STIM nor TEST, or what the host found or did.
+type jsonEvent struct {
+	At   float64 `json:"at_seconds"`
+	Kind string  `json:"kind"`
+	Text string  `json:"text"`
+}
+
+type jsonStimulus struct {
+	At float64 `json:"at_seconds"`
+	shm.StimulusEvent
+}
+
+// jsonOutput is the end of what the command wrote, with the bytes of all of it.
+type jsonOutput struct {
+	Stdout      string `json:"stdout_tail"`
+	StdoutBytes uint64 `json:"stdout_bytes"`
+	Stderr      string `json:"stderr_tail"`
+	StderrBytes uint64 `json:"stderr_bytes"`
+}
+
+// jsonLineTime is when a line of console_tail came, counted from 0.
+type jsonLineTime struct {
+	Line int     `json:"line"`
+	At   float64 `json:"at_seconds"`
+}
+
+type jsonHost struct {
+	Name   string `json:"name"`
+	OS     string `json:"os"`
+	Kernel string `json:"kernel"`
+	CPU    string `json:"cpu"`
+	CPUs   int    `json:"cpus"`
+	Memory uint64 `json:"memory_bytes"`
+}
+
+// jsonInvocation is how the program was called: its arguments, its folder, and the variables that it reads.
+type jsonInvocation struct {
+	Args []string          `json:"args"`
+	Dir  string            `json:"dir"`
+	Env  map[string]string `json:"env"`
 }
 
 type jsonVM struct {
@@ -170,12 +226,13 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 			Faults:    []jsonFault{},
 		},
 		Doorbell:    jsonDoorbell{r.Rings, r.Ring.BellDrains},
-		Stimuli:     append([]shm.StimulusEvent{}, r.Stimuli...),
+		Stimuli:     []jsonStimulus{},
 		Results:     []json.RawMessage{},
 		Scheduler:   schedulerOf(r),
 		ConsoleTail: string(r.Console),
 	}
 	j.CPUs = cpusJSON(r)
+	j.addHistory(r)
 	for name, n := range r.Ring.ByType {
 		if n > 0 {
 			j.Ring.ByType[name] = n
@@ -193,14 +250,45 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	if r.Crash != nil {
 		j.Crash = &jsonCrash{*r.Crash}
 	}
-	for _, payload := range r.TestResults {
-		j.Results = append(j.Results, testResult(payload))
+	for _, result := range r.TestResults {
+		j.Results = append(j.Results, testResult(result.Payload))
+		j.ResultSeconds = append(j.ResultSeconds, result.At.Seconds())
 	}
 	if r.Omitted != (run.Omitted{}) {
 		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
 			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests}
 	}
 	return EncodeJSON(w, j)
+}
+
+// addHistory adds what happened when, and where.
+func (j *Report) addHistory(r *run.Result) {
+	for _, p := range r.Phases {
+		j.Phases = append(j.Phases, jsonPhase{p.Phase, p.At.Seconds()})
+	}
+	for _, e := range r.Events {
+		j.Events = append(j.Events, jsonEvent{e.At.Seconds(), e.Kind, e.Text})
+	}
+	for _, s := range r.Stimuli {
+		j.Stimuli = append(j.Stimuli, jsonStimulus{s.At.Seconds(), s.StimulusEvent})
+	}
+	for _, t := range r.ConsoleTimes {
+		j.ConsoleTimes = append(j.ConsoleTimes, jsonLineTime{t.Line, t.At.Seconds()})
+	}
+	if r.Stdout.Bytes+r.Stderr.Bytes > 0 {
+		j.Output = &jsonOutput{string(r.Stdout.Tail), r.Stdout.Bytes, string(r.Stderr.Tail), r.Stderr.Bytes}
+	}
+	if r.Host != (run.Host{}) {
+		host := jsonHost(r.Host)
+		j.Host = &host
+	}
+	if len(r.Invocation.Args) > 0 {
+		j.Invocation = &jsonInvocation{r.Invocation.Args, r.Invocation.Dir, map[string]string{}}
+		for _, e := range r.Invocation.Env {
+			name, value, _ := strings.Cut(e, "=")
+			j.Invocation.Env[name] = value
+		}
+	}
 }
 
 // EncodeJSON writes a value as JSON that people can read, too.

@@ -55,9 +55,10 @@ func runCase(r *run.Result, name string) junit.Case {
 
 // resultCases are the cases of TEST results: objects whose "passed" is true or false. What "message" says of a
 // failure is its text, and where that is not there, the whole result is. taken is a name that none of them may have.
-func resultCases(results [][]byte, taken string) (cases []junit.Case) {
+func resultCases(results []run.TestResult, taken string) (cases []junit.Case) {
 	seen := map[string]int{taken: 1}
-	for i, payload := range results {
+	for i, r := range results {
+		payload := r.Payload
 		var result struct {
 			Name, Message any // strings, but a guest may have sent anything
 			Passed        *bool

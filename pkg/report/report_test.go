@@ -44,12 +44,27 @@ func result() *run.Result {
 		Faults:        []run.Fault{{Kind: "bad_length", Detail: "too long"}},
 		SchedulerExit: &run.SchedulerExit{Code: &seven},
 		Crash:         &crash,
-		Stimuli: []shm.StimulusEvent{{ElapsedMS: 1, StepIndex: 2, OpCount: 3, OpKinds: 4, CgroupCount: 5,
-			WorkerCount: 6, TotalIterations: 7}},
-		TestResults: [][]byte{[]byte(`{"a":1}`), []byte("no JSON \xff"), []byte(`"text"`)},
-		Console:     []byte("boot\r\n" + nasty + "\r\n"),
-		Omitted:     run.Omitted{Stimuli: 11},
+		Stimuli: []run.Stimulus{{At: time.Second, StimulusEvent: shm.StimulusEvent{ElapsedMS: 1, StepIndex: 2,
+			OpCount: 3, OpKinds: 4, CgroupCount: 5, WorkerCount: 6, TotalIterations: 7}}},
+		TestResults:  testResults(`{"a":1}`, "no JSON \xff", `"text"`),
+		Phases:       []run.PhaseStart{{Phase: run.PhaseBoot}, {Phase: run.PhaseEnd, At: 1250 * time.Millisecond}},
+		Events:       []run.Event{{At: 1250 * time.Millisecond, Kind: "CRSH", Text: nasty}},
+		Stdout:       run.Output{Bytes: 70000, Tail: []byte(nasty)},
+		Console:      []byte("boot\r\n" + nasty + "\r\n"),
+		ConsoleTimes: []run.LineTime{{Line: 1, At: 500 * time.Millisecond}},
+		Host:         run.Host{Name: "h", OS: "o", Kernel: "k", CPU: "c", CPUs: 2, Memory: 1 << 10},
+		Invocation: run.Invocation{Args: []string{"ktstr-vmm", "demo"}, Dir: "/d",
+			Env: []string{"KTSTR_VMM_CPUS=a=b"}},
+		Omitted: run.Omitted{Stimuli: 11},
 	}
+}
+
+// testResults are results with these payloads, a second apart.
+func testResults(payloads ...string) (results []run.TestResult) {
+	for i, p := range payloads {
+		results = append(results, run.TestResult{At: time.Duration(i) * time.Second, Payload: []byte(p)})
+	}
+	return results
 }
 
 func TestJSON(t *testing.T) {
@@ -77,11 +92,21 @@ func TestJSON(t *testing.T) {
 		"doorbell":       map[string]any{"rings": 8.0, "drains": 2.0},
 		"scheduler_exit": map[string]any{"code": 7.0},
 		"crash":          map[string]any{"message": clean + "\nsecond line"},
-		"stimuli": []any{map[string]any{"elapsed_ms": 1.0, "step_index": 2.0, "op_count": 3.0,
+		"phases":         []any{map[string]any{"name": "boot", "at_seconds": 0.0}, map[string]any{"name": "end", "at_seconds": 1.25}},
+		"events":         []any{map[string]any{"at_seconds": 1.25, "kind": "CRSH", "text": clean}},
+		"stimuli": []any{map[string]any{"at_seconds": 1.0, "elapsed_ms": 1.0, "step_index": 2.0, "op_count": 3.0,
 			"op_kinds": 4.0, "cgroup_count": 5.0,
 			"worker_count": 6.0, "total_iterations": 7.0}},
-		"results":      []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
-		"console_tail": "boot\r\n" + clean + "\r\n",
+		"results":        []any{map[string]any{"a": 1.0}, map[string]any{"base64": "bm8gSlNPTiD/"}, "text"},
+		"result_seconds": []any{0.0, 1.0, 2.0},
+		"output": map[string]any{"stdout_tail": clean, "stdout_bytes": 70000.0, "stderr_tail": "",
+			"stderr_bytes": 0.0},
+		"console_tail":  "boot\r\n" + clean + "\r\n",
+		"console_times": []any{map[string]any{"line": 1.0, "at_seconds": 0.5}},
+		"host": map[string]any{"name": "h", "os": "o", "kernel": "k", "cpu": "c", "cpus": 2.0,
+			"memory_bytes": 1024.0},
+		"invocation": map[string]any{"args": []any{"ktstr-vmm", "demo"}, "dir": "/d",
+			"env": map[string]any{"KTSTR_VMM_CPUS": "a=b"}},
 		"omitted": map[string]any{"faults": 0.0, "stimuli": 11.0, "results": 0.0, "crash_bytes": 0.0,
 			"console_bytes": 0.0, "output_bytes": 0.0},
 	}
@@ -93,7 +118,7 @@ func TestJSON(t *testing.T) {
 // A result whose text is not UTF-8 does not make the report invalid: it is not JSON.
 func TestJSONIsUTF8WhateverAGuestSends(t *testing.T) {
 	r := result()
-	r.TestResults = [][]byte{[]byte("{\"name\":\"\xff\"}"), []byte("\"\xed\xa0\x80\""), []byte(`{"name":"ü"}`)}
+	r.TestResults = testResults("{\"name\":\"\xff\"}", "\"\xed\xa0\x80\"", `{"name":"ü"}`)
 	var out bytes.Buffer
 	if err := report.JSON(&out, "v1", r); err != nil {
 		t.Fatal(err)
@@ -133,13 +158,13 @@ func TestJUnitHasACaseForEachResult(t *testing.T) {
 	r := &run.Result{
 		Name: "example.test/a", Kernel: "vmlinuz-6.12", Outcome: run.Exited, ExitCode: 1,
 		Reason: "the guest exited with code 1",
-		TestResults: [][]byte{
-			[]byte(`{"name":"fast","passed":true}`), []byte(`{"name":"slow","passed":false,"message":"too slow:\n5 s"}`),
-			[]byte(`{"name":"slow","passed":false}`),
-			[]byte(`{"passed":true}`), []byte(`{"name":7,"passed":false,"message":[]}`), []byte(`{"name":"no verdict"}`),
-			[]byte(`[1]`), []byte("\xff"),
-			[]byte(`{"name":"example.test/a","passed":true}`),
-		},
+		TestResults: testResults(
+			`{"name":"fast","passed":true}`, `{"name":"slow","passed":false,"message":"too slow:\n5 s"}`,
+			`{"name":"slow","passed":false}`,
+			`{"passed":true}`, `{"name":7,"passed":false,"message":[]}`, `{"name":"no verdict"}`,
+			`[1]`, "\xff",
+			`{"name":"example.test/a","passed":true}`,
+		),
 	}
 	var out bytes.Buffer
 	if err := report.JUnit(&out, r); err != nil {

@@ -20,6 +20,7 @@ type built struct {
 	parts
 	cfg  vm.Config
 	ring vm.Span
+	host Host
 	err  error
 }
 
@@ -34,6 +35,7 @@ func (r *run) awaitBuild(ctx context.Context) error {
 	select {
 	case b := <-done:
 		r.parts = b.parts
+		r.result.Host = b.host
 		r.result.describe(b.cfg)
 		r.result.RingBase = b.ring.Base
 		if b.err != nil || r.cfg.Registry == nil {
@@ -57,7 +59,7 @@ func (r *run) awaitBuild(ctx context.Context) error {
 // build makes the machine with its ring in place, and the monitor. It shares nothing with a run that does not
 // wait for it any more.
 func (r *run) build() (b built) {
-	b.cfg = r.cfg.VM
+	b.cfg, b.host = r.cfg.VM, readHost()
 	if r.cfg.Prepare != nil {
 		var files io.Closer
 		if b.cfg, files, b.err = r.cfg.Prepare(); b.err != nil {
@@ -111,18 +113,20 @@ func (b *built) watchRing(r *run) error {
 	if b.control, err = shm.NewControl(region); err != nil {
 		return err
 	}
-	c := &collector{r: r.result, scheduler: r.scheduler}
+	c := &collector{r: r.result, scheduler: r.scheduler, history: r.history, since: r.since}
 	mux := monitor.NewMux()
 	if r.cfg.OnMessage != nil {
 		mux.HandleAll(monitor.HandlerFunc(func(m shm.Message) monitor.Verdict { return r.cfg.OnMessage(r.since(), m) }))
 	}
+	mux.HandleAll(monitor.HandlerFunc(r.history.message))
 	c.register(mux)
+	r.keepOutput(mux)
 	r.activity.register(mux)
 	if r.cfg.Handlers != nil {
 		r.cfg.Handlers(mux)
 	}
 	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: mux, Poll: r.cfg.Poll,
-		Bell: b.machine.Bell(), OnFault: c.fault})
+		Bell: b.machine.Bell(), OnFault: c.fault, OnDrops: r.history.drops})
 	return nil
 }
 

@@ -3,6 +3,8 @@ package run
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -20,6 +22,8 @@ var (
 type collector struct {
 	r           *Result
 	scheduler   *schedulerCollector
+	history     *history
+	since       func() time.Duration
 	resultBytes int
 }
 
@@ -73,7 +77,7 @@ func (c *collector) stimulus(m shm.Message) monitor.Verdict {
 	if len(c.r.Stimuli) == maxStimuli {
 		c.r.Omitted.Stimuli++
 	} else {
-		c.r.Stimuli = append(c.r.Stimuli, s)
+		c.r.Stimuli = append(c.r.Stimuli, Stimulus{c.since(), s})
 	}
 	return monitor.Continue
 }
@@ -84,14 +88,27 @@ func (c *collector) testResult(m shm.Message) monitor.Verdict {
 		return monitor.Continue
 	}
 	c.resultBytes += len(m.Payload)
-	c.r.TestResults = append(c.r.TestResults, bytes.Clone(m.Payload))
+	c.r.TestResults = append(c.r.TestResults, TestResult{c.since(), bytes.Clone(m.Payload)})
 	return monitor.Continue
 }
 
 func (c *collector) fault(kind string, detail error) {
+	c.history.event(EventFault, fmt.Sprintf("%s: %v", kind, detail))
 	if len(c.r.Faults) == maxFaults {
 		c.r.Omitted.Faults++
 		return
 	}
 	c.r.Faults = append(c.r.Faults, Fault{kind, detail.Error()})
+}
+
+// keepOutput keeps the end of what the command writes.
+func (r *run) keepOutput(x *monitor.Mux) {
+	keep := func(to *tail) func(shm.Message) monitor.Verdict {
+		return func(m shm.Message) monitor.Verdict {
+			_, _ = to.Write(m.Payload) // never fails
+			return monitor.Continue
+		}
+	}
+	x.HandleFunc(shm.Stdout, keep(&r.stdout))
+	x.HandleFunc(shm.Stderr, keep(&r.stderr))
 }

@@ -77,7 +77,7 @@ func ExampleRun() {
 	})
 	fmt.Println(result.Outcome, result.ExitCode)
 	fmt.Println(result.Reason)
-	fmt.Printf("%s\n", result.TestResults[0])
+	fmt.Printf("%s\n", result.TestResults[0].Payload)
 	// Output:
 	// read TEST
 	// read EXIT

@@ -46,7 +46,7 @@ const (
 // Evidence is everything that decides the outcome.
 type Evidence struct {
 	Err           error          // the host could not go on
-	Signal        os.Signal      // SIGINT or SIGTERM came, or nil
+	Signal        os.Signal      // SIGINT, SIGTERM or the request of a Live came, or nil
 	Crash         *string        // the text of a CRC-good CRSH, or a kernel panic on the console
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX
 	TimedOut      string         // which deadline passed, or ""
@@ -121,6 +121,9 @@ func exitCode(guest int32) int {
 func signalCode(s os.Signal) int {
 	if n, ok := s.(syscall.Signal); ok {
 		return codeSignalled + int(n)
+	}
+	if s == (stopRequest{}) {
+		return codeSignalled + int(syscall.SIGTERM)
 	}
 	return codeSignalled + int(syscall.SIGINT)
 }

@@ -20,6 +20,9 @@ type Result struct {
 	StartedAt time.Time
 	Duration  time.Duration
 
+	Host       Host
+	Invocation Invocation
+
 	Outcome       Outcome
 	Reason        string // a sentence
 	Err           error  // why the host could not go on, if Outcome is Failed
@@ -44,9 +47,14 @@ type Result struct {
 	SchedulerExit *SchedulerExit // the first CRC-good SCDX, or nil
 	Crash         *string        // the first CRC-good CRSH, or a kernel's panic on the console, or nil
 	Panicked      bool           // Crash is the end of Console
-	Stimuli       []shm.StimulusEvent
-	TestResults   [][]byte // TEST payloads as they came
-	Console       []byte   // the last 64 KiB
+	Stimuli       []Stimulus
+	TestResults   []TestResult
+	Console       []byte     // the last 64 KiB
+	ConsoleTimes  []LineTime // of some of its lines
+	Stdout        Output     // of the command
+	Stderr        Output
+	Phases        []PhaseStart
+	Events        []Event // in order: messages that are neither STIM nor TEST, and what the host found or did
 	Omitted       Omitted
 	RingImage     *RingImage // nil if Config.KeepRing is not set, or there was no machine
 
@@ -74,6 +82,30 @@ func (r *Result) describe(cfg vm.Config) {
 	}
 }
 
+// Stimulus is a STIM, and when the host read it, since StartedAt.
+type Stimulus struct {
+	At time.Duration
+	shm.StimulusEvent
+}
+
+// TestResult is a TEST's payload as it came, and when the host read it, since StartedAt.
+type TestResult struct {
+	At      time.Duration
+	Payload []byte
+}
+
+// LineTime is when a line of the console came, since StartedAt. Lines are counted from 0.
+type LineTime struct {
+	Line int
+	At   time.Duration
+}
+
+// Output is what a command wrote.
+type Output struct {
+	Bytes uint64
+	Tail  []byte // the last 64 KiB
+}
+
 // Fault is a breach of the ring's protocol.
 type Fault struct{ Kind, Detail string }
 
@@ -93,4 +125,5 @@ const (
 	maxTestResultBytes = 4 << 20
 	maxCrashBytes      = 1 << 20
 	maxConsoleBytes    = 64 << 10
+	maxOutputTail      = 64 << 10
 )

@@ -77,6 +77,7 @@ type Config struct {
 	KernelName string        // for reports and metrics
 	Suite      string        // which the run is one of, for reports
 	Version    string        // of the program, for metrics
+	Invocation Invocation    // of the program, for reports
 	Timeout    time.Duration // the hard deadline, from Run's call; 0: 60 s
 	// Grace is how long before the hard deadline, or before a signal stops the machine, the guest is asked to stop by
 	// SignalShutdown; 0: 3 s, negative: it is not asked. At a deadline it is at most half of Timeout.
@@ -89,6 +90,8 @@ type Config struct {
 	Signals <-chan os.Signal
 	// OnStart is called when the machine and the metrics are in place, before the guest runs.
 	OnStart func()
+	// OnLive is called once before that, with a handle on the run.
+	OnLive func(*Live)
 	// OnMessage is called for every message as it is read, with the time since Run's call, before all other handlers.
 	// It runs on the monitor's goroutine and must not block; the payload is valid until it returns. If it returns
 	// monitor.NotNow, the message stays in the ring and comes again: that is how a slow reader of a guest's output
@@ -159,24 +162,33 @@ func NewID() string {
 func Run(ctx context.Context, cfg Config) *Result {
 	cfg = cfg.withDefaults()
 	r := &run{
-		cfg:     cfg,
-		console: &tail{limit: maxConsoleBytes},
-		panic:   newPanicWatch(),
-		result:  &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, Suite: cfg.Suite, StartedAt: time.Now()},
+		cfg:    cfg,
+		panic:  newPanicWatch(),
+		stdout: tail{limit: maxOutputTail}, stderr: tail{limit: maxOutputTail},
+		result: &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, Suite: cfg.Suite,
+			Invocation: cfg.Invocation, StartedAt: time.Now()},
 	}
+	r.console = &consoleTail{tail: tail{limit: maxConsoleBytes}, since: r.since}
+	r.history = newHistory(r.since)
 	r.result.describe(cfg.VM)
 	r.scheduler = newSchedulerCollector(r.result, r.since)
 	err := r.run(ctx)
 	r.finish(err)
+	if r.live != nil {
+		close(r.live.done)
+	}
 	return r.result
 }
 
 // run is the state of one Run.
 type run struct {
-	cfg     Config
-	result  *Result
-	console *tail
-	panic   *panicWatch
+	cfg            Config
+	result         *Result
+	console        *consoleTail
+	stdout, stderr tail // of the command
+	panic          *panicWatch
+	history        *history
+	live           *Live // nil where nobody asks
 	parts
 	metrics    *metrics
 	cpuMetrics *cpuMetrics // nil where nobody asks
@@ -206,6 +218,10 @@ func (r *run) run(ctx context.Context) error {
 	}
 	log := r.cfg.Log
 	log.Debug("machine built", zap.Duration("after", r.since()), zap.Stringer("ring", r.result.RingBase))
+	if err := r.openLive(); err != nil {
+		return errors.Join(err, r.machine.Close())
+	}
+	defer r.live.end()
 	if r.cfg.OnStart != nil {
 		r.cfg.OnStart()
 	}
@@ -216,6 +232,7 @@ func (r *run) run(ctx context.Context) error {
 		r.monitor.Stop()
 		return errors.Join(err, r.machine.Close())
 	}
+	r.history.enter(PhaseBoot)
 	driverCtx, stopDriver := context.WithCancel(ctx)
 	driver := make(chan error, 1)
 	go func() { driver <- r.drive(driverCtx) }()
@@ -223,6 +240,7 @@ func (r *run) run(ctx context.Context) error {
 	r.startLooks()
 
 	err := r.watch(ctx, driver)
+	r.history.enter(PhaseEnd)
 
 	stopDriver()
 	driverErr := <-driver
@@ -243,8 +261,20 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
+	r.live.end()
 	if closeErr := r.machine.Close(); closeErr != nil {
 		log.Warn("the machine could not be given back whole", zap.Error(closeErr)) // no reason to lose the outcome
+	}
+	return err
+}
+
+// openLive gives out the handle on the run.
+func (r *run) openLive() (err error) {
+	if r.cfg.OnLive == nil {
+		return nil
+	}
+	if r.live, err = newLive(r); err == nil {
+		r.cfg.OnLive(r.live)
 	}
 	return err
 }
@@ -292,6 +322,7 @@ func (r *run) drive(ctx context.Context) error {
 
 // askToStop tells the guest to flush, report and stop.
 func (r *run) askToStop() {
+	r.history.enter(PhaseEnd)
 	_ = r.control.Signal(shm.SlotHost, shm.SignalShutdown) // SlotHost exists
 }
 
@@ -305,6 +336,11 @@ func (r *run) finish(err error) {
 	r.scheduler.finish()
 	res.Omitted.OutputBytes = res.Ring.Omitted + r.lost
 	res.Console, res.Omitted.ConsoleBytes = r.console.bytes()
+	res.ConsoleTimes = r.console.lineTimes()
+	res.Stdout.Bytes, res.Stderr.Bytes = r.stdout.written(), r.stderr.written()
+	res.Stdout.Tail, _ = r.stdout.bytes()
+	res.Stderr.Tail, _ = r.stderr.bytes()
+	r.history.fill(res)
 	if text := kernelPanic(res.Console); text != "" && res.Crash == nil {
 		res.Crash, res.Panicked = &text, true
 	}

@@ -68,7 +68,7 @@ func TestOK(t *testing.T) {
 			r.Stimuli[2].ElapsedMS < 3 {
 			t.Errorf("stimuli %+v", r.Stimuli)
 		}
-		if len(r.TestResults) != 1 || string(r.TestResults[0]) != `{"name":"demo","passed":true}` {
+		if len(r.TestResults) != 1 || string(r.TestResults[0].Payload) != `{"name":"demo","passed":true}` {
 			t.Errorf("results %q", r.TestResults)
 		}
 		if *r.GuestExitCode != 0 || r.Ring.Drops != 0 || r.Ring.FaultCount() != 0 || r.FirstExit <= 0 ||

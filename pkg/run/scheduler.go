@@ -146,6 +146,7 @@ func (r *run) requestDump(why string) {
 	}
 	r.cfg.Log.Info("the guest is asked for a dump of its scheduler's state", zap.String("because", why))
 	r.result.DumpRequests = append(r.result.DumpRequests, DumpRequest{r.since(), why})
+	r.history.event(EventDump, why)
 	r.control.RequestDump()
 }
 

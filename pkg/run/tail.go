@@ -1,6 +1,10 @@
 package run
 
-import "sync"
+import (
+	"bytes"
+	"sync"
+	"time"
+)
 
 // tail is an io.Writer that keeps the last bytes written to it and never waits.
 type tail struct {
@@ -13,24 +17,115 @@ type tail struct {
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, b := range p {
-		if len(t.buf) < t.limit {
-			t.buf = append(t.buf, b)
-		} else {
-			t.buf[t.total%uint64(t.limit)] = b
-		}
-		t.total++
-	}
+	t.write(p)
 	return len(p), nil
 }
 
+func (t *tail) write(p []byte) {
+	if over := len(p) - t.limit; over > 0 { // as if they had been written
+		t.total += uint64(over)
+		p = p[over:]
+		t.buf = append(t.buf, make([]byte, t.limit-len(t.buf))...)
+	}
+	if room := min(t.limit-len(t.buf), len(p)); room > 0 {
+		t.buf = append(t.buf, p[:room]...)
+		t.total += uint64(room)
+		p = p[room:]
+	}
+	for len(p) > 0 {
+		n := copy(t.buf[t.total%uint64(t.limit):], p)
+		t.total += uint64(n)
+		p = p[n:]
+	}
+}
+
 // bytes returns what was kept, and how much came before it.
-func (t *tail) bytes() (kept []byte, omitted uint64) {
+func (t *tail) bytes() (kept []byte, omitted uint64) { return t.from(0) }
+
+// from returns what is kept behind the first n bytes, and where that begins.
+func (t *tail) from(n uint64) (kept []byte, at uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	begin := t.total - uint64(len(t.buf))
+	at = min(max(n, begin), t.total)
 	if len(t.buf) < t.limit {
-		return append([]byte(nil), t.buf...), 0
+		return bytes.Clone(t.buf[at-begin:]), at
 	}
-	at := t.total % uint64(t.limit)
-	return append(append([]byte(nil), t.buf[at:]...), t.buf[:at]...), t.total - uint64(t.limit)
+	split := t.total % uint64(t.limit)
+	all := append(bytes.Clone(t.buf[split:]), t.buf[:split]...)
+	return all[at-begin:], at
+}
+
+// written returns how many bytes were ever written.
+func (t *tail) written() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.total
+}
+
+// consoleTail is the tail of a console, with the times of its lines.
+type consoleTail struct {
+	tail
+	since func() time.Duration
+	times []lineTime // of lines that came lineTimeStep apart, or further
+	line  bool       // the last byte did not end a line
+}
+
+// lineTime is when a line began.
+type lineTime struct {
+	offset uint64 // of all bytes
+	at     time.Duration
+}
+
+// The times that a console keeps.
+const (
+	lineTimeStep = 10 * time.Millisecond
+	maxLineTimes = 1 << 12
+)
+
+func (c *consoleTail) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := c.since()
+	for rest, offset := p, c.total; len(rest) > 0; {
+		if !c.line {
+			c.note(lineTime{offset, at})
+		}
+		n := bytes.IndexByte(rest, '\n') + 1
+		if c.line = n == 0; c.line {
+			break
+		}
+		rest, offset = rest[n:], offset+uint64(n)
+	}
+	c.write(p)
+	return len(p), nil
+}
+
+// note keeps a line's time, unless the last one is about the same.
+func (c *consoleTail) note(t lineTime) {
+	if n := len(c.times); n > 0 && t.at-c.times[n-1].at < lineTimeStep {
+		return
+	}
+	if len(c.times) == maxLineTimes {
+		c.times = append(c.times[:0], c.times[maxLineTimes/2:]...)
+	}
+	c.times = append(c.times, t)
+}
+
+// lineTimes returns the times of lines that are kept: line numbers from 0 in what bytes returns.
+func (c *consoleTail) lineTimes() (times []LineTime) {
+	kept, omitted := c.bytes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	line, seen := 0, uint64(0)
+	for _, t := range c.times {
+		if t.offset < omitted || t.offset-omitted > uint64(len(kept)) {
+			continue
+		}
+		at := t.offset - omitted
+		line += bytes.Count(kept[seen:at], []byte{'\n'})
+		seen = at
+		times = append(times, LineTime{line, t.at})
+	}
+	return times
 }

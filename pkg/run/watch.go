@@ -42,6 +42,7 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 	polls, stopPolls := stall.ticks(r.cfg.Poll)
 	defer stopPolls()
 	cancelled, panicked := ctx.Done(), r.panic.seen
+	requests := r.live.asked()
 	for {
 		select {
 		case <-r.machine.Done():
@@ -62,6 +63,10 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 			w.hardDeadline()
 		case s := <-r.cfg.Signals:
 			w.signalled(s)
+		case why := <-requests.dumps:
+			r.requestDump(why)
+		case now := <-requests.stops:
+			w.stopRequested(now)
 		case <-w.graceOver:
 			w.stop(errInterrupt)
 		case <-panicked:
@@ -105,6 +110,7 @@ func (w *watcher) softDeadline() {
 	if w.giveUp == nil {
 		w.timedOut = fmt.Sprintf("the soft deadline passed, %v before the hard one at %v",
 			softGrace(w.cfg.Timeout, w.cfg.Grace), w.cfg.Timeout)
+		w.history.event(EventDeadline, w.timedOut)
 		w.requestLook(AskedToStop)
 		if w.cfg.Dumps.AtSoftDeadline {
 			w.requestDump("the soft deadline has passed")
@@ -116,6 +122,7 @@ func (w *watcher) softDeadline() {
 func (w *watcher) hardDeadline() {
 	if w.giveUp == nil { // else it is stopping for another reason
 		w.timedOut = fmt.Sprintf("the hard deadline passed after %v", w.cfg.Timeout)
+		w.history.event(EventDeadline, w.timedOut)
 		w.stop(errDeadline)
 	}
 }
@@ -123,6 +130,13 @@ func (w *watcher) hardDeadline() {
 // sameSignal is for how long a SIGTERM behind another one is the same: a batch system or systemd sends it to all
 // processes of a job, and a suite among them passes it on.
 const sameSignal = time.Second
+
+// noteSignal notes a signal that is none of a Live's requests, which are noted when they come.
+func (w *watcher) noteSignal(s os.Signal) {
+	if s != (stopRequest{}) {
+		w.history.event(EventStop, s.String())
+	}
+}
 
 // signalled asks the guest to stop at the first signal, and does not wait for it at a second.
 func (w *watcher) signalled(s os.Signal) {
@@ -132,13 +146,30 @@ func (w *watcher) signalled(s os.Signal) {
 	case w.signal != nil:
 		w.stop(errInterrupt)
 	case w.cfg.Grace < 0:
+		w.noteSignal(s)
 		w.signal = s
 		w.stop(errInterrupt)
 	default:
+		w.noteSignal(s)
 		w.signal, w.signalledAt = s, time.Now()
 		w.requestLook(AskedToStop)
 		w.askToStop()
 		w.graceOver = time.After(w.cfg.Grace)
+	}
+}
+
+// stopRequested is signalled for a request. That a second one comes means nothing.
+func (w *watcher) stopRequested(now bool) {
+	w.history.event(EventStop, stopRequest{}.String())
+	switch {
+	case w.giveUp != nil: // the run is over already
+	case now:
+		if w.signal == nil {
+			w.signal = stopRequest{}
+		}
+		w.stop(errInterrupt)
+	case w.signal == nil:
+		w.signalled(stopRequest{})
 	}
 }
 

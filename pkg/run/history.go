@@ -1,0 +1,309 @@
+package run
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// Phase is how far a run is.
+type Phase string
+
+// The phases, in their order. A run may leave some out: the embedded guest has no agent.
+const (
+	PhaseBoot      Phase = "boot"      // from the guest's start
+	PhaseAgent     Phase = "agent"     // from the time that the host first heard of the agent
+	PhaseScheduler Phase = "scheduler" // from the first word of the scheduler under test
+	PhaseCommand   Phase = "command"   // from SCST
+	PhaseEnd       Phase = "end"       // from SCEN, or from when the guest was asked to stop
+)
+
+var phases = []Phase{PhaseBoot, PhaseAgent, PhaseScheduler, PhaseCommand, PhaseEnd}
+
+// PhaseStart is when a phase began.
+type PhaseStart struct {
+	Phase Phase
+	At    time.Duration // since StartedAt
+}
+
+// Event is something that happened to a run, beside the guest's stimuli and results.
+type Event struct {
+	At   time.Duration // since StartedAt
+	Kind string        // a message's type, or what the host found or did
+	Text string        // a part of a sentence; it may have a guest's words
+}
+
+// The kinds of events that are no messages.
+const (
+	EventFault    = "fault"
+	EventDrops    = "drops"
+	EventDump     = "dump_request"
+	EventStall    = "stall_request"
+	EventSignal   = "signal"
+	EventStop     = "stop"
+	EventDeadline = "deadline"
+)
+
+// Message is a message of a run, for those who look at it while it goes on.
+type Message struct {
+	N       int           // its number among those that the run keeps, from 0; -1: the run does not keep it
+	At      time.Duration // when the host read it, since StartedAt
+	Type    shm.Type
+	CRCOK   bool
+	Size    int    // bytes of the payload
+	Payload []byte // the first ones of them, up to 512
+}
+
+// What a history keeps at most.
+const (
+	maxKeptPayload  = 512 // bytes of a message's payload
+	maxKeptOther    = 1 << 12
+	maxEvents       = 1 << 10
+	dropsTogether   = 100 * time.Millisecond // drops within that time are one event
+	payloadChunk    = 64 << 10               // bytes
+	maxFollowed     = 1 << 11                // messages that wait for followers
+	maxFollowedRate = 1 << 10                // messages in followWindow
+	followWindow    = 50 * time.Millisecond
+)
+
+// history is what a run keeps of its messages and of what the host did, with times. It only grows, up to limits:
+// a reader that knows how much it has seen misses nothing, however slow it is. What guests write in bulk is not
+// kept, and there only while somebody follows it.
+//
+// The monitor's goroutine adds messages, any goroutine reads.
+type history struct {
+	since func() time.Duration
+
+	mu       sync.Mutex
+	kept     []Message
+	data     []byte // the rest of a chunk for payloads
+	counts   map[shm.Type]int
+	others   int // kept messages that are neither STIM nor TEST
+	omitted  uint64
+	stimulus *Stimulus // the last one
+	events   []Event
+	phases   []PhaseStart
+
+	followers atomic.Int32
+	followed  followed
+}
+
+func newHistory(since func() time.Duration) *history {
+	return &history{since: since, counts: map[shm.Type]int{}}
+}
+
+// bulk reports whether messages of a type are not kept: what commands and schedulers write, and types that nobody
+// knows.
+func bulk(t shm.Type) bool {
+	switch t {
+	case shm.Stimulus, shm.ScenarioStart, shm.ScenarioEnd, shm.Exit, shm.TestResult, shm.SchedulerExit, shm.Crash,
+		shm.SchedulerChange:
+		return false
+	}
+	return true
+}
+
+// message implements monitor.HandlerFunc.
+func (h *history) message(m shm.Message) monitor.Verdict {
+	if bulk(m.Type) {
+		if h.followers.Load() > 0 {
+			h.followed.add(h.since(), m)
+		}
+		return monitor.Continue
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := h.since()
+	if m.CRCOK {
+		h.enterFor(m.Type, at)
+		if s, err := shm.DecodeStimulus(m.Payload); m.Type == shm.Stimulus && err == nil {
+			h.stimulus = &Stimulus{at, s}
+		}
+	}
+	if !h.room(m.Type) {
+		h.omitted++
+		return monitor.Continue
+	}
+	h.kept = append(h.kept, Message{len(h.kept), at, m.Type, m.CRCOK, len(m.Payload), h.copy(m.Payload)})
+	return monitor.Continue
+}
+
+// room reports whether one more message of a type is kept, and counts it.
+func (h *history) room(t shm.Type) bool {
+	limit := maxKeptOther
+	switch t {
+	case shm.Stimulus:
+		limit = maxStimuli
+	case shm.TestResult:
+		limit = maxTestResults
+	}
+	if h.counts[t] == limit {
+		return false
+	}
+	h.counts[t]++
+	return true
+}
+
+// copy keeps the first bytes of a payload.
+func (h *history) copy(payload []byte) []byte {
+	payload = payload[:min(len(payload), maxKeptPayload)]
+	if len(h.data) < len(payload) {
+		h.data = make([]byte, payloadChunk)
+	}
+	n := copy(h.data, payload)
+	kept := h.data[:n:n]
+	h.data = h.data[n:]
+	return kept
+}
+
+// enterFor enters the phase that begins with a message of a type.
+func (h *history) enterFor(t shm.Type, at time.Duration) {
+	switch t {
+	case shm.SchedulerChange:
+		h.enterLocked(PhaseScheduler, at)
+	case shm.ScenarioStart:
+		h.enterLocked(PhaseCommand, at)
+	case shm.ScenarioEnd, shm.Exit, shm.SchedulerExit, shm.Crash:
+		h.enterLocked(PhaseEnd, at)
+	}
+}
+
+// enter enters a phase, unless the run is in it or behind it.
+func (h *history) enter(p Phase) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.enterLocked(p, h.since())
+}
+
+func (h *history) enterLocked(p Phase, at time.Duration) {
+	if n := len(h.phases); n > 0 && order(p) <= order(h.phases[n-1].Phase) {
+		return
+	}
+	h.phases = append(h.phases, PhaseStart{p, at})
+}
+
+func order(p Phase) int {
+	for i, q := range phases {
+		if p == q {
+			return i
+		}
+	}
+	return -1
+}
+
+// event notes what the host found or did.
+func (h *history) event(kind, text string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.events) < maxEvents {
+		h.events = append(h.events, Event{h.since(), kind, text})
+	}
+}
+
+// drops notes that the guest counts drops, with their number.
+func (h *history) drops(total uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := Event{h.since(), EventDrops, fmt.Sprintf("the guest has dropped %d messages", total)}
+	switch n := len(h.events); {
+	case n > 0 && h.events[n-1].Kind == EventDrops && e.At-h.events[n-1].At < dropsTogether:
+		h.events[n-1].Text = e.Text
+	case n < maxEvents:
+		h.events = append(h.events, e)
+	}
+}
+
+// messages returns at most n of the kept messages, from one on.
+func (h *history) messages(from, n int) []Message {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	from = max(0, min(from, len(h.kept)))
+	return append([]Message(nil), h.kept[from:min(from+n, len(h.kept))]...)
+}
+
+// fill puts what a report needs of the history into a result.
+func (h *history) fill(r *Result) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.Phases = append(r.Phases, h.phases...)
+	next := 0
+	for _, m := range h.kept { // both lists are in order
+		if m.Type == shm.Stimulus || m.Type == shm.TestResult {
+			continue
+		}
+		for next < len(h.events) && h.events[next].At <= m.At {
+			r.Events = append(r.Events, h.events[next])
+			next++
+		}
+		r.Events = append(r.Events, Event{m.At, m.Type.String(), eventText(m)})
+	}
+	r.Events = append(r.Events, h.events[next:]...)
+}
+
+// eventText says what a message is about that a report has as an event.
+func eventText(m Message) string {
+	if !m.CRCOK {
+		return "its CRC is wrong"
+	}
+	switch m.Type {
+	case shm.Exit, shm.SchedulerExit:
+		if code, err := shm.DecodeCode(m.Payload); err == nil {
+			return fmt.Sprintf("code %d", code)
+		}
+	case shm.SchedulerChange:
+		if s, err := shm.DecodeSchedulerState(m.Payload); err == nil {
+			return s.Phase.String()
+		}
+	case shm.Crash:
+		return shm.CrashText(m.Payload)
+	}
+	return ""
+}
+
+// followed is a window of the messages that nobody keeps, there while somebody follows them. So that a flood is not
+// slowed down for who follows it, no more than a rate is let in.
+type followed struct {
+	mu     sync.Mutex
+	ring   []Message // maxFollowed of them
+	total  uint64    // ever let in
+	begun  time.Duration
+	inTime int           // let in since begun
+	missed atomic.Uint64 // not let in
+}
+
+func (f *followed) add(at time.Duration, m shm.Message) {
+	if f.inTime == maxFollowedRate && at-f.begun < followWindow {
+		f.missed.Add(1)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if at-f.begun >= followWindow {
+		f.begun, f.inTime = at, 0
+	}
+	f.inTime++
+	if f.ring == nil {
+		f.ring = make([]Message, maxFollowed)
+	}
+	payload := append([]byte(nil), m.Payload[:min(len(m.Payload), maxKeptPayload)]...)
+	f.ring[f.total%maxFollowed] = Message{-1, at, m.Type, m.CRCOK, len(m.Payload), payload}
+	f.total++
+}
+
+// from returns the messages behind the first n that were let in, and how many of them are gone.
+func (f *followed) from(n uint64) (ms []Message, next, gone uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.total-n > maxFollowed {
+		gone = f.total - maxFollowed - n
+		n += gone
+	}
+	for ; n < f.total; n++ {
+		ms = append(ms, f.ring[n%maxFollowed])
+	}
+	return ms, n, gone
+}

@@ -1,0 +1,243 @@
+package run
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
+	"github.com/ktstr/ktstr-vmm/pkg/monitor"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
+
+// ErrOver means that a run has ended, and its guest's memory is given back.
+var ErrOver = errors.New("the run is over")
+
+// ErrBusy means that a run has yet to do what it was asked for before.
+var ErrBusy = errors.New("the run has yet to do what it was asked for before")
+
+// maxMessages is how many messages Live.Messages returns at most.
+const maxMessages = 1 << 10
+
+// Live is a handle on a run, for those who look at it or ask it for something while it goes on. Its methods may be
+// called concurrently, at any time. None of them waits for anything outside.
+type Live struct {
+	run  *run
+	ring *guestmem.Window
+	requests
+	done chan struct{}
+
+	mu   sync.RWMutex // held while the guest's memory is used
+	over bool         // it is given back
+}
+
+func newLive(r *run) (*Live, error) {
+	ring, err := r.machine.Memory().Window(r.result.RingBase, r.result.RingSize)
+	if err != nil {
+		return nil, err
+	}
+	return &Live{run: r, ring: ring, requests: requests{make(chan string, maxRequests), make(chan bool, maxRequests)},
+		done: make(chan struct{})}, nil
+}
+
+// requests are what a run's own goroutine does.
+type requests struct {
+	dumps chan string // why the guest is to be asked for one
+	stops chan bool   // whether at once
+}
+
+const maxRequests = 4 // that wait
+
+// asked returns the requests; none ever come where nobody can make any.
+func (l *Live) asked() requests {
+	if l == nil {
+		return requests{}
+	}
+	return l.requests
+}
+
+// stopRequest stands for a signal where a Live's user ends the run.
+type stopRequest struct{}
+
+// Signal implements os.Signal.
+func (stopRequest) Signal() {}
+
+// String implements os.Signal.
+func (stopRequest) String() string { return "ktstr-vmm ctl stop" }
+
+// Status is how a run stands.
+type Status struct {
+	ID, Name, Kernel  string
+	Arch, Accelerator string
+	StartedAt         time.Time
+	Elapsed, Timeout  time.Duration
+	Phase             Phase
+	Ring              monitor.Stats
+	LastStimulus      *Stimulus // or nil
+	Kept              int       // messages that the run keeps so far: see Live.Messages
+	Omitted           uint64    // messages like these for which it had no room
+	ConsoleBytes      uint64    // ever written
+}
+
+// Status returns how the run stands.
+func (l *Live) Status() Status {
+	r, h := l.run, l.run.history
+	s := Status{ID: r.cfg.ID, Name: r.cfg.Name, Kernel: r.cfg.KernelName, Arch: r.result.Arch,
+		Accelerator: r.result.Accelerator, StartedAt: r.result.StartedAt, Elapsed: r.since(), Timeout: r.cfg.Timeout,
+		Ring: r.monitor.Stats(), ConsoleBytes: r.console.written()}
+	if result := l.Result(); result != nil {
+		s.Elapsed = result.Duration
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.Kept, s.Omitted = len(h.kept), h.omitted
+	if n := len(h.phases); n > 0 {
+		s.Phase = h.phases[n-1].Phase
+	}
+	if h.stimulus != nil {
+		last := *h.stimulus
+		s.LastStimulus = &last
+	}
+	return s
+}
+
+// RequestDump makes the run ask the guest for a dump of its scheduler's state; why is a sentence without its end, for
+// the report. It fails with ErrOver or ErrBusy.
+func (l *Live) RequestDump(why string) error { return ask(l, l.dumps, why) }
+
+// Stop ends the run like a SIGTERM: the guest is asked to stop, or, where now is set, not asked. It fails with ErrOver
+// or ErrBusy.
+func (l *Live) Stop(now bool) error { return ask(l, l.stops, now) }
+
+// ask gives a request to the run, which does one after the other.
+func ask[T any](l *Live, to chan T, request T) error {
+	select {
+	case <-l.run.machine.Done():
+		return ErrOver
+	default:
+	}
+	select {
+	case to <- request:
+		return nil
+	default:
+		return ErrBusy
+	}
+}
+
+// RequestStall asks the guest to stall its scheduler. It fails with ErrOver.
+func (l *Live) RequestStall() error {
+	return l.use(func() error {
+		l.run.control.RequestStall()
+		l.run.history.event(EventStall, "the guest was asked to stall its scheduler")
+		return nil
+	})
+}
+
+// Signal sets one of the ring's signal slots. It fails with shm.ErrSlot or ErrOver.
+func (l *Live) Signal(slot shm.Slot, v byte) error {
+	return l.use(func() error {
+		if err := l.run.control.Signal(slot, v); err != nil {
+			return err
+		}
+		l.run.history.event(EventSignal, fmt.Sprintf("signal slot %d was set to %d", slot, v))
+		return nil
+	})
+}
+
+// ReadRing copies the ring's region from an offset on as it is now, and returns io.EOF at its end, as io.ReaderAt does.
+// It fails with ErrOver.
+func (l *Live) ReadRing(p []byte, off uint64) (n int, err error) {
+	size := l.ring.Len()
+	n = int(min(uint64(len(p)), size-min(off, size)))
+	err = l.use(func() error { return l.ring.Read(p[:n], off) })
+	if err != nil {
+		return 0, err
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// RingSize returns the size of the ring's region in bytes.
+func (l *Live) RingSize() uint64 { return l.ring.Len() }
+
+// use does what needs the guest's memory.
+func (l *Live) use(do func() error) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.over {
+		return ErrOver
+	}
+	return do()
+}
+
+// end keeps everybody away from the guest's memory, from its return on.
+func (l *Live) end() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+}
+
+// Console returns what the run keeps of the guest's console behind its first from bytes, and where that begins.
+func (l *Live) Console(from uint64) (kept []byte, at uint64) { return l.run.console.from(from) }
+
+// Messages returns messages that the run keeps, at most 1024, from a number on: all but what guests write in bulk. It
+// keeps up to 65,536 STIM, and 4,096 of every other type.
+func (l *Live) Messages(from int) []Message { return l.run.history.messages(from, maxMessages) }
+
+// Done returns a channel that is closed when the outcome is decided.
+func (l *Live) Done() <-chan struct{} { return l.done }
+
+// Result returns the run's result, or nil before Done. It must not be changed.
+func (l *Live) Result() *Result {
+	select {
+	case <-l.done:
+		return l.run.result
+	default:
+		return nil
+	}
+}
+
+// Follow returns a Follower of the run's messages: those that the run keeps from a number on, and from now on what
+// guests write in bulk, at a rate that people can follow.
+func (l *Live) Follow(from int) *Follower {
+	h := l.run.history
+	h.followers.Add(1)
+	f := &Follower{history: h, kept: from}
+	h.followed.mu.Lock()
+	defer h.followed.mu.Unlock()
+	f.bulk, f.missed = h.followed.total, h.followed.missed.Load()
+	return f
+}
+
+// Follower reads a run's messages as they come. It must not be used concurrently.
+type Follower struct {
+	history *history
+	kept    int
+	bulk    uint64
+	missed  uint64
+}
+
+// Next returns what came since the last call, in order, and how many messages of those that a run does not keep were
+// left out. It returns at most 1024 of those that it keeps; if there are that many, there may be more. It never waits.
+func (f *Follower) Next() (ms []Message, omitted uint64) {
+	bulk, next, gone := f.history.followed.from(f.bulk)
+	missed := f.history.followed.missed.Load()
+	omitted = gone + missed - f.missed
+	f.bulk, f.missed = next, missed
+	kept := f.history.messages(f.kept, maxMessages)
+	f.kept += len(kept)
+	ms = append(bulk, kept...)
+	slices.SortStableFunc(ms, func(a, b Message) int { return int(a.At - b.At) })
+	return ms, omitted
+}
+
+// Close ends the following.
+func (f *Follower) Close() { f.history.followers.Add(-1) }
