@@ -20,38 +20,38 @@ const schema = 1
 
 // Report is the JSON report.
 type Report struct {
-	Schema        int                 `json:"schema"`
-	ID            string              `json:"id"`
-	Name          string              `json:"name"` // what ran
-	Suite         string              `json:"suite,omitempty"`
-	Version       string              `json:"version"`
-	Arch          string              `json:"arch"`
-	Accelerator   string              `json:"accelerator"`
-	StartedAt     string              `json:"started_at"`
-	Duration      float64             `json:"duration_seconds"`
-	Outcome       run.Outcome         `json:"outcome"`
-	Reason        string              `json:"reason"`
-	ExitCode      int                 `json:"exit_code"`
-	GuestExitCode *int32              `json:"guest_exit_code" jsonschema:"nullable"`
-	VM            jsonVM              `json:"vm"`
-	Ring          jsonRing            `json:"ring"`
-	Doorbell      jsonDoorbell        `json:"doorbell"`
-	Scheduler     *jsonScheduler      `json:"scheduler,omitempty"`
-	DumpRequests  []jsonDumpRequest   `json:"dump_requests,omitempty"`
-	SchedulerExit *jsonSchedulerExit  `json:"scheduler_exit" jsonschema:"nullable"`
-	Crash         *jsonCrash          `json:"crash" jsonschema:"nullable"`
-	CPUs          *jsonCPUs           `json:"cpus,omitempty"`
-	Phases        []jsonPhase         `json:"phases,omitempty"`
-	Events        []jsonEvent         `json:"events,omitempty"`
-	Stimuli       []jsonStimulus      `json:"stimuli"`
-	Results       []json.RawMessage   `json:"results"`
-	ResultSeconds []float64           `json:"result_seconds,omitempty"` // when each of them was read
-	Output        *jsonOutput         `json:"output,omitempty"`
-	ConsoleTail   string              `json:"console_tail"`
-	ConsoleTimes  []jsonLineTime      `json:"console_times,omitempty"`
-	Host          *jsonHost           `json:"host,omitempty"`
-	Invocation    *jsonInvocation     `json:"invocation,omitempty"`
-	Omitted       *jsonOmitted        `json:"omitted,omitempty"`
+	Schema        int                `json:"schema"`
+	ID            string             `json:"id"`
+	Name          string             `json:"name"` // what ran
+	Suite         string             `json:"suite,omitempty"`
+	Version       string             `json:"version"`
+	Arch          string             `json:"arch"`
+	Accelerator   string             `json:"accelerator"`
+	StartedAt     string             `json:"started_at"`
+	Duration      float64            `json:"duration_seconds"`
+	Outcome       run.Outcome        `json:"outcome"`
+	Reason        string             `json:"reason"`
+	ExitCode      int                `json:"exit_code"`
+	GuestExitCode *int32             `json:"guest_exit_code" jsonschema:"nullable"`
+	VM            jsonVM             `json:"vm"`
+	Ring          jsonRing           `json:"ring"`
+	Doorbell      jsonDoorbell       `json:"doorbell"`
+	Scheduler     *jsonScheduler     `json:"scheduler,omitempty"`
+	DumpRequests  []jsonDumpRequest  `json:"dump_requests,omitempty"`
+	SchedulerExit *jsonSchedulerExit `json:"scheduler_exit" jsonschema:"nullable"`
+	Crash         *jsonCrash         `json:"crash" jsonschema:"nullable"`
+	CPUs          *jsonCPUs          `json:"cpus,omitempty"`
+	Phases        []jsonPhase        `json:"phases,omitempty"`
+	Events        []jsonEvent        `json:"events,omitempty"`
+	Stimuli       []jsonStimulus     `json:"stimuli"`
+	Results       []json.RawMessage  `json:"results"`
+	ResultSeconds []float64          `json:"result_seconds,omitempty"` // when each of them was read
+	Output        *jsonOutput        `json:"output,omitempty"`
+	ConsoleTail   string             `json:"console_tail"`
+	ConsoleTimes  []jsonLineTime     `json:"console_times,omitempty"`
+	Host          *jsonHost          `json:"host,omitempty"`
+	Invocation    *jsonInvocation    `json:"invocation,omitempty"`
+	Omitted       *jsonOmitted       `json:"omitted,omitempty"`
 }
 
 // Times of a report are seconds since started_at, of what comes from the guest when the host read it.
