@@ -82,7 +82,6 @@ type history struct {
 	kept     []Message
 	data     []byte // the rest of a chunk for payloads
 	counts   map[shm.Type]int
-	others   int // kept messages that are neither STIM nor TEST
 	omitted  uint64
 	stimulus *Stimulus // the last one
 	events   []Event
