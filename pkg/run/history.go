@@ -66,7 +66,7 @@ const (
 	dropsTogether   = 100 * time.Millisecond // drops within that time are one event
 	payloadChunk    = 64 << 10               // bytes
 	maxFollowed     = 1 << 11                // messages that wait for followers
-	maxFollowedRate = 1 << 10                // messages in followWindow
+	maxFollowedRate = 1 << 10                // of them that are let in during a followWindow
 	followWindow    = 50 * time.Millisecond
 )
 
@@ -110,7 +110,7 @@ func bulk(t shm.Type) bool {
 func (h *history) message(m shm.Message) monitor.Verdict {
 	if bulk(m.Type) {
 		if h.followers.Load() > 0 {
-			h.followed.add(h.since(), m)
+			h.followed.add(h.since, m)
 		}
 		return monitor.Continue
 	}
@@ -264,33 +264,41 @@ func eventText(m Message) string {
 }
 
 // followed is a window of the messages that nobody keeps, there while somebody follows them. So that a flood is not
-// slowed down for who follows it, no more than a rate is let in.
+// slowed down by who follows it, no more than a rate is let in: followers make room again, once in a followWindow.
 type followed struct {
-	mu     sync.Mutex
-	ring   []Message // maxFollowed of them
-	total  uint64    // ever let in
-	begun  time.Duration
-	inTime int           // let in since begun
-	missed atomic.Uint64 // not let in
+	room   atomic.Int32
+	missed atomic.Uint64 // messages that were not let in
+
+	mu    sync.Mutex
+	ring  []Message     // maxFollowed of them
+	total uint64        // ever let in
+	roomy time.Duration // when room was made
 }
 
-func (f *followed) add(at time.Duration, m shm.Message) {
-	if f.inTime == maxFollowedRate && at-f.begun < followWindow {
+func (f *followed) add(since func() time.Duration, m shm.Message) {
+	if f.room.Load() <= 0 {
 		f.missed.Add(1)
 		return
 	}
+	f.room.Add(-1)
+	payload := append([]byte(nil), m.Payload[:min(len(m.Payload), maxKeptPayload)]...)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if at-f.begun >= followWindow {
-		f.begun, f.inTime = at, 0
-	}
-	f.inTime++
 	if f.ring == nil {
 		f.ring = make([]Message, maxFollowed)
 	}
-	payload := append([]byte(nil), m.Payload[:min(len(m.Payload), maxKeptPayload)]...)
-	f.ring[f.total%maxFollowed] = Message{-1, at, m.Type, m.CRCOK, len(m.Payload), payload}
+	f.ring[f.total%maxFollowed] = Message{-1, since(), m.Type, m.CRCOK, len(m.Payload), payload}
 	f.total++
+}
+
+// makeRoom lets more messages in, if it is time.
+func (f *followed) makeRoom(now time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.roomy == 0 || now-f.roomy >= followWindow {
+		f.roomy = now
+		f.room.Store(maxFollowedRate)
+	}
 }
 
 // from returns the messages behind the first n that were let in, and how many of them are gone.

@@ -210,6 +210,7 @@ func (l *Live) Result() *Result {
 func (l *Live) Follow(from int) *Follower {
 	h := l.run.history
 	h.followers.Add(1)
+	h.followed.makeRoom(h.since())
 	f := &Follower{history: h, kept: from}
 	h.followed.mu.Lock()
 	defer h.followed.mu.Unlock()
@@ -228,6 +229,7 @@ type Follower struct {
 // Next returns what came since the last call, in order, and how many messages of those that a run does not keep were
 // left out. It returns at most 1024 of those that it keeps; if there are that many, there may be more. It never waits.
 func (f *Follower) Next() (ms []Message, omitted uint64) {
+	f.history.followed.makeRoom(f.history.since())
 	bulk, next, gone := f.history.followed.from(f.bulk)
 	missed := f.history.followed.missed.Load()
 	omitted = gone + missed - f.missed
