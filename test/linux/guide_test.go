@@ -16,8 +16,28 @@ import (
 // The guide is followed word by word, in the order of its steps.
 func TestSchedExtGuide(t *testing.T) {
 	t.Parallel()
+	home, env := guideHome(t)
+	if err := os.Symlink(vmm, filepath.Join(home, "bin", "ktstr-vmm")); err != nil {
+		t.Fatal(err)
+	}
+	guide.Follow(t, filepath.Join("..", "..", "docs", "schedulers.md"), home, env, 5)
+}
+
+// So is the tutorial, which builds the program itself. Its first kernel is any; here it is that of its scheduler, too.
+func TestSchedExtTutorial(t *testing.T) {
+	t.Parallel()
+	home, env := guideHome(t)
+	if err := os.Symlink(kernel, filepath.Join(home, "vmlinuz")); err != nil {
+		t.Fatal(err)
+	}
+	guide.Follow(t, filepath.Join("..", "..", "docs", "tutorial.md"), home, env, 7)
+}
+
+// guideHome is a home as the guides have it: this repository, a kernel with sched_ext, and a folder bin on PATH.
+func guideHome(t *testing.T) (home string, env []string) {
+	t.Helper()
 	goTool := testenv.Tool(t, "go")
-	home := t.TempDir()
+	home = t.TempDir()
 	repository, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
 		t.Fatal(err)
@@ -26,12 +46,12 @@ func TestSchedExtGuide(t *testing.T) {
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, target := range map[string]string{"ktstr-vmm": repository, "linux": kernel, "bin/ktstr-vmm": vmm} {
+	for name, target := range map[string]string{"ktstr-vmm": repository, "linux": kernel} {
 		if err := os.Symlink(target, filepath.Join(home, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	env := append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
+	env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
 	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH"} {
 		value, err := exec.Command(goTool, "env", name).Output()
 		if err != nil {
@@ -39,5 +59,5 @@ func TestSchedExtGuide(t *testing.T) {
 		}
 		env = append(env, name+"="+strings.TrimSpace(string(value)))
 	}
-	guide.Follow(t, filepath.Join("..", "..", "docs", "schedulers.md"), home, env, 5)
+	return home, env
 }
