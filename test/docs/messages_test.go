@@ -22,23 +22,25 @@ const troubleshooting = "docs/troubleshooting.md"
 // details are files whose errors never begin a line: they say what is wrong with what an error in front of them names,
 // and that one has an entry.
 var details = map[string]string{
-	"pkg/fdt/decode.go":            "not a device tree that can be read",
-	"pkg/initramfs/elf.go":         "can't be put into the guest",
-	"pkg/tally/histogram.go":       "no metrics of runs",
-	"pkg/vm/arm64/image.go":        "bad kernel",
-	"pkg/vm/packed/formats.go":     "kernel payload that the host can't unpack",
-	"pkg/vm/packed/packed.go":      "bad kernel",
-	"pkg/vm/x86/elf.go":            "bad kernel",
-	"pkg/guestmem/guestmem.go":     "setting up the machine failed",
-	"internal/agentproto/job.go":   "this is no job for the agent",
-	"pkg/introspect/btf.go":        "the kernel's types (CONFIG_DEBUG_INFO_BTF)",
-	"pkg/exporter/protocol.go":     "refused",
-	"pkg/agent/stimulus.go":        "STIM takes a JSON object as the report has it: …",
-	"cmd/ktstr-vmm/manpages.go":    "", // of a program for packagers
-	"guest/pack/main.go":           "", // of a program that builds the guest
-	"configs/schema/main.go":       "", // of a program that writes schemas
-	"pkg/vm/qemu/firmware/main.go": "", // of a program that builds the firmware
+	"pkg/fdt/decode.go":          "not a device tree that can be read",
+	"pkg/initramfs/elf.go":       "can't be put into the guest",
+	"pkg/tally/histogram.go":     "no metrics of runs",
+	"pkg/vm/arm64/image.go":      "bad kernel",
+	"pkg/vm/packed/formats.go":   "kernel payload that the host can't unpack",
+	"pkg/vm/packed/packed.go":    "bad kernel",
+	"pkg/vm/x86/elf.go":          "bad kernel",
+	"pkg/guestmem/guestmem.go":   "setting up the machine failed",
+	"internal/agentproto/job.go": "this is no job for the agent",
+	"pkg/introspect/btf.go":      "the kernel's types (CONFIG_DEBUG_INFO_BTF)",
+	"pkg/exporter/protocol.go":   "refused",
+	"pkg/agent/stimulus.go":      "STIM takes a JSON object as the report has it: …",
+	"cmd/ktstr-vmm/manpages.go":  "", // of a program for packagers
+	"guest/pack/main.go":         "", // of a program that builds the guest
 }
+
+// forTests are packages of which nothing is in the program.
+var forTests = []string{"internal/guide", "internal/kerneltest", "internal/smaps", "internal/testenv",
+	"internal/vmtest"}
 
 // sentences are files with texts for people that no error is made of: why a run ended, what broke the ring, how a
 // scheduler ended. All that they format is such a text.
@@ -46,12 +48,11 @@ var sentences = []string{"cmd/ktstr-vmm/doctor.go", "cmd/ktstr-vmm/topology.go",
 	"pkg/agent/schedext.go", "pkg/agent/scheduler.go", "pkg/run/build.go", "pkg/run/outcome.go", "pkg/run/stall.go",
 	"pkg/run/watch.go", "pkg/shm/fault.go", "pkg/vm/qemu/instance.go"}
 
-// said are those of them of which every string is one, but for these.
+// said are those of them of which every string of some words is one, but for those that begin as notSaid.
 var (
 	said    = []string{"cmd/ktstr-vmm/doctor.go", "pkg/run/outcome.go"}
 	notSaid = []string{"MemAvailable: …", "Say what this host can do", "echo 'KERNEL", "FaultKind(…)", "within …",
 		"ktstr-vmm: …"}
-	notWords = 2 // a string with less blanks than these is a name
 )
 
 // verb is what stands for a value in a format.
@@ -59,8 +60,8 @@ var verb = regexp.MustCompile(`%[-+# 0]*[0-9]*(\.[0-9]+)?[a-zA-Z]`)
 
 var ellipses = regexp.MustCompile(`…(…)+`)
 
-// message is a text with … for what varies; "" for one that has no words of its own to begin with, or none at all: then
-// what it wraps has an entry.
+// message is a text with … for what varies; "" for one that has no words of its own, or none to begin with: then what
+// it wraps has an entry.
 func message(format string) string {
 	if strings.HasPrefix(format, "%w") || format == "%v" {
 		return ""
@@ -156,7 +157,7 @@ func saying(file *ast.File) (texts []string) {
 			return false
 		case ast.Expr:
 			if text, found := literal(n); found {
-				if strings.Count(verb.ReplaceAllString(text, ""), " ") >= notWords {
+				if strings.Count(verb.ReplaceAllString(text, ""), " ") > 1 {
 					texts = append(texts, text)
 				}
 				return false
@@ -182,8 +183,7 @@ func messages(t *testing.T) map[string]string {
 			}
 			rel = filepath.ToSlash(rel)
 			_, detail := details[rel]
-			if helper := path.Dir(rel); detail && details[rel] == "" || helper == "internal/guide" || strings.HasPrefix(helper, "internal/testenv") ||
-				strings.HasPrefix(helper, "internal/vmtest") || strings.Contains(rel, "/testdata/") {
+			if detail && details[rel] == "" || slices.Contains(forTests, path.Dir(rel)) {
 				return nil
 			}
 			file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
@@ -252,6 +252,7 @@ func TestTroubleshooting(t *testing.T) {
 		}
 	}
 	for file, first := range details {
+		page(t, file) // it is there
 		if first != "" && where[first] == "" {
 			t.Errorf("%q, behind which the errors in %s come, is said nowhere", first, file)
 		}

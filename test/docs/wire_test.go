@@ -248,7 +248,8 @@ func TestWireParameters(t *testing.T) {
 	if err != nil || p.String() != line[1] || p.Base%4096 != 0 {
 		t.Errorf("%q is %v (%v)", line[1], p, err)
 	}
-	if want := fmt.Sprintf("0x%x", x86.Doorbell); !strings.Contains(section(t, page(t, wirePage), "### The doorbell"), want) {
+	bell := section(t, page(t, wirePage), "### The doorbell")
+	if want := fmt.Sprintf("0x%x", x86.Doorbell); !strings.Contains(bell, want) {
 		t.Errorf("the doorbell's port is %s", want)
 	}
 }
