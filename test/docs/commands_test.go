@@ -44,6 +44,7 @@ var others = []struct {
 	{page: "README.md", begins: "ktstr-vmm run --kernel Image-6.12", by: proof{"test/linux", "TestGoTestExec"}},
 	{page: "README.md", begins: "ktstr-vmm inspect ring.bin", by: proof{"test/linux", "TestArm64Inspect"}},
 	{page: "docs/ci.md", begins: "$ ktstr-vmm/configs/slurm/submit.sh", by: proof{"test/engines", "TestSlurm"}},
+	{page: "docs/ci.md", begins: "run=build-42", by: proof{"test/schemas", "TestKubernetesGuide"}},
 	{page: "docs/config.md", begins: "ktstr-vmm run --config", by: proof{"configs/schema", "TestShippedConfigs"}},
 	{page: "docs/config.md", begins: "$ ktstr-vmm demo --config", by: proof{"cmd/ktstr-vmm", "TestBadConfigs"}},
 	{page: "docs/exporter.md", begins: "$ ktstr-vmm exporter", by: proof{"test/prometheus", "TestDocumentation"}},
@@ -143,6 +144,9 @@ func TestCommands(t *testing.T) {
 
 // The guide is followed word by word.
 func TestDeveloperGuide(t *testing.T) {
+	if testing.Short() {
+		t.Skip("in the long form")
+	}
 	t.Parallel()
 	testenv.Backend(t)
 	home := t.TempDir()

@@ -258,3 +258,19 @@ func TestTroubleshooting(t *testing.T) {
 		}
 	}
 }
+
+// What a message's entry is called.
+func TestMessage(t *testing.T) {
+	for format, want := range map[string]string{
+		"no KVM on this host":         "no KVM on this host",
+		"--jobs %d: it can be 0":      "--jobs …: it can be 0",
+		"%s is %-8q, %.2f%% of %+v\n": "… is …, …% of …",
+		"the guest crashed%s%s":       "the guest crashed…",
+		"%w: it has %d bytes":         "", // what it wraps has one
+		"%s: %w":                      "",
+	} {
+		if got := message(format); got != want {
+			t.Errorf("%q: %q, want %q", format, got, want)
+		}
+	}
+}
