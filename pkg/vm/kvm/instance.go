@@ -46,8 +46,8 @@ type processor interface {
 	enter(v *vcpu, e vm.Entry) error
 	// exit handles an exit that only this architecture has; false where it knows none such.
 	exit(m *instance, v *vcpu) bool
-	// registers describes a vCPU for an error message.
-	registers(v *vcpu) string
+	// registers reads a vCPU's registers, on its thread.
+	registers(v *vcpu) (vm.Registers, error)
 }
 
 // instance is a machine on KVM: its slots, and a thread for each vCPU.
@@ -65,6 +65,7 @@ type instance struct {
 	running   sync.WaitGroup
 	ended     chan struct{} // closed when every vCPU of a started machine has ended
 	exits     [len(exitNames)]atomic.Uint64
+	asking    chan struct{} // has a value while somebody asks for registers
 
 	mu       sync.Mutex
 	started  bool
@@ -80,7 +81,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 		return nil, err
 	}
 	m := &instance{spec: s, stop: stop, processor: p, kvmFD: -1, vmFD: -1, ended: make(chan struct{}),
-		killed: make(chan struct{})}
+		killed: make(chan struct{}), asking: make(chan struct{}, 1)}
 	if err := m.build(b.device()); err != nil {
 		_ = m.release() // there is a better error
 		return nil, err

@@ -136,19 +136,24 @@ func (v *vcpu) ioData() (data []byte, out bool, size int, port uint16) {
 	return v.page[offset:end], direction == kvm.EXITIOOUT, int(size64), uint16(port64)
 }
 
-// registers describes the vCPU as an emulator's log would.
-func (x *x86Processor) registers(v *vcpu) string {
+func (x *x86Processor) registers(v *vcpu) (vm.Registers, error) {
 	r, s := new(kvm.Regs), new(kvm.Sregs)
 	if err := ioctlPtr(v.fd, kvm.IIOR(reqGetRegs, unsafe.Sizeof(*r)), r); err != nil {
-		return fmt.Sprintf("registers: %v", err)
+		return vm.Registers{}, fmt.Errorf("KVM_GET_REGS: %w", err)
 	}
 	if err := ioctlPtr(v.fd, kvm.IIOR(reqGetSregs, unsafe.Sizeof(*s)), s); err != nil {
-		return fmt.Sprintf("registers: %v", err)
+		return vm.Registers{}, fmt.Errorf("KVM_GET_SREGS: %w", err)
 	}
-	return fmt.Sprintf("rip=0x%x rsp=0x%x rflags=0x%x rax=0x%x rbx=0x%x rcx=0x%x rdx=0x%x rsi=0x%x rdi=0x%x rbp=0x%x "+
-		"r8=0x%x r9=0x%x r10=0x%x r11=0x%x r12=0x%x r13=0x%x r14=0x%x r15=0x%x "+
-		"cr0=0x%x cr2=0x%x cr3=0x%x cr4=0x%x efer=0x%x cs=0x%x ss=0x%x",
-		r.RIP, r.RSP, r.RFLAGS, r.RAX, r.RBX, r.RCX, r.RDX, r.RSI, r.RDI, r.RBP,
-		r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15,
-		s.CR0, s.CR2, s.CR3, s.CR4, s.EFER, s.CS.Selector, s.SS.Selector)
+	return vm.Registers{PC: r.RIP, SP: r.RSP, Values: []vm.Register{
+		{Name: "rip", Value: r.RIP}, {Name: "rsp", Value: r.RSP}, {Name: "rflags", Value: r.RFLAGS},
+		{Name: "rax", Value: r.RAX}, {Name: "rbx", Value: r.RBX}, {Name: "rcx", Value: r.RCX},
+		{Name: "rdx", Value: r.RDX}, {Name: "rsi", Value: r.RSI}, {Name: "rdi", Value: r.RDI},
+		{Name: "rbp", Value: r.RBP}, {Name: "r8", Value: r.R8}, {Name: "r9", Value: r.R9},
+		{Name: "r10", Value: r.R10}, {Name: "r11", Value: r.R11}, {Name: "r12", Value: r.R12},
+		{Name: "r13", Value: r.R13}, {Name: "r14", Value: r.R14}, {Name: "r15", Value: r.R15},
+		{Name: "cs", Value: uint64(s.CS.Selector)}, {Name: "ss", Value: uint64(s.SS.Selector)},
+		{Name: "fs_base", Value: s.FS.Base}, {Name: "gs_base", Value: s.GS.Base},
+		{Name: "cr0", Value: s.CR0}, {Name: "cr2", Value: s.CR2}, {Name: "cr3", Value: s.CR3},
+		{Name: "cr4", Value: s.CR4}, {Name: "efer", Value: s.EFER},
+	}}, nil
 }

@@ -168,7 +168,7 @@ func (a *armProcessor) exit(m *instance, v *vcpu) bool {
 	}
 	if !do(at, data) {
 		m.stop(fmt.Errorf("%w: %s of %d bytes at %v, where nothing is, on vCPU %d; %s",
-			vm.ErrRun, what, len(data), at, v.id, a.registers(v)))
+			vm.ErrRun, what, len(data), at, v.id, v.describe(m)))
 	}
 	return true
 }

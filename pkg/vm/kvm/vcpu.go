@@ -22,6 +22,7 @@ type vcpu struct {
 	page  []byte       // struct kvm_run and what follows it: KVM API, section 5
 	tid   atomic.Int32 // the thread that runs it, 0 while none does
 	state *kvm.RunData // page's beginning
+	asked atomic.Pointer[question]
 }
 
 func newVCPU(m *instance, id int) (*vcpu, error) {
@@ -52,21 +53,28 @@ func (v *vcpu) release() error {
 	return errors.Join(err, unix.Close(v.fd))
 }
 
-// kick makes the vCPU leave KVM_RUN and never enter it again. immediate_exit is set first and
-// stays set: a thread that is about to enter finds it, and one that is inside is woken by the
-// signal, so there is no moment in which the kick is lost. KVM API, section 5, immediate_exit.
+// kick makes the vCPU leave KVM_RUN, or not enter it, until it takes the kick back. Why it is to leave has to be there
+// before: Kill closes killed, Registers asks. immediate_exit is set first and stays set: a thread that is about to enter
+// finds it, and one that is inside is woken by the signal, so there is no moment in which the kick is lost. KVM API,
+// section 5, immediate_exit.
 //
 // The signal is SIGURG: the Go runtime handles it on every thread and takes one too many as
 // nothing, and KVM_RUN is not restarted after it.
 func (v *vcpu) kick() {
-	// immediate_exit is byte 1 of kvm_run's first word, whose byte 0 is ours too and unused,
-	// and whose other bytes are padding.
-	word := (*uint32)(unsafe.Pointer(&v.page[0]))
-	atomic.OrUint32(word, 1<<8)
+	atomic.OrUint32(v.immediateExit(), immediateExit)
 	if tid := v.tid.Load(); tid != 0 {
 		_ = unix.Tgkill(unix.Getpid(), int(tid), unix.SIGURG) // the thread may have ended
 	}
 }
+
+// unkick takes a kick back. Why it came must be looked at after that: a kick that comes later stays.
+func (v *vcpu) unkick() { atomic.AndUint32(v.immediateExit(), ^uint32(immediateExit)) }
+
+// immediateExit is the flag in the word that immediateExit returns: byte 1 of kvm_run's first word, whose byte 0 is
+// ours too and unused, and whose other bytes are padding.
+const immediateExit = 1 << 8
+
+func (v *vcpu) immediateExit() *uint32 { return (*uint32)(unsafe.Pointer(&v.page[0])) }
 
 // run runs the guest until the machine stops.
 func (v *vcpu) run(m *instance) {
@@ -82,6 +90,10 @@ func (v *vcpu) run(m *instance) {
 	defer unpin()
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
+		if err == unix.EINTR { //nolint:errorlint // it is never wrapped, and this is the way of every exit
+			v.unkick()
+			v.answer(m)
+		}
 		select {
 		case <-m.killed:
 			return
@@ -93,7 +105,7 @@ func (v *vcpu) run(m *instance) {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			m.countExit(exitIntr)
 		default:
-			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, m.processor.registers(v)))
+			m.stop(fmt.Errorf("%w: KVM_RUN on vCPU %d: %w; %s", vm.ErrRun, v.id, err, v.describe(m)))
 		}
 	}
 }
@@ -130,13 +142,13 @@ func (v *vcpu) exit(m *instance) {
 		m.stop(v.systemEvent(m))
 	case uint32(kvm.EXITFAILENTRY):
 		m.stop(fmt.Errorf("%w: entry failed on vCPU %d, hardware reason 0x%x; %s", vm.ErrRun, v.id, v.state.Data[0],
-			m.processor.registers(v)))
+			v.describe(m)))
 	case uint32(kvm.EXITINTERNALERROR):
 		m.stop(fmt.Errorf("%w: internal error %d on vCPU %d; %s", vm.ErrRun, uint32(v.state.Data[0]), v.id,
-			m.processor.registers(v)))
+			v.describe(m)))
 	default:
 		if !m.processor.exit(m, v) {
-			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, m.processor.registers(v)))
+			m.stop(fmt.Errorf("%w: unknown exit reason %d on vCPU %d; %s", vm.ErrRun, reason, v.id, v.describe(m)))
 		}
 	}
 }
@@ -157,9 +169,9 @@ func (v *vcpu) systemEvent(m *instance) error {
 	case eventReset:
 		return vm.ErrReset
 	case eventCrash:
-		return fmt.Errorf("%w: the guest said that it crashed, on vCPU %d; %s", vm.ErrRun, v.id, m.processor.registers(v))
+		return fmt.Errorf("%w: the guest said that it crashed, on vCPU %d; %s", vm.ErrRun, v.id, v.describe(m))
 	default:
-		return fmt.Errorf("%w: unknown system event %d on vCPU %d; %s", vm.ErrRun, event, v.id, m.processor.registers(v))
+		return fmt.Errorf("%w: unknown system event %d on vCPU %d; %s", vm.ErrRun, event, v.id, v.describe(m))
 	}
 }
 

@@ -2,7 +2,6 @@ package kvm
 
 import (
 	"fmt"
-	"strings"
 	"unsafe"
 
 	"github.com/bobuhiro11/gokvm/kvm"
@@ -94,42 +93,51 @@ func (a *armProcessor) enter(v *vcpu, e vm.Entry) error {
 	return v.set(regPC, state.PC)
 }
 
-// shown are the registers in messages, beside x0 to x30.
-var shown = []struct {
+// named is a register and its name.
+type named struct {
 	name     string
 	register register
-}{
-	{"pc", regPC},
-	{"pstate", regPSTATE},
-	{"sp_el0", core(31)},
-	{"sp_el1", core(34)},
-	{"elr_el1", core(35)},
-	{"spsr_el1", core(36)},
-	{"esr_el1", system(3, 0, 5, 2, 0)},
-	{"far_el1", system(3, 0, 6, 0, 0)},
-	{"vbar_el1", system(3, 0, 12, 0, 0)},
-	{"sctlr_el1", system(3, 0, 1, 0, 0)},
-	{"ttbr0_el1", system(3, 0, 2, 0, 0)},
-	{"ttbr1_el1", system(3, 0, 2, 0, 1)},
 }
 
-// registers describes the vCPU as an emulator's log would.
-func (a *armProcessor) registers(v *vcpu) string {
-	var s strings.Builder
-	add := func(name string, r register) error {
-		value, err := v.get(r)
-		fmt.Fprintf(&s, "%s=0x%x ", name, value)
-		return err
-	}
-	for _, r := range shown {
-		if err := add(r.name, r.register); err != nil {
-			return fmt.Sprintf("registers: %s: %v", r.name, err)
-		}
-	}
+// shown are the registers that are shown, behind the stack pointer.
+var shown = func() []named {
+	all := []named{{"pc", regPC}, {"pstate", regPSTATE}}
 	for i := range uint64(31) {
-		if err := add(fmt.Sprintf("x%d", i), core(i)); err != nil {
-			return fmt.Sprintf("registers: x%d: %v", i, err)
-		}
+		all = append(all, named{fmt.Sprintf("x%d", i), core(i)})
 	}
-	return strings.TrimSpace(s.String())
+	return append(all, []named{
+		{"sp_el0", core(31)},
+		{"sp_el1", core(34)},
+		{"elr_el1", core(35)},
+		{"spsr_el1", core(36)},
+		{"esr_el1", system(3, 0, 5, 2, 0)},
+		{"far_el1", system(3, 0, 6, 0, 0)},
+		{"vbar_el1", system(3, 0, 12, 0, 0)},
+		{"sctlr_el1", system(3, 0, 1, 0, 0)},
+		{"ttbr0_el1", system(3, 0, 2, 0, 0)},
+		{"ttbr1_el1", system(3, 0, 2, 0, 1)},
+	}...)
+}()
+
+// stackOfLevel is the bit of PSTATE that is set where the processor uses the stack pointer of its exception level, and
+// not SP_EL0: Arm Architecture Reference Manual, SPSR_EL1, M[0].
+const stackOfLevel = 1 << 0
+
+func (a *armProcessor) registers(v *vcpu) (vm.Registers, error) {
+	all := vm.Registers{Values: []vm.Register{{Name: "sp"}}}
+	values := map[string]uint64{}
+	for _, r := range shown {
+		value, err := v.get(r.register)
+		if err != nil {
+			return vm.Registers{}, fmt.Errorf("KVM_GET_ONE_REG %s, 0x%x: %w", r.name, uint64(r.register), err)
+		}
+		values[r.name] = value
+		all.Values = append(all.Values, vm.Register{Name: r.name, Value: value})
+	}
+	all.PC, all.SP = values["pc"], values["sp_el0"]
+	if values["pstate"]&stackOfLevel != 0 {
+		all.SP = values["sp_el1"]
+	}
+	all.Values[0].Value = all.SP
+	return all, nil
 }
