@@ -41,6 +41,8 @@ type instance struct {
 	cmd      *exec.Cmd
 	stderr   head
 	counter  counter
+	cpus     int
+	monitor  *monitor
 	killed   atomic.Bool
 	entered  chan guestmem.Uint32 // Start's word to the firmware, when the state is there
 	reaped   chan struct{}        // closed when the child is gone
@@ -64,7 +66,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &instance{platform: p, stop: stop, pinned: s.Pin, entered: make(chan guestmem.Uint32, 1),
+	m := &instance{platform: p, stop: stop, pinned: s.Pin, cpus: s.Topology.CPUs(), entered: make(chan guestmem.Uint32, 1),
 		reaped: make(chan struct{}), ended: make(chan struct{})}
 	size, offset := p.place(s.Layout)
 	mem, ram, err := guestmem.MapShared("ktstr-ram", size)
@@ -99,18 +101,29 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
-	why, events, eventsEnd, err := m.platform.listen()
+	monitor, monitorEnd, err := newMonitor()
 	if err != nil {
 		closeAll([]*os.File{console, consoleEnd})
-		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+		return fmt.Errorf("%w: QEMU's monitor: %w", vm.ErrSetup, err)
 	}
-	pipes, ends, to := []*os.File{console, events}, []*os.File{consoleEnd, eventsEnd}, []io.Writer{s.Console, why}
+	m.monitor = monitor
+	pipes, to := []*os.File{console, monitor.conn}, []io.Writer{s.Console, monitor}
+	ends := []*os.File{consoleEnd, monitorEnd}
 	bell, bellEnd, err := newBellPipe(s.Bell)
 	if err != nil {
 		closeAll(append(pipes, ends...))
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
 	ends = append(ends, bellEnd)
+	why, log, logEnd, err := m.platform.listen(monitor)
+	if err != nil {
+		closeAll(append(pipes, ends...))
+		bell.close()
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+	}
+	if log != nil {
+		pipes, to, ends = append(pipes, log), append(to, why), append(ends, logEnd)
+	}
 	m.cmd = exec.Command(path, args...)
 	m.cmd.ExtraFiles = append([]*os.File{ram, firmware}, ends...)
 	m.cmd.Stderr = &m.stderr
