@@ -73,4 +73,6 @@ func (arm64Platform) mailbox(e vm.Entry) mailbox {
 }
 
 // listen: the monitor says what a status does not.
-func (arm64Platform) listen(q *monitor) (listener, *os.File, *os.File, error) { return q, nil, nil, nil }
+func (arm64Platform) listen(q *monitor) (listener, *os.File, *os.File, error) {
+	return q, nil, nil, nil
+}

@@ -1,6 +1,7 @@
 package qemu_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -207,6 +208,35 @@ func TestCheck(t *testing.T) {
 	}
 	if _, _, err := script(t, "echo something else").Check(x86.Board{}); !errors.Is(err, vm.ErrUnavailable) ||
 		!strings.Contains(err.Error(), "something else") {
+		t.Error(err)
+	}
+}
+
+// A QEMU that does not answer is asked for registers once, and waited for as long as the caller likes.
+func TestRegistersOfAHangingQEMU(t *testing.T) {
+	m, err := start(t, script(t, "exec sleep 1000"), spin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, says := range []string{"QEMU did not answer", "has yet to answer who asked before"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		_, err := m.Registers(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want one that says %q", err, says)
+		}
+	}
+	asked := make(chan error)
+	go func() {
+		_, err := m.Registers(context.Background())
+		asked <- err
+	}()
+	reason := errors.New("enough")
+	m.Stop(reason)
+	if err := vmtest.End(t, m); err != reason {
+		t.Error(err)
+	}
+	if err := <-asked; !errors.Is(err, vm.ErrNotRunning) {
 		t.Error(err)
 	}
 }
