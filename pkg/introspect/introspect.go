@@ -48,9 +48,13 @@ type SCX struct {
 	NrRunning uint32 // runnable tasks of the scheduler that is loaded
 }
 
-// Look appends what the kernel says of its first count CPUs to cpus. It fails with ErrNotUp early in a boot, and with
-// ErrUnmapped or guestmem.ErrOutside for what can't be read; then it returns the CPUs before that one.
+// Look appends what the kernel says of its first count CPUs to cpus. It fails with ErrNotUp early in a boot, with
+// ErrTypes for a kernel whose types are not known, and with ErrUnmapped or guestmem.ErrOutside for what can't be read;
+// then it returns the CPUs before that one.
 func (v *View) Look(cpus []CPU, count int) ([]CPU, error) {
+	if v.layout == (layout{}) {
+		return cpus, fmt.Errorf("%w are not known", ErrTypes)
+	}
 	for i := range count {
 		c, err := v.cpu(i)
 		if err != nil {

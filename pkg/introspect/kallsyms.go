@@ -41,9 +41,9 @@ type kallsyms struct {
 	effort  *effort
 }
 
-// lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked. It
-// fails with errKallsyms.
-func lookup(image []byte, wanted []string, e *effort) (map[string]uint64, error) {
+// lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked, and its
+// functions' symbols. It fails with errKallsyms.
+func lookup(image []byte, wanted []string, e *effort) (map[string]uint64, Symbols, error) {
 	k := kallsyms{image: image, effort: e}
 	for from, try := 0, 0; try < maxTries && e.spend(); try++ {
 		i := bytes.Index(image[from:], digits)
@@ -55,7 +55,7 @@ func lookup(image []byte, wanted []string, e *effort) (map[string]uint64, error)
 		}
 		from += i + 1
 	}
-	return nil, errKallsyms
+	return nil, Symbols{}, errKallsyms
 }
 
 func align(at int) int { return (at + tableAlign - 1) &^ (tableAlign - 1) }
@@ -249,15 +249,17 @@ func (k *kallsyms) absolute() bool {
 	return int32(last) < 0
 }
 
-// find returns the addresses of those of the wanted symbols that there are: of each the first.
-func (k *kallsyms) find(wanted []string) (map[string]uint64, error) {
+// find returns the addresses of those of the wanted symbols that there are, of each the first, and the symbols of
+// functions.
+func (k *kallsyms) find(wanted []string) (map[string]uint64, Symbols, error) {
+	var code Symbols
 	found := map[string]uint64{}
 	at, limit := k.names, len(k.image)
 	name := make([]byte, 0, maxName)
-	for i := 0; i < k.count && len(found) < len(wanted); i++ {
+	for i := range k.count {
 		start, n := k.name(at, limit)
 		if n == 0 || !k.effort.spend() {
-			return nil, fmt.Errorf("%w: its name %d is cut short", errKallsyms, i)
+			return nil, Symbols{}, fmt.Errorf("%w: its name %d is cut short", errKallsyms, i)
 		}
 		at = start + n
 		name = name[:0]
@@ -266,13 +268,19 @@ func (k *kallsyms) find(wanted []string) (map[string]uint64, error) {
 				break
 			}
 		}
+		if len(name) < 2 { // the first letter is the symbol's type
+			continue
+		}
+		if isCode(name[0]) {
+			code.add(k.address(i), name[1:])
+		}
 		for _, w := range wanted {
-			if len(name) == len(w)+1 && string(name[1:]) == w { // the first letter is the symbol's type
+			if string(name[1:]) == w {
 				if _, again := found[w]; !again {
 					found[strings.Clone(w)] = k.address(i)
 				}
 			}
 		}
 	}
-	return found, nil
+	return found, code, nil
 }

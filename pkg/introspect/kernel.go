@@ -69,7 +69,8 @@ func (a arch) wanted() []string {
 type Kernel struct {
 	arch    arch
 	symbols map[string]uint64
-	layout  layout
+	code    Symbols
+	layout  layout // zero: its types are not known
 	banner  string // what the kernel's memory has to say, by its file; "": there was none
 }
 
@@ -89,7 +90,7 @@ func (k *Kernel) check() error {
 }
 
 // ReadVmlinux reads the symbols and types of a kernel from its vmlinux, an ELF file. It fails with ErrSymbols or
-// ErrTypes for one that has been stripped of them.
+// ErrTypes for one that has been stripped of them; with ErrTypes it returns the kernel all the same, for its symbols.
 func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	f, err := elf.NewFile(file)
 	if err != nil {
@@ -116,13 +117,14 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if k.banner, err = readBanner(f, k.symbols[symBanner]); err != nil {
 		return nil, err
 	}
+	k.code = codeSymbols(f, symbols)
 	types := f.Section(".BTF")
 	if types == nil || types.Size > maxBTF {
-		return nil, fmt.Errorf("%w are not in its vmlinux", ErrTypes)
+		return k, fmt.Errorf("%w are not in its vmlinux", ErrTypes)
 	}
 	data, err := types.Data()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrTypes, err)
+		return k, fmt.Errorf("%w: %w", ErrTypes, err)
 	}
 	k.layout, err = readLayout(data, newEffort(context.Background()))
 	return k, err
@@ -179,7 +181,7 @@ func ReadMemory(ctx context.Context, mem *guestmem.Memory, arch string) (*Kernel
 			return nil, err
 		}
 		if k.symbols == nil {
-			k.symbols, _ = lookup(image, a.wanted(), e)
+			k.symbols, k.code, _ = lookup(image, a.wanted(), e)
 		}
 		if k.symbols == nil {
 			continue
@@ -214,6 +216,7 @@ func readable(mem *guestmem.Memory, at guestmem.Addr, n int) int {
 type View struct {
 	layout
 	tables
+	code      Symbols
 	runqueues uint64 // the address of the per-CPU variable
 	offsets   uint64 // the address of the per-CPU offsets
 }
@@ -237,7 +240,8 @@ func (k *Kernel) Open(mem *guestmem.Memory) (*View, error) {
 		}
 		return k.symbols[symbol] + slide
 	}
-	v := &View{layout: k.layout, runqueues: address(symRunqueues), offsets: address(symOffsets)}
+	v := &View{layout: k.layout, code: k.code, runqueues: address(symRunqueues), offsets: address(symOffsets)}
+	v.code.slide = slide
 	for _, f := range formats(k.arch.name, k.pageShift(mem, text)) {
 		v.tables = tables{format: f, mem: mem, root: place(k.arch.symbols[0])}
 		if at, err := v.translate(address(symBanner)); err == nil && at == place(symBanner) {

@@ -14,10 +14,11 @@ import (
 
 // Files are the paths of what there is of one kernel; "" is what there is not.
 type Files struct {
-	Image   string // what is booted
-	Vmlinux string // the ELF file that has its symbols and, with BTF, its types
-	Config  string // what it was configured with
-	Modules string // the folder below which its modules are: a build tree, or lib/modules/RELEASE
+	Image     string // what is booted
+	Vmlinux   string // the ELF file that has its symbols and, with BTF, its types
+	SystemMap string // its System.map
+	Config    string // what it was configured with
+	Modules   string // the folder below which its modules are: a build tree, or lib/modules/RELEASE
 }
 
 // What Find can't decide, for errors.Is.
@@ -87,11 +88,13 @@ func filesOf(image string) Files {
 	case ok:
 		root := filepath.Dir(dir)
 		files.Config = first(filepath.Join(dir, "config-"+release))
+		files.SystemMap = first(filepath.Join(dir, "System.map-"+release))
 		files.Modules = first(filepath.Join(root, "lib/modules", release), filepath.Join(root, "usr/lib/modules", release))
 		files.Vmlinux = first(filepath.Join(root, "usr/lib/debug/boot/vmlinux-"+release),
 			filepath.Join(root, "usr/lib/debug/lib/modules", release, "vmlinux"))
 	case name == "vmlinuz" && first(filepath.Join(dir, "kernel")) != "": // dir is lib/modules/RELEASE
 		files.Config, files.Modules = first(filepath.Join(dir, "config")), dir
+		files.SystemMap = first(filepath.Join(dir, "System.map"))
 	case isELF(image):
 		files.Vmlinux = image
 	}
@@ -101,9 +104,10 @@ func filesOf(image string) Files {
 // builtFiles returns the files of a build tree. Every build that has modules lists them in modules.order.
 func builtFiles(tree, image string) Files {
 	files := Files{
-		Image:   image,
-		Vmlinux: first(filepath.Join(tree, "vmlinux")),
-		Config:  first(filepath.Join(tree, ".config")),
+		Image:     image,
+		Vmlinux:   first(filepath.Join(tree, "vmlinux")),
+		SystemMap: first(filepath.Join(tree, "System.map")),
+		Config:    first(filepath.Join(tree, ".config")),
 	}
 	if first(filepath.Join(tree, "modules.order")) != "" {
 		files.Modules = tree

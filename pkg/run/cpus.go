@@ -66,7 +66,9 @@ type observer struct {
 	err      error // why there is no view, or it showed nothing
 	looks    []Look
 
+	tried    time.Time // when the kernel was last looked for
 	requests chan Moment
+	namings  chan chan<- introspect.Symbols
 	cancel   context.CancelFunc
 	done     chan struct{}
 }
@@ -84,6 +86,7 @@ var errNoFile = errors.New("the kernel's file was not read in time")
 func (o *observer) start(prepare, poll time.Duration) {
 	ctx, cancel := context.WithCancel(context.Background())
 	o.cancel, o.done, o.requests = cancel, make(chan struct{}), make(chan Moment, 1)
+	o.namings = make(chan chan<- introspect.Symbols)
 	o.file.err = errNoFile
 	go func() {
 		defer close(o.done)
@@ -121,6 +124,8 @@ func (o *observer) watch(ctx context.Context, prepare, poll time.Duration) {
 			return
 		case when := <-o.requests:
 			o.look(ctx, when)
+		case answer := <-o.namings:
+			answer <- o.names(ctx)
 		case <-find.C:
 			if o.open(ctx); o.view == nil {
 				find.Reset(retry)
@@ -137,9 +142,9 @@ func (o *observer) open(ctx context.Context) {
 	if o.view != nil {
 		return
 	}
-	start := time.Now()
+	o.tried = time.Now()
 	if o.err = o.find(ctx); o.err == nil {
-		o.log.Debug("the kernel's run queues were found", zap.Duration("took", time.Since(start)))
+		o.log.Debug("the kernel's run queues were found", zap.Duration("took", time.Since(o.tried)))
 	}
 }
 
@@ -153,7 +158,8 @@ func (o *observer) find(ctx context.Context) (err error) {
 	return err
 }
 
-// read gets the kernel's symbols and types from its file, or else from the guest's memory.
+// read gets the kernel's symbols and types from its file, or else from the guest's memory, or else its symbols alone from
+// the file.
 func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 	if o.fromFile == nil {
 		o.fromFile = make(chan symbols, 1)
@@ -171,11 +177,14 @@ func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 			return nil, errNoFile
 		}
 	}
-	if o.file.err == nil {
+	if o.file.err == nil && o.file.kernel.HasTypes() {
 		return o.file.kernel, nil
 	}
 	k, err := introspect.ReadMemory(ctx, o.memory, o.arch)
 	if err != nil {
+		if o.file.kernel != nil { // with symbols alone
+			return o.file.kernel, nil
+		}
 		return nil, fmt.Errorf("from the guest's memory: %w; from the kernel's file: %w", err, o.file.err)
 	}
 	return k, nil
@@ -190,6 +199,17 @@ func (o *observer) look(ctx context.Context, when Moment) {
 	if cpus, o.err = o.view.Look(nil, o.count); len(cpus) > 0 {
 		o.looks = append(o.looks, Look{when, o.since(), cpus})
 	}
+}
+
+// names returns what the functions of the guest's kernel are called; nothing if it was not found, or not just now.
+func (o *observer) names(ctx context.Context) introspect.Symbols {
+	if time.Since(o.tried) >= firstRetry {
+		o.open(ctx)
+	}
+	if o.view == nil {
+		return introspect.Symbols{}
+	}
+	return o.view.Symbols()
 }
 
 // sample shows what the CPUs are doing to Prometheus.
@@ -229,6 +249,9 @@ func (r *run) startLooks() {
 		prepare = 0
 	}
 	r.observer.start(prepare, cmp.Or(r.cfg.Poll, monitor.DefaultPoll))
+	if r.live != nil {
+		r.live.observer.Store(r.observer)
+	}
 }
 
 // requestLook asks for a look, if there is an observer.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -28,7 +29,8 @@ type Live struct {
 	run  *run
 	ring *guestmem.Window
 	requests
-	done chan struct{}
+	done     chan struct{}
+	observer atomic.Pointer[observer] // nil before the guest runs, and where there is nothing to look at
 
 	mu   sync.RWMutex // held while the guest's memory is used
 	over bool         // it is given back

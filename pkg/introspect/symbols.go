@@ -1,0 +1,152 @@
+package introspect
+
+import (
+	"bufio"
+	"cmp"
+	"debug/elf"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+// Symbols name the addresses of a kernel's functions. They may be used concurrently. The zero value names nothing.
+type Symbols struct {
+	addresses []uint64 // as the kernel was linked, in order
+	names     []uint32 // where in text the name of each begins, and where the last one ends
+	text      []byte
+	slide     uint64 // how far behind that the kernel runs
+}
+
+const (
+	maxNames    = 32 << 20 // bytes of all names: those of distributions have 4 MiB
+	maxFunction = 1 << 20  // bytes: what lies further behind a symbol is not its function
+	maxMap      = 64 << 20 // bytes of a System.map: those of distributions have 8 MiB
+)
+
+// ends are the symbols behind which there are no functions, up to the next one.
+var ends = []string{"_etext", "_einittext", "_end"}
+
+// add appends a symbol. One more than there is room for is left out.
+func (s *Symbols) add(address uint64, name []byte) {
+	if len(s.addresses) == maxSymbols || len(s.text)+len(name) > maxNames {
+		return
+	}
+	s.addresses = append(s.addresses, address)
+	s.names = append(s.names, uint32(len(s.text)))
+	s.text = append(s.text, name...)
+}
+
+func (s *Symbols) name(i int) string {
+	end := len(s.text)
+	if i+1 < len(s.names) {
+		end = int(s.names[i+1])
+	}
+	return string(s.text[s.names[i]:end])
+}
+
+// Name returns an address as the kernel writes it, such as "schedule+0x1c/0x2f0": the function, how far behind its start
+// the address is, and how far the next symbol. It returns "" for an address that is in no known function, such as one of
+// a module or of user space. Of several names for a function it is the first.
+//
+// A name from the guest's memory may have any bytes.
+func (s Symbols) Name(address uint64) string {
+	linked := address - s.slide
+	next := sort.Search(len(s.addresses), func(i int) bool { return s.addresses[i] > linked })
+	if next == 0 || next == len(s.addresses) {
+		return ""
+	}
+	start := s.addresses[next-1]
+	first := sort.Search(next, func(i int) bool { return s.addresses[i] >= start })
+	if linked-start >= maxFunction {
+		return ""
+	}
+	for i := first; i < next; i++ {
+		if slices.Contains(ends, s.name(i)) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("%s+0x%x/0x%x", s.name(first), linked-start, s.addresses[next]-start)
+}
+
+// isCode reports whether a symbol is in a kernel's code, by its type's letter as nm(1) has it.
+func isCode(letter byte) bool { return strings.IndexByte("tTwW", letter) >= 0 }
+
+// codeSymbols returns the symbols of an ELF file's code.
+func codeSymbols(f *elf.File, symbols []elf.Symbol) (s Symbols) {
+	code := make([]bool, len(f.Sections))
+	for i, section := range f.Sections {
+		code[i] = section.Flags&elf.SHF_EXECINSTR != 0
+	}
+	symbols = slices.DeleteFunc(slices.Clone(symbols), func(e elf.Symbol) bool {
+		kind := elf.ST_TYPE(e.Info)
+		return int(e.Section) >= len(code) || !code[e.Section] || kind != elf.STT_FUNC && kind != elf.STT_NOTYPE ||
+			e.Name == "" || e.Name[0] == '$' || e.Name[0] == '.' // what assemblers make
+	})
+	slices.SortStableFunc(symbols, func(a, b elf.Symbol) int { return cmp.Compare(a.Value, b.Value) })
+	for _, e := range symbols {
+		s.add(e.Value, []byte(e.Name[:min(len(e.Name), maxName)]))
+	}
+	return s
+}
+
+// ReadSystemMap reads the symbols of a kernel from its System.map. It has no types, so there is no looking at CPUs with
+// it: View.Look fails with ErrTypes. ReadSystemMap fails with ErrSymbols for one that lacks a symbol that is needed to
+// find the kernel in a guest's memory.
+func ReadSystemMap(r io.Reader) (*Kernel, error) {
+	k := &Kernel{symbols: map[string]uint64{}}
+	type symbol struct {
+		address uint64
+		name    string
+	}
+	var code []symbol
+	wanted := map[string]bool{}
+	for _, a := range arches {
+		for _, name := range a.wanted() {
+			wanted[name] = true
+		}
+	}
+	lines := bufio.NewScanner(io.LimitReader(r, maxMap))
+	for lines.Scan() {
+		// As nm(1) writes it: address, type, name.
+		number, rest, _ := strings.Cut(lines.Text(), " ")
+		kind, name, ok := strings.Cut(rest, " ")
+		address, err := strconv.ParseUint(number, 16, 64)
+		if !ok || err != nil || len(kind) != 1 {
+			return nil, fmt.Errorf("%w: no System.map: a line of it is %.64q", ErrSymbols, lines.Text())
+		}
+		if wanted[name] {
+			k.symbols[name] = address
+		}
+		if isCode(kind[0]) && len(code) < maxSymbols {
+			code = append(code, symbol{address, name[:min(len(name), maxName)]})
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%w: no System.map: %w", ErrSymbols, err)
+	}
+	name := "x86_64"
+	if _, ok := k.symbols[symArm64Virt]; ok {
+		name = "arm64"
+	}
+	var err error
+	if k.arch, err = archOf(name); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(code, func(a, b symbol) int { return cmp.Compare(a.address, b.address) })
+	for _, c := range code {
+		k.code.add(c.address, []byte(c.name))
+	}
+	if err := k.check(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// HasTypes reports whether View.Look knows the kernel's types.
+func (k *Kernel) HasTypes() bool { return k.layout != layout{} }
+
+// Symbols returns the kernel's, at the addresses where it runs in this guest.
+func (v *View) Symbols() Symbols { return v.code }
