@@ -126,6 +126,9 @@ func (k Kernel) arch() arch {
 // Base returns where a kernel's memory begins.
 func (k Kernel) Base() guestmem.Addr { return guestmem.Addr(k.arch().base) }
 
+// Address returns where the kernel has a byte of its image while it runs.
+func (k Kernel) Address(offset uint64) uint64 { return k.withDefaults().arch().image + k.Slid + offset }
+
 // text returns where the image begins in memory.
 func (k Kernel) text() uint64 { return k.arch().base + k.Moved }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"fmt"
 	"testing"
 )
 
@@ -69,6 +70,18 @@ func join(lists ...[][]byte) (all [][]byte) {
 	return all
 }
 
+// code reports whether a symbol is a function's.
+func (s symbol) code() bool { return s.name[0] == 't' || s.name[0] == 'T' }
+
+// SystemMap returns the kernel's System.map.
+func (k Kernel) SystemMap() (text []byte) {
+	k = k.withDefaults()
+	for _, s := range k.symbols() {
+		text = fmt.Appendf(text, "%016x %c %s\n", s.address, s.name[0], s.name[1:])
+	}
+	return text
+}
+
 // Vmlinux returns the kernel as an ELF file with its symbols, its types and its banner.
 func (k Kernel) Vmlinux(t testing.TB) []byte {
 	t.Helper()
@@ -83,14 +96,18 @@ func (k Kernel) Vmlinux(t testing.TB) []byte {
 	}
 	put(&symtab, elf.Sym64{})
 	for _, s := range k.symbols() {
-		put(&symtab, elf.Sym64{Name: uint32(len(strtab)), Shndx: 1, Value: s.address})
+		section := uint16(1)
+		if s.code() {
+			section = 5
+		}
+		put(&symtab, elf.Sym64{Name: uint32(len(strtab)), Shndx: section, Value: s.address})
 		strtab = append(append(strtab, s.name[1:]...), 0)
 	}
 	var types []byte
 	if !k.NoTypes {
 		types = k.Types(t)
 	}
-	const names = "\x00.rodata\x00.BTF\x00.symtab\x00.strtab\x00.shstrtab\x00"
+	const names = "\x00.rodata\x00.BTF\x00.symtab\x00.strtab\x00.shstrtab\x00.text\x00"
 	sections := []struct {
 		elf.Section64
 		data []byte
@@ -100,6 +117,7 @@ func (k Kernel) Vmlinux(t testing.TB) []byte {
 		{elf.Section64{Name: 9, Type: uint32(elf.SHT_PROGBITS)}, types},
 		{elf.Section64{Name: 14, Type: uint32(elf.SHT_SYMTAB), Link: 4, Entsize: elf.Sym64Size}, symtab.Bytes()},
 		{elf.Section64{Name: 22, Type: uint32(elf.SHT_STRTAB)}, strtab},
+		{elf.Section64{Name: 40, Type: uint32(elf.SHT_PROGBITS), Flags: uint64(elf.SHF_EXECINSTR)}, nil},
 		{elf.Section64{Name: 30, Type: uint32(elf.SHT_STRTAB)}, []byte(names)},
 	}
 	const headerSize, sectionSize = 64, 64

@@ -68,6 +68,11 @@ func FuzzHostileMemory(f *testing.F) {
 		start := time.Now()
 		k, err := introspect.ReadMemory(t.Context(), mem, arch)
 		if err == nil {
+			if v, err := k.Open(mem); err == nil {
+				for _, address := range []uint64{0, 1 << 31, 0xffffffff81000005, ^uint64(0)} {
+					_ = v.Symbols().Name(address)
+				}
+			}
 			cpus, _ := look(k, mem, 32)
 			for _, c := range cpus {
 				if len(c.Comm) > 16 {

@@ -109,7 +109,7 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 		}
 	}
 	lines := bufio.NewScanner(io.LimitReader(r, maxMap))
-	for lines.Scan() {
+	for lines.Scan() { // which gives up at a line of 64 KiB
 		// As nm(1) writes it: address, type, name.
 		number, rest, _ := strings.Cut(lines.Text(), " ")
 		kind, name, ok := strings.Cut(rest, " ")
@@ -148,5 +148,8 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 // HasTypes reports whether View.Look knows the kernel's types.
 func (k *Kernel) HasTypes() bool { return k.layout != layout{} }
 
-// Symbols returns the kernel's, at the addresses where it runs in this guest.
+// Symbols returns the kernel's functions', at the addresses for which it was linked.
+func (k *Kernel) Symbols() Symbols { return k.code }
+
+// Symbols returns the kernel's functions', at the addresses where it runs in this guest.
 func (v *View) Symbols() Symbols { return v.code }

@@ -34,8 +34,8 @@ func TestFind(t *testing.T) {
 		path  string
 		want  kernel.Files
 	}{
-		"build tree": {[]string{".config", "vmlinux", "modules.order", "arch/x86/boot/bzImage"}, "",
-			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", Config: ".config", Modules: "."}},
+		"build tree": {[]string{".config", "vmlinux", "System.map", "modules.order", "arch/x86/boot/bzImage"}, "",
+			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", SystemMap: "System.map", Config: ".config", Modules: "."}},
 		"build tree without modules": {[]string{".config", "vmlinux", "arch/x86/boot/bzImage"}, "",
 			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", Config: ".config"}},
 		"build tree with vmlinux alone": {[]string{".config", "vmlinux"}, "",
@@ -49,9 +49,9 @@ func TestFind(t *testing.T) {
 		"the image in a build tree": {[]string{".config", "vmlinux", "arch/x86/boot/bzImage"}, "arch/x86/boot/bzImage",
 			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", Config: ".config"}},
 		"Debian's package": {debian, "", kernel.Files{Image: debian[0], Config: debian[1],
-			Modules: "lib/modules/6.1.0-1-amd64"}},
+			SystemMap: debian[2], Modules: "lib/modules/6.1.0-1-amd64"}},
 		"Debian's package with symbols": {append(debian, "usr/lib/debug/boot/vmlinux-6.1.0-1-amd64"), "",
-			kernel.Files{Image: debian[0], Config: debian[1], Modules: "lib/modules/6.1.0-1-amd64",
+			kernel.Files{Image: debian[0], Config: debian[1], SystemMap: debian[2], Modules: "lib/modules/6.1.0-1-amd64",
 				Vmlinux: "usr/lib/debug/boot/vmlinux-6.1.0-1-amd64"}},
 		"one of a package's kernels": {append(debian, "boot/vmlinuz-7.0", "usr/lib/modules/7.0/modules.order"),
 			"boot/vmlinuz-7.0", kernel.Files{Image: "boot/vmlinuz-7.0", Modules: "usr/lib/modules/7.0"}},
@@ -66,7 +66,7 @@ func TestFind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, path := range []*string{&got.Image, &got.Vmlinux, &got.Config, &got.Modules} {
+			for _, path := range []*string{&got.Image, &got.Vmlinux, &got.SystemMap, &got.Config, &got.Modules} {
 				if *path != "" {
 					*path, _ = filepath.Rel(dir, *path)
 				}

@@ -1,0 +1,139 @@
+package introspect_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/ktstr/ktstr-vmm/internal/kerneltest"
+	"github.com/ktstr/ktstr-vmm/pkg/introspect"
+)
+
+// Functions are named by the kernel's own table in memory, its vmlinux and its System.map, wherever it runs. What is in
+// no function has no name.
+func TestNames(t *testing.T) {
+	for _, arch := range architectures {
+		for name, change := range map[string]func(*kerneltest.Kernel){
+			"in its place": func(*kerneltest.Kernel) {},
+			"Linux 6.12":   func(k *kerneltest.Kernel) { k.Order = kerneltest.Linux612 },
+			"moved":        func(k *kerneltest.Kernel) { k.Moved, k.Slid = 2<<20, 8<<20 },
+		} {
+			t.Run(arch+"/"+name, func(t *testing.T) {
+				kernel := running(arch)
+				change(&kernel)
+				mem := kernel.Memory(t)
+				for source, read := range map[string]func() (*introspect.Kernel, error){
+					"memory":  func() (*introspect.Kernel, error) { return introspect.ReadMemory(context.Background(), mem, arch) },
+					"vmlinux": func() (*introspect.Kernel, error) { return introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t))) },
+					"map":     func() (*introspect.Kernel, error) { return introspect.ReadSystemMap(bytes.NewReader(kernel.SystemMap())) },
+				} {
+					k, err := read()
+					if err != nil {
+						t.Fatal(source, err)
+					}
+					v, err := k.Open(mem)
+					if err != nil {
+						t.Fatal(source, err)
+					}
+					names := v.Symbols()
+					for address, want := range map[uint64]string{
+						kernel.Address(0):     "_text+0x0/0x1", // the first of two
+						kernel.Address(27):    "function_bb+0x0/0x1",
+						kernel.Address(599):   "", // the last, of which nobody knows how long it is
+						kernel.Address(1<<20): "",
+						kernel.Address(0) - 1: "",
+						0x401000:              "", // user space
+						0:                     "",
+						^uint64(0):            "",
+					} {
+						if got := names.Name(address); got != want {
+							t.Errorf("%s: 0x%x is %q, want %q", source, address, got, want)
+						}
+					}
+				}
+			})
+		}
+	}
+	if got := (introspect.Symbols{}).Name(1); got != "" {
+		t.Errorf("no symbols name %q", got)
+	}
+}
+
+// systemMap is one with all that is needed of a kernel, and with lines of its own.
+func systemMap(lines ...string) string {
+	text := ""
+	for i, name := range []string{"linux_banner", "runqueues", "__per_cpu_offset", "init_top_pgt", "phys_base"} {
+		text += fmt.Sprintf("%016x D %s\n", 0xffffffff82000000+uint64(i), name)
+	}
+	return "ffffffff81000000 T _text\n" + text + strings.Join(lines, "\n") + "\n"
+}
+
+// A System.map names functions in order of their addresses, and nothing behind their end. It has no types.
+func TestSystemMap(t *testing.T) {
+	k, err := introspect.ReadSystemMap(strings.NewReader(systemMap("ffffffff81000400 t schedule",
+		"ffffffff81000100 T cpu_idle", "ffffffff81000100 W alias", "ffffffff81000500 T _etext", "ffffffff81000600 T end_of_it")))
+	if err != nil || k.HasTypes() {
+		t.Fatal(k.HasTypes(), err)
+	}
+	for address, want := range map[uint64]string{
+		0xffffffff8100001c: "_text+0x1c/0x100",
+		0xffffffff81000100: "cpu_idle+0x0/0x300",
+		0xffffffff8100041c: "schedule+0x1c/0x100",
+		0xffffffff81000501: "",
+		0xffffffff81000600: "",
+	} {
+		if got := k.Symbols().Name(address); got != want {
+			t.Errorf("0x%x is %q, want %q", address, got, want)
+		}
+	}
+	for name, text := range map[string]string{
+		"Debian's":   "ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n",
+		"none":       "",
+		"no address": systemMap("schedule"),
+		"a long one": systemMap("ffffffff81000500 T " + strings.Repeat("x", 1<<20)),
+		"an image":   "MZ\x00\x00\n\n",
+	} {
+		if k, err := introspect.ReadSystemMap(strings.NewReader(text)); k != nil || !errors.Is(err, introspect.ErrSymbols) {
+			t.Errorf("%s: %v, %v", name, k, err)
+		}
+	}
+}
+
+// A vmlinux without types names functions all the same.
+func TestVmlinuxWithoutTypes(t *testing.T) {
+	kernel := running("x86_64")
+	kernel.NoTypes = true
+	k, err := introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t)))
+	if !errors.Is(err, introspect.ErrTypes) || k.HasTypes() {
+		t.Fatal(err)
+	}
+	v, err := k.Open(kernel.Memory(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cpus, err := v.Look(nil, 3); len(cpus) > 0 || !errors.Is(err, introspect.ErrTypes) {
+		t.Errorf("%v, %v", cpus, err)
+	}
+	if got := v.Symbols().Name(kernel.Address(27)); got != "function_bb+0x0/0x1" {
+		t.Errorf("%q", got)
+	}
+}
+
+// Whatever a System.map says, what is made of it ends.
+func FuzzSystemMap(f *testing.F) {
+	f.Add(systemMap("ffffffff81000400 t schedule", "ffffffff81000500 T _etext"), uint64(0xffffffff81000401))
+	f.Add(systemMap("0 T x", "ffffffffffffffff T y", "1 W x"), ^uint64(0))
+	f.Add("ffffffffffffffff B The real System.map", uint64(1))
+	f.Fuzz(func(t *testing.T, text string, address uint64) {
+		k, err := introspect.ReadSystemMap(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		if name := k.Symbols().Name(address); len(name) > 600 {
+			t.Errorf("a name of %d bytes", len(name))
+		}
+	})
+}
