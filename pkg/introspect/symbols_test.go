@@ -28,7 +28,9 @@ func TestNames(t *testing.T) {
 				for source, read := range map[string]func() (*introspect.Kernel, error){
 					"memory":  func() (*introspect.Kernel, error) { return introspect.ReadMemory(context.Background(), mem, arch) },
 					"vmlinux": func() (*introspect.Kernel, error) { return introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t))) },
-					"map":     func() (*introspect.Kernel, error) { return introspect.ReadSystemMap(bytes.NewReader(kernel.SystemMap())) },
+					"map": func() (*introspect.Kernel, error) {
+						return introspect.ReadSystemMap(bytes.NewReader(kernel.SystemMap()))
+					},
 				} {
 					k, err := read()
 					if err != nil {
@@ -40,14 +42,14 @@ func TestNames(t *testing.T) {
 					}
 					names := v.Symbols()
 					for address, want := range map[uint64]string{
-						kernel.Address(0):     "_text+0x0/0x1", // the first of two
-						kernel.Address(27):    "function_bb+0x0/0x1",
-						kernel.Address(599):   "", // the last, of which nobody knows how long it is
-						kernel.Address(1<<20): "",
-						kernel.Address(0) - 1: "",
-						0x401000:              "", // user space
-						0:                     "",
-						^uint64(0):            "",
+						kernel.Address(0):       "_text+0x0/0x1", // the first of two
+						kernel.Address(27):      "function_bb+0x0/0x1",
+						kernel.Address(599):     "", // the last, of which nobody knows how long it is
+						kernel.Address(1 << 20): "",
+						kernel.Address(0) - 1:   "",
+						0x401000:                "", // user space
+						0:                       "",
+						^uint64(0):              "",
 					} {
 						if got := names.Name(address); got != want {
 							t.Errorf("%s: 0x%x is %q, want %q", source, address, got, want)
