@@ -41,8 +41,8 @@ type kallsyms struct {
 	effort  *effort
 }
 
-// lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked, and its
-// functions' symbols. It fails with errKallsyms.
+// lookup returns the addresses of those of the wanted symbols that an image of a kernel names, as it was linked, and
+// its functions' symbols. It fails with errKallsyms.
 func lookup(image []byte, wanted []string, e *effort) (map[string]uint64, Symbols, error) {
 	k := kallsyms{image: image, effort: e}
 	for from, try := 0, 0; try < maxTries && e.spend(); try++ {

@@ -47,9 +47,9 @@ func (s *Symbols) name(i int) string {
 	return string(s.text[s.names[i]:end])
 }
 
-// Name returns an address as the kernel writes it, such as "schedule+0x1c/0x2f0": the function, how far behind its start
-// the address is, and how far the next symbol. It returns "" for an address that is in no known function, such as one of
-// a module or of user space. Of several names for a function it is the first.
+// Name returns an address as the kernel writes it, such as "schedule+0x1c/0x2f0": the function, how far behind its
+// start the address is, and how far the next symbol. It returns "" for an address that is in no known function, such as
+// one of a module or of user space. Of several names for a function it is the first.
 //
 // A name from the guest's memory may have any bytes.
 func (s Symbols) Name(address uint64) string {
@@ -102,11 +102,9 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 		name    string
 	}
 	var code []symbol
-	wanted := map[string]bool{}
+	var wanted []string
 	for _, a := range arches {
-		for _, name := range a.wanted() {
-			wanted[name] = true
-		}
+		wanted = append(wanted, a.wanted()...)
 	}
 	lines := bufio.NewScanner(io.LimitReader(r, maxMap))
 	for lines.Scan() { // which gives up at a line of 64 KiB
@@ -117,7 +115,7 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 		if !ok || err != nil || len(kind) != 1 {
 			return nil, fmt.Errorf("%w: no System.map: a line of it is %.64q", ErrSymbols, lines.Text())
 		}
-		if wanted[name] {
+		if slices.Contains(wanted, name) {
 			k.symbols[name] = address
 		}
 		if isCode(kind[0]) && len(code) < maxSymbols {
@@ -127,13 +125,9 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("%w: no System.map: %w", ErrSymbols, err)
 	}
-	name := "x86_64"
+	k.arch = arches[0]
 	if _, ok := k.symbols[symArm64Virt]; ok {
-		name = "arm64"
-	}
-	var err error
-	if k.arch, err = archOf(name); err != nil {
-		return nil, err
+		k.arch = arches[1]
 	}
 	slices.SortStableFunc(code, func(a, b symbol) int { return cmp.Compare(a.address, b.address) })
 	for _, c := range code {
@@ -144,9 +138,6 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 	}
 	return k, nil
 }
-
-// HasTypes reports whether View.Look knows the kernel's types.
-func (k *Kernel) HasTypes() bool { return k.layout != layout{} }
 
 // Symbols returns the kernel's functions', at the addresses for which it was linked.
 func (k *Kernel) Symbols() Symbols { return k.code }

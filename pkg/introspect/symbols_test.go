@@ -2,7 +2,6 @@ package introspect_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -25,12 +24,11 @@ func TestNames(t *testing.T) {
 				kernel := running(arch)
 				change(&kernel)
 				mem := kernel.Memory(t)
+				vmlinux, systemMap := kernel.Vmlinux(t), kernel.SystemMap()
 				for source, read := range map[string]func() (*introspect.Kernel, error){
-					"memory":  func() (*introspect.Kernel, error) { return introspect.ReadMemory(context.Background(), mem, arch) },
-					"vmlinux": func() (*introspect.Kernel, error) { return introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t))) },
-					"map": func() (*introspect.Kernel, error) {
-						return introspect.ReadSystemMap(bytes.NewReader(kernel.SystemMap()))
-					},
+					"memory":  func() (*introspect.Kernel, error) { return introspect.ReadMemory(t.Context(), mem, arch) },
+					"vmlinux": func() (*introspect.Kernel, error) { return introspect.ReadVmlinux(bytes.NewReader(vmlinux)) },
+					"map":     func() (*introspect.Kernel, error) { return introspect.ReadSystemMap(bytes.NewReader(systemMap)) },
 				} {
 					k, err := read()
 					if err != nil {
@@ -73,12 +71,13 @@ func systemMap(lines ...string) string {
 	return "ffffffff81000000 T _text\n" + text + strings.Join(lines, "\n") + "\n"
 }
 
-// A System.map names functions in order of their addresses, and nothing behind their end. It has no types.
+// A System.map names functions in order of their addresses, and nothing behind their end.
 func TestSystemMap(t *testing.T) {
 	k, err := introspect.ReadSystemMap(strings.NewReader(systemMap("ffffffff81000400 t schedule",
-		"ffffffff81000100 T cpu_idle", "ffffffff81000100 W alias", "ffffffff81000500 T _etext", "ffffffff81000600 T end_of_it")))
-	if err != nil || k.HasTypes() {
-		t.Fatal(k.HasTypes(), err)
+		"ffffffff81000100 T cpu_idle", "ffffffff81000100 W alias", "ffffffff81000500 T _etext",
+		"ffffffff81000600 T end_of_it")))
+	if err != nil {
+		t.Fatal(err)
 	}
 	for address, want := range map[uint64]string{
 		0xffffffff8100001c: "_text+0x1c/0x100",
@@ -109,7 +108,7 @@ func TestVmlinuxWithoutTypes(t *testing.T) {
 	kernel := running("x86_64")
 	kernel.NoTypes = true
 	k, err := introspect.ReadVmlinux(bytes.NewReader(kernel.Vmlinux(t)))
-	if !errors.Is(err, introspect.ErrTypes) || k.HasTypes() {
+	if !errors.Is(err, introspect.ErrTypes) {
 		t.Fatal(err)
 	}
 	v, err := k.Open(kernel.Memory(t))

@@ -35,7 +35,8 @@ func TestFind(t *testing.T) {
 		want  kernel.Files
 	}{
 		"build tree": {[]string{".config", "vmlinux", "System.map", "modules.order", "arch/x86/boot/bzImage"}, "",
-			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", SystemMap: "System.map", Config: ".config", Modules: "."}},
+			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", SystemMap: "System.map",
+				Config: ".config", Modules: "."}},
 		"build tree without modules": {[]string{".config", "vmlinux", "arch/x86/boot/bzImage"}, "",
 			kernel.Files{Image: "arch/x86/boot/bzImage", Vmlinux: "vmlinux", Config: ".config"}},
 		"build tree with vmlinux alone": {[]string{".config", "vmlinux"}, "",

@@ -12,7 +12,8 @@ import (
 var errNoVmlinux = errors.New("there is no vmlinux beside the kernel")
 
 // Symbols reads the symbols and types of the guest's kernel from its vmlinux, where there is one beside the kernel, or
-// else its symbols alone from its System.map. It fails with introspect.ErrTypes as introspect.ReadVmlinux does.
+// else from its System.map. It fails with introspect.ErrTypes where there are no types, and returns the symbols all the
+// same.
 func (g Guest) Symbols() (*introspect.Kernel, error) {
 	found, err := kernel.Find(g.Kernel)
 	if err != nil {
@@ -37,5 +38,5 @@ func (g Guest) Symbols() (*introspect.Kernel, error) {
 	if err != nil { // that of a distribution may be a line which says where the real one is
 		return nil, fmt.Errorf("%w; %s: %w", errNoVmlinux, path, err)
 	}
-	return k, nil
+	return k, fmt.Errorf("%w: %w, and %s has none", introspect.ErrTypes, errNoVmlinux, path)
 }

@@ -41,8 +41,8 @@ func RegistersJSON(all []vm.Registers, name func(address uint64) string) []CPURe
 
 func hex(v uint64) string { return fmt.Sprintf("0x%x", v) }
 
-// WriteRegisters writes what vm.Machine.Registers returns: for each processor what it does and where, by the name of the
-// address, and then its registers, three a line.
+// WriteRegisters writes what vm.Machine.Registers returns: for each processor what it does and where, by the name of
+// the address, and then its registers, three a line.
 func WriteRegisters(w io.Writer, all []vm.Registers, name func(address uint64) string) error {
 	var b strings.Builder
 	for i, r := range all {

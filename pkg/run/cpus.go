@@ -66,7 +66,9 @@ type observer struct {
 	err      error // why there is no view, or it showed nothing
 	looks    []Look
 
-	tried    time.Time // when the kernel was last looked for
+	named *introspect.View // what its functions are called by its file, where there is no view
+	tried time.Time        // when that was last looked for
+
 	requests chan Moment
 	namings  chan chan<- introspect.Symbols
 	cancel   context.CancelFunc
@@ -74,7 +76,7 @@ type observer struct {
 }
 
 type symbols struct {
-	kernel *introspect.Kernel
+	kernel *introspect.Kernel // with an error: its symbols alone, or nil
 	err    error
 }
 
@@ -142,9 +144,9 @@ func (o *observer) open(ctx context.Context) {
 	if o.view != nil {
 		return
 	}
-	o.tried = time.Now()
+	start := time.Now()
 	if o.err = o.find(ctx); o.err == nil {
-		o.log.Debug("the kernel's run queues were found", zap.Duration("took", time.Since(o.tried)))
+		o.log.Debug("the kernel's run queues were found", zap.Duration("took", time.Since(start)))
 	}
 }
 
@@ -158,9 +160,23 @@ func (o *observer) find(ctx context.Context) (err error) {
 	return err
 }
 
-// read gets the kernel's symbols and types from its file, or else from the guest's memory, or else its symbols alone from
-// the file.
+// read gets the kernel's symbols and types from its file, or else from the guest's memory.
 func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
+	if o.readFile(ctx); errors.Is(o.file.err, errNoFile) {
+		return nil, errNoFile
+	}
+	if o.file.err == nil {
+		return o.file.kernel, nil
+	}
+	k, err := introspect.ReadMemory(ctx, o.memory, o.arch)
+	if err != nil {
+		return nil, fmt.Errorf("from the guest's memory: %w; from the kernel's file: %w", err, o.file.err)
+	}
+	return k, nil
+}
+
+// readFile reads the kernel's file, unless it is read already.
+func (o *observer) readFile(ctx context.Context) {
 	if o.fromFile == nil {
 		o.fromFile = make(chan symbols, 1)
 		go func() { // it may wait for a file system for ever
@@ -168,26 +184,14 @@ func (o *observer) read(ctx context.Context) (*introspect.Kernel, error) {
 			o.fromFile <- symbols{k, err}
 		}()
 	}
-	if errors.Is(o.file.err, errNoFile) {
-		select {
-		case o.file = <-o.fromFile:
-		case <-time.After(symbolsLimit):
-			return nil, errNoFile
-		case <-ctx.Done():
-			return nil, errNoFile
-		}
+	if !errors.Is(o.file.err, errNoFile) {
+		return
 	}
-	if o.file.err == nil && o.file.kernel.HasTypes() {
-		return o.file.kernel, nil
+	select {
+	case o.file = <-o.fromFile:
+	case <-time.After(symbolsLimit):
+	case <-ctx.Done():
 	}
-	k, err := introspect.ReadMemory(ctx, o.memory, o.arch)
-	if err != nil {
-		if o.file.kernel != nil { // with symbols alone
-			return o.file.kernel, nil
-		}
-		return nil, fmt.Errorf("from the guest's memory: %w; from the kernel's file: %w", err, o.file.err)
-	}
-	return k, nil
 }
 
 // look keeps what the CPUs are doing for the report.
@@ -201,15 +205,25 @@ func (o *observer) look(ctx context.Context, when Moment) {
 	}
 }
 
-// names returns what the functions of the guest's kernel are called; nothing if it was not found, or not just now.
+// names returns what the functions of the guest's kernel are called; nothing if that is not known, or not yet.
 func (o *observer) names(ctx context.Context) introspect.Symbols {
-	if time.Since(o.tried) >= firstRetry {
-		o.open(ctx)
+	if o.view == nil && o.named == nil && time.Since(o.tried) >= firstRetry {
+		// A file without types, which looks can't use, has them too.
+		if o.readFile(ctx); o.file.kernel != nil {
+			o.named, _ = o.file.kernel.Open(o.memory)
+		}
+		if o.named == nil {
+			o.open(ctx)
+		}
+		o.tried = time.Now()
 	}
-	if o.view == nil {
-		return introspect.Symbols{}
+	switch {
+	case o.view != nil:
+		return o.view.Symbols()
+	case o.named != nil:
+		return o.named.Symbols()
 	}
-	return o.view.Symbols()
+	return introspect.Symbols{}
 }
 
 // sample shows what the CPUs are doing to Prometheus.

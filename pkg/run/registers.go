@@ -14,8 +14,8 @@ type registerReader interface {
 	Registers(ctx context.Context) ([]vm.Registers, error)
 }
 
-// namesLimit is how long the names of the guest's functions are waited for: to find them in its memory takes some 100 ms,
-// once.
+// namesLimit is how long the names of the guest's functions are waited for: to find them in its memory takes some
+// 100 ms, once.
 const namesLimit = 2 * time.Second
 
 // Registers returns what is in the registers of each of the guest's processors, and what names the addresses of its

@@ -1,6 +1,7 @@
 package run_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/kerneltest"
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
+	"github.com/ktstr/ktstr-vmm/pkg/introspect"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -30,12 +32,21 @@ func (s *shows) Registers(context.Context) ([]vm.Registers, error) {
 
 // A running guest's registers come with the names of its kernel's functions, of a guest that is no Linux without.
 func TestLiveRegisters(t *testing.T) {
-	pc := kerneltest.Kernel{Arch: "x86_64"}.Address(27)
+	kernel := kerneltest.Kernel{Arch: "x86_64"}
+	pc := kernel.Address(27)
 	for name, tc := range map[string]struct {
 		config func(*fake) run.Config
 		want   string
 	}{
 		"Linux": {func(f *fake) run.Config { return f.withKernel(t) }, "function_bb+0x0/0x1"},
+		"Linux with its System.map": {func(f *fake) run.Config {
+			cfg := f.withKernel(t)
+			cfg.Symbols = func() (*introspect.Kernel, error) {
+				k, err := introspect.ReadSystemMap(bytes.NewReader(kernel.SystemMap()))
+				return k, errors.Join(err, introspect.ErrTypes)
+			}
+			return cfg
+		}, "function_bb+0x0/0x1"},
 		"other": {(*fake).config, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -109,8 +109,8 @@ type Config struct {
 	Drive func(ctx context.Context, c shm.Control) error
 	// Symbols reads the symbols and types of the guest's Linux kernel from its file, for looks at what its CPUs are
 	// doing. It may wait for a file system: it is called when they are needed, at the earliest when the machine is
-	// built, and no run waits for it longer than 2 s. If it fails, they are taken from the guest's memory. Nil: the guest
-	// is no Linux, and not looked at.
+	// built, and no run waits for it longer than 2 s. If it fails, they are taken from the guest's memory; a kernel that
+	// it returns all the same has symbols alone, for Live.Registers. Nil: the guest is no Linux, and not looked at.
 	Symbols func() (*introspect.Kernel, error)
 	// KeepRing keeps the ring as it is when the guest has ended, for Result.RingImage.
 	KeepRing bool

@@ -139,8 +139,8 @@ func TestHogs(t *testing.T) {
 	})
 }
 
-// The host's control bytes: a dump is on the console, a stall is a file in the guest. Meanwhile its processors are mostly
-// idle, as their registers say.
+// The host's control bytes: a dump is on the console, a stall is a file in the guest. Meanwhile its processor is mostly
+// idle, as its registers say.
 func TestControlBytes(t *testing.T) {
 	t.Parallel()
 	guest := linux.Guest{Kernel: kernel, Sysroot: sysroot, Command: []string{"busybox", "sh", "-c",

@@ -54,9 +54,9 @@ func (v *vcpu) release() error {
 }
 
 // kick makes the vCPU leave KVM_RUN, or not enter it, until it takes the kick back. Why it is to leave has to be there
-// before: Kill closes killed, Registers asks. immediate_exit is set first and stays set: a thread that is about to enter
-// finds it, and one that is inside is woken by the signal, so there is no moment in which the kick is lost. KVM API,
-// section 5, immediate_exit.
+// before: Kill closes killed, Registers asks. immediate_exit is set first and stays set: a thread that is about to
+// enter finds it, and one that is inside is woken by the signal, so there is no moment in which the kick is lost. KVM
+// API, section 5, immediate_exit.
 //
 // The signal is SIGURG: the Go runtime handles it on every thread and takes one too many as
 // nothing, and KVM_RUN is not restarted after it.

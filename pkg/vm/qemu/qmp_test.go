@@ -33,7 +33,8 @@ const (
 
 func TestX86Registers(t *testing.T) {
 	r, err := x86Platform{}.registers(answer{Return: longMode}.fields())
-	if err != nil || r.PC != 0xffffffff81c4c0ab || r.SP != 0xffffc9000009bee8 || r.State != vm.Halted || len(r.Values) != 27 {
+	if err != nil || r.PC != 0xffffffff81c4c0ab || r.SP != 0xffffc9000009bee8 || r.State != vm.Halted ||
+		len(r.Values) != 27 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	want := map[string]uint64{"rax": 0xffffffff82a1c4b0, "r8": 8, "r15": 15, "rflags": 0x246, "cs": 0x10, "ss": 0x18,

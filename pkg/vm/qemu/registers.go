@@ -32,7 +32,8 @@ func (m *instance) Registers(ctx context.Context) ([]vm.Registers, error) {
 // field is a register in the text of "info registers": a name and a number, or a segment register's selector and base.
 var field = regexp.MustCompile(`([A-Z][A-Z0-9]*) *= *([0-9a-f]{1,16})\b(?: ([0-9a-f]{8,16})\b)?`)
 
-// fields returns the registers of an answer by QEMU's names, and the bases of segment registers by the name and "_BASE".
+// fields returns the registers of an answer by QEMU's names, and the bases of segment registers by the name with _BASE
+// behind it.
 func (a answer) fields() map[string]uint64 {
 	all := map[string]uint64{}
 	add := func(name, number string) {
