@@ -12,8 +12,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/linux"
 )
 
-// A kernel with its System.map, and no vmlinux, has symbols and no types. A map that only says where the real one is has
-// none.
+// A kernel with its System.map, and no vmlinux, has symbols and no types. A map that only says where the real one is
+// has none.
 func TestSymbolsOfASystemMap(t *testing.T) {
 	for name, tc := range map[string]struct {
 		text []byte

@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"unsafe"
@@ -31,24 +32,32 @@ func (m *instance) Registers(ctx context.Context) ([]vm.Registers, error) {
 	}
 	all := make([]vm.Registers, len(m.vcpus))
 	for i := range all {
-		all[i] = vm.Registers{CPU: i, Err: vm.ErrNotRunning}
+		all[i] = vm.Registers{CPU: i, Err: errNoAnswer}
 	}
 	for range all {
 		select {
 		case r := <-q.answers:
 			all[r.CPU] = r
 		case <-m.killed:
-			return all, nil
+			return unanswered(all, vm.ErrNotRunning), nil
 		case <-ctx.Done():
-			for i := range all {
-				if all[i].Err == vm.ErrNotRunning { //nolint:errorlint // it has not answered
-					all[i].Err = fmt.Errorf("it did not leave the guest: %w", context.Cause(ctx))
-				}
-			}
-			return all, nil
+			return unanswered(all, fmt.Errorf("it did not leave the guest: %w", context.Cause(ctx))), nil
 		}
 	}
 	return all, nil
+}
+
+// errNoAnswer stands for a vCPU that has not answered.
+var errNoAnswer = errors.New("no answer")
+
+// unanswered says why for those that have not answered.
+func unanswered(all []vm.Registers, why error) []vm.Registers {
+	for i := range all {
+		if errors.Is(all[i].Err, errNoAnswer) {
+			all[i].Err = why
+		}
+	}
+	return all
 }
 
 // ask makes every vCPU answer a question. It reports whether there are any.

@@ -90,7 +90,7 @@ func (v *vcpu) run(m *instance) {
 	defer unpin()
 	for {
 		_, err := kvm.Ioctl(uintptr(v.fd), kvm.IIO(reqRun), 0)
-		if err == unix.EINTR { //nolint:errorlint // it is never wrapped, and this is the way of every exit
+		if errors.Is(err, unix.EINTR) {
 			v.unkick()
 			v.answer(m)
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ktstr/ktstr-vmm/pkg/fdt"
 	"github.com/ktstr/ktstr-vmm/pkg/topology"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -72,7 +74,16 @@ func (arm64Platform) mailbox(e vm.Entry) mailbox {
 	return mailbox{alive: arm64Mailbox, start: arm64Mailbox + 4, state: arm64Mailbox + 8, content: state}
 }
 
-// listen: the monitor says what a status does not.
-func (arm64Platform) listen(q *monitor) (listener, *os.File, *os.File, error) {
-	return q, nil, nil, nil
+// listen makes the socket of QEMU's monitor, which has its first command in it already: events come after that.
+func (arm64Platform) listen() (listener, *os.File, *os.File, error) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(ends[0]), "QMP"), os.NewFile(uintptr(ends[1]), "QMP")
+	if _, err := ours.WriteString(`{"execute": "qmp_capabilities"}` + "\n"); err != nil {
+		closeAll([]*os.File{ours, theirs})
+		return nil, nil, nil, err
+	}
+	return newShutdownEvents(), ours, theirs, nil
 }

@@ -79,7 +79,7 @@ func (b Backend) New(s vm.Spec, stop func(error)) (vm.Instance, error) {
 		m.regions = append(m.regions, guestmem.Region{Base: span.Base, Mem: mem[offset(span):][:span.Size]})
 	}
 	if m.guest, err = guestmem.New(m.regions...); err == nil {
-		err = m.spawn(path, ram, p.args(size, s.Topology, mode), s)
+		err = m.spawn(path, ram, append(p.args(size, s.Topology, mode), monitorArgs...), s)
 	}
 	if err != nil {
 		guestmem.Unmap(mem)
@@ -101,29 +101,26 @@ func (m *instance) spawn(path string, ram *os.File, args []string, s vm.Spec) er
 	if err != nil {
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
-	monitor, monitorEnd, err := newMonitor()
+	why, events, eventsEnd, err := m.platform.listen()
 	if err != nil {
 		closeAll([]*os.File{console, consoleEnd})
-		return fmt.Errorf("%w: QEMU's monitor: %w", vm.ErrSetup, err)
+		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
-	m.monitor = monitor
-	pipes, to := []*os.File{console, monitor.conn}, []io.Writer{s.Console, monitor}
-	ends := []*os.File{consoleEnd, monitorEnd}
+	pipes, ends, to := []*os.File{console, events}, []*os.File{consoleEnd, eventsEnd}, []io.Writer{s.Console, why}
 	bell, bellEnd, err := newBellPipe(s.Bell)
 	if err != nil {
 		closeAll(append(pipes, ends...))
 		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
 	}
-	ends = append(ends, bellEnd)
-	why, log, logEnd, err := m.platform.listen(monitor)
+	monitor, monitorEnd, err := newMonitor()
 	if err != nil {
-		closeAll(append(pipes, ends...))
+		closeAll(append(append(pipes, ends...), bellEnd))
 		bell.close()
-		return fmt.Errorf("%w: %w", vm.ErrSetup, err)
+		return fmt.Errorf("%w: QEMU's monitor: %w", vm.ErrSetup, err)
 	}
-	if log != nil {
-		pipes, to, ends = append(pipes, log), append(to, why), append(ends, logEnd)
-	}
+	m.monitor = monitor
+	pipes, to = append(pipes, monitor.conn), append(to, monitor)
+	ends = append(ends, bellEnd, monitorEnd)
 	m.cmd = exec.Command(path, args...)
 	m.cmd.ExtraFiles = append([]*os.File{ram, firmware}, ends...)
 	m.cmd.Stderr = &m.stderr

@@ -2,9 +2,12 @@ package qemu
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"strings"
 	"sync"
+
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // headLimit is how much of what QEMU says of itself is kept, in bytes.
@@ -63,4 +66,66 @@ func (w *resetLog) Write(p []byte) (int, error) {
 	w.tripleFault = w.tripleFault || bytes.Contains(text, tripleFault)
 	w.rest = append(w.rest[:0], text[max(0, len(text)-len(tripleFault)+1):]...)
 	return len(p), nil
+}
+
+// eventLimit is how long a line of QEMU's monitor may be to be understood, in bytes. The longest that says
+// something here has a few hundred.
+const eventLimit = 4 << 10
+
+// shutdownEvents looks for the reason of the shutdown in what QEMU's monitor says: QEMU, QMP reference manual,
+// SHUTDOWN.
+type shutdownEvents struct {
+	negotiated chan struct{}
+	reason     string
+	line       []byte
+}
+
+func newShutdownEvents() *shutdownEvents { return &shutdownEvents{negotiated: make(chan struct{})} }
+
+func (e *shutdownEvents) ready() <-chan struct{} { return e.negotiated }
+
+func (e *shutdownEvents) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0; {
+		line, after, whole := bytes.Cut(rest, []byte("\n"))
+		rest = after
+		e.line = append(e.line, line[:min(len(line), eventLimit-len(e.line))]...)
+		if whole {
+			e.take(e.line)
+			e.line = e.line[:0]
+		}
+	}
+	return len(p), nil
+}
+
+// take looks at a line: the answer to the one command that QEMU gets, after which it tells of events, or an event.
+func (e *shutdownEvents) take(line []byte) {
+	var said struct {
+		Return *struct{}
+		Event  string
+		Data   struct{ Reason string }
+	}
+	if json.Unmarshal(line, &said) != nil {
+		return
+	}
+	if said.Return != nil {
+		select {
+		case <-e.negotiated:
+		default:
+			close(e.negotiated)
+		}
+	}
+	if said.Event == "SHUTDOWN" {
+		e.reason = said.Data.Reason
+	}
+}
+
+func (e *shutdownEvents) ended(status int) error {
+	switch {
+	case status != 0:
+	case e.reason == "guest-shutdown":
+		return vm.ErrPowerOff
+	case e.reason == "guest-reset":
+		return vm.ErrReset
+	}
+	return nil
 }

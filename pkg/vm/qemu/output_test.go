@@ -47,10 +47,10 @@ func TestShutdownEvents(t *testing.T) {
 		`{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}}`:   nil,
 		`{"event": "RESUME"}`: nil,
 		"":                    nil,
-		strings.Repeat("x", 2*lineLimit) + "\n" + `{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}`: vm.ErrReset,
+		strings.Repeat("x", 2*eventLimit) + "\n" + `{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}`: vm.ErrReset,
 	} {
 		for _, piece := range []int{1, 7, 1 << 20} {
-			e := &monitor{negotiated: make(chan struct{})}
+			e := newShutdownEvents()
 			for left := hello + text + "\n"; left != ""; left = left[min(piece, len(left)):] {
 				if _, err := e.Write([]byte(left[:min(piece, len(left))])); err != nil {
 					t.Fatal(err)
@@ -67,13 +67,13 @@ func TestShutdownEvents(t *testing.T) {
 			if err := e.ended(1); err != nil {
 				t.Errorf("%.80s, with an exit status of 1: %v", text, err)
 			}
-			if cap(e.line) > 4*lineLimit {
+			if cap(e.line) > 4*eventLimit {
 				t.Errorf("%d bytes are kept", cap(e.line))
 			}
 		}
 	}
 	select {
-	case <-(&monitor{negotiated: make(chan struct{})}).ready():
+	case <-newShutdownEvents().ready():
 		t.Error("ready at once")
 	default:
 	}

@@ -64,8 +64,8 @@ type platform interface {
 	packages() map[string]string
 	// place says how many bytes of RAM QEMU is given, and where in them a span of the layout lies.
 	place(l vm.Layout) (size uint64, offset func(vm.Span) uint64)
-	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, the pipe for the console as fd 5, the monitor's socket
-	// as fd 6, and the pipes for the doorbell and, where listen makes one, for the log as fds 7 and 8.
+	// args are QEMU's, with the RAM as fd 3, the firmware as fd 4, and as fds 5 to 7 the pipes for the console,
+	// the log and the doorbell; those of the monitor are added to them.
 	args(size uint64, t topology.Topology, threads string) []string
 	// check reports what QEMU can't show of a topology: ErrTopology.
 	check(t topology.Topology) error
@@ -73,9 +73,9 @@ type platform interface {
 	firmware() []byte
 	// mailbox is where the firmware and the host meet.
 	mailbox(e vm.Entry) mailbox
-	// listen returns who hears from QEMU why the guest ends, and the two ends of the log that it is heard from, ours and
-	// QEMU's; none where the monitor says it.
-	listen(q *monitor) (l listener, ours, theirs *os.File, err error)
+	// listen makes the way on which QEMU says why the guest ends, who hears it, and its two ends, ours and
+	// QEMU's.
+	listen() (l listener, ours, theirs *os.File, err error)
 	// registers returns a processor's registers from those that QEMU shows, by its names.
 	registers(fields map[string]uint64) (vm.Registers, error)
 }

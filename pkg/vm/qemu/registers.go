@@ -12,17 +12,14 @@ import (
 
 // Registers implements vm.RegisterReader: all processors stop for a moment, and the guest's clocks with them.
 func (m *instance) Registers(ctx context.Context) ([]vm.Registers, error) {
-	answers, err := m.monitor.ask(ctx, m.cpus, m.reaped)
+	texts, err := m.monitor.ask(ctx, m.cpus, m.reaped)
 	if err != nil {
 		return nil, err
 	}
 	all := make([]vm.Registers, m.cpus)
-	for i, a := range answers {
-		if all[i], err = m.platform.registers(a.fields()); err != nil {
+	for i, text := range texts {
+		if all[i], err = m.platform.registers(fieldsOf(text)); err != nil {
 			all[i] = vm.Registers{Err: err}
-			if a.Error.Desc != "" {
-				all[i].Err = fmt.Errorf("QEMU says %q", a.Error.Desc)
-			}
 		}
 		all[i].CPU = i
 	}
@@ -32,16 +29,16 @@ func (m *instance) Registers(ctx context.Context) ([]vm.Registers, error) {
 // field is a register in the text of "info registers": a name and a number, or a segment register's selector and base.
 var field = regexp.MustCompile(`([A-Z][A-Z0-9]*) *= *([0-9a-f]{1,16})\b(?: ([0-9a-f]{8,16})\b)?`)
 
-// fields returns the registers of an answer by QEMU's names, and the bases of segment registers by the name with _BASE
+// fieldsOf returns the registers of a text by QEMU's names, and the bases of segment registers by the name with _BASE
 // behind it.
-func (a answer) fields() map[string]uint64 {
+func fieldsOf(text string) map[string]uint64 {
 	all := map[string]uint64{}
 	add := func(name, number string) {
 		if value, err := strconv.ParseUint(number, 16, 64); err == nil {
 			all[name] = value
 		}
 	}
-	for _, f := range field.FindAllStringSubmatch(a.Return, -1) {
+	for _, f := range field.FindAllStringSubmatch(text, -1) {
 		if add(f[1], f[2]); f[3] != "" {
 			add(f[1]+"_BASE", f[3])
 		}
@@ -51,7 +48,7 @@ func (a answer) fields() map[string]uint64 {
 
 // errField means that QEMU's answer has no such register.
 func errField(name string) error {
-	return fmt.Errorf("QEMU's answer has no %s, or is longer than %d bytes", name, lineLimit)
+	return fmt.Errorf("QEMU's answer has no %s", name)
 }
 
 // x86Registers are those that are shown, in order. QEMU shows a processor in 16- and 32-bit modes without r8 to r15.

@@ -53,7 +53,6 @@ func (x86Platform) args(size uint64, t topology.Topology, threads string) []stri
 	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
-		"-chardev", "socket,id=qmp,fd=6", "-mon", "chardev=qmp,mode=control",
 		"-M", "microvm,memory-backend=ram,acpi=off,pit=off,pic=off,rtc=on,isa-serial=on,x-option-roms=off," +
 			"auto-kernel-cmdline=off",
 		// Aligned, the RAM's huge pages can be mapped as such.
@@ -70,7 +69,7 @@ func (x86Platform) args(size uint64, t topology.Topology, threads string) []stri
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=0x%x,iosize=1", x86.SleepControl), // ends QEMU with 2 * value + 1
 		"-no-reboot",
 		"-name", "ktstr-vmm,debug-threads=on", // names that pin finds
-		"-d", "cpu_reset", "-D", "/proc/self/fd/8",
+		"-d", "cpu_reset", "-D", "/proc/self/fd/6",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 }
@@ -111,7 +110,7 @@ func (x86Platform) mailbox(e vm.Entry) mailbox {
 	return mailbox{alive: x86Mailbox, start: x86Mailbox + 4, state: x86Mailbox + 8, content: b}
 }
 
-func (x86Platform) listen(*monitor) (listener, *os.File, *os.File, error) {
+func (x86Platform) listen() (listener, *os.File, *os.File, error) {
 	r, w, err := os.Pipe()
 	return &resetLog{}, r, w, err
 }

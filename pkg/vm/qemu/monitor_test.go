@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -32,7 +31,7 @@ const (
 )
 
 func TestX86Registers(t *testing.T) {
-	r, err := x86Platform{}.registers(answer{Return: longMode}.fields())
+	r, err := x86Platform{}.registers(fieldsOf(longMode))
 	if err != nil || r.PC != 0xffffffff81c4c0ab || r.SP != 0xffffc9000009bee8 || r.State != vm.Halted ||
 		len(r.Values) != 27 {
 		t.Errorf("%+v, %v", r, err)
@@ -48,29 +47,25 @@ func TestX86Registers(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("there is no %v", want)
 	}
-	r, err = x86Platform{}.registers(answer{Return: realMode}.fields())
+	r, err = x86Platform{}.registers(fieldsOf(realMode))
 	if err != nil || r.PC != 0xfff0 || len(r.Values) != 19 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	for _, cut := range []string{"RSP", "RFL", "CS ", "GS ", "CR4", "EFER"} {
-		r, err := x86Platform{}.registers(answer{Return: strings.ReplaceAll(longMode, cut, "X")}.fields())
+		r, err := x86Platform{}.registers(fieldsOf(strings.ReplaceAll(longMode, cut, "X")))
 		if err == nil || len(r.Values) > 0 || !strings.Contains(err.Error(), "no "+strings.TrimSpace(cut)) {
 			t.Errorf("without %s: %+v, %v", cut, r, err)
 		}
 	}
 }
 
-// Whatever a QEMU says, it is not kept, and who asks gets an answer for each processor or none.
+// Whatever a QEMU says, no more than is needed is kept of it, and who asks gets a text for each processor or none.
 func FuzzMonitor(f *testing.F) {
-	text, err := json.Marshal(map[string]any{"return": longMode, "id": 0})
-	if err != nil {
-		f.Fatal(err)
-	}
-	last := `{"return": {}, "id": 2}` + "\n"
-	f.Add(string(text) + "\n" + last)
-	f.Add(`{"id": 1, "error": {"class": "GenericError", "desc": "no such CPU"}}` + "\n" + last + last)
-	f.Add(`{"id": -1, "return": ""}` + "\n" + `{"id": 3}` + "\n" + `{"id": 1e99}` + "\n" + `{"id": "0"}` + "\n")
-	f.Add(`{"id": 0, "return": {}}` + "\n" + `{"id": 1, "return": "` + strings.Repeat("x", 2*lineLimit) + "\"}\n" + last)
+	const end = "unknown command: 'end-1'\r\n"
+	f.Add("(qemu) i\x1b[K\x1b[Dinfo registers -a\r\n" + longMode + realMode + "(qemu) " + end)
+	f.Add("CPU#-1\nCPU#2\nRAX=1\nCPU#99999999999999999999\n" + end + end)
+	f.Add(strings.Repeat("CPU#1\nRAX=0000000000000001\n", 10000) + end)
+	f.Add("CPU#0\n" + strings.Repeat("x", 1<<20) + "\n" + strings.Repeat("RBX=1\n", 10000))
 	f.Fuzz(func(t *testing.T, said string) {
 		q, theirs, err := newMonitor()
 		if err != nil {
@@ -80,13 +75,13 @@ func FuzzMonitor(f *testing.F) {
 		const cpus = 2
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		gone, answered := make(chan struct{}), make(chan []answer)
+		gone, answered := make(chan struct{}), make(chan []string)
 		go func() {
-			answers, _ := q.ask(ctx, cpus, gone)
-			answered <- answers
+			texts, _ := q.ask(ctx, cpus, gone)
+			answered <- texts
 		}()
 		buf := make([]byte, 4096)
-		for asked := ""; !strings.Contains(asked, `"cont"`); {
+		for asked := ""; !strings.Contains(asked, "end-1\n"); {
 			n, err := theirs.Read(buf)
 			if err != nil {
 				t.Fatal(err)
@@ -95,14 +90,19 @@ func FuzzMonitor(f *testing.F) {
 		}
 		_, _ = q.Write([]byte(said))
 		close(gone)
-		if answers := <-answered; answers != nil {
+		texts := <-answered
+		if texts != nil && len(texts) != cpus {
+			t.Errorf("%d texts", len(texts))
+		}
+		for _, text := range texts {
+			if len(text) > 2*maxProcessor {
+				t.Errorf("%d bytes of a processor", len(text))
+			}
 			for _, platform := range []platform{x86Platform{}, arm64Platform{}} {
-				for _, a := range answers {
-					_, _ = platform.registers(a.fields())
-				}
+				_, _ = platform.registers(fieldsOf(text))
 			}
 		}
-		if cap(q.line) > 4*lineLimit {
+		if cap(q.line) > 4*maxMonitorLine {
 			t.Errorf("%d bytes are kept", cap(q.line))
 		}
 	})
