@@ -15,8 +15,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// How much of what QEMU says on its monitor is kept, in bytes: of a line, of which those with registers have some 80, and
-// of a processor's lines, which have some 3000.
+// How much of what QEMU says on its monitor is kept, in bytes: of a line, of which those with registers have some 80,
+// and of a processor's lines, which have some 3000.
 const (
 	maxMonitorLine = 512
 	maxProcessor   = 16 << 10
