@@ -9,8 +9,8 @@ import (
 // Printable returns any text as one line, with the characters that a terminal would act on escaped as in Go's strings.
 func Printable(s string) string { return escape(s, "") }
 
-// printableLines is Printable for text of many lines: line ends and tabs stay.
-func printableLines(s string) string { return escape(strings.ReplaceAll(s, "\r\n", "\n"), "\n\t") }
+// PrintableLines is Printable for text of many lines: line ends and tabs stay.
+func PrintableLines(s string) string { return escape(strings.ReplaceAll(s, "\r\n", "\n"), "\n\t") }
 
 func escape(s, keep string) string {
 	var b strings.Builder

@@ -118,7 +118,7 @@ func shown(lines []string) string {
 		}
 		short = append(short, line)
 	}
-	return indent(printableLines(strings.Join(short, "\n")))
+	return indent(PrintableLines(strings.Join(short, "\n")))
 }
 
 func textLines(p []byte) []string {

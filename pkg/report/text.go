@@ -63,7 +63,7 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	}
 	b.WriteString(schedulerText(r.Scheduler, good))
 	if r.Crash != nil {
-		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(printableLines(*r.Crash)))
+		fmt.Fprintf(&b, "\ncrash:\n%s\n", indent(PrintableLines(*r.Crash)))
 	}
 	if !good {
 		b.WriteString(cpusText(r))
@@ -72,7 +72,7 @@ func Text(w io.Writer, r *run.Result, colour bool) error {
 	if !good && !r.Panicked && console != "" {
 		lines := strings.Split(console, "\n")
 		fmt.Fprintf(&b, "\nend of the console:\n%s\n",
-			indent(printableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
+			indent(PrintableLines(strings.Join(lines[max(0, len(lines)-consoleLines):], "\n"))))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

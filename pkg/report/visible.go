@@ -41,7 +41,7 @@ func (v *Visible) pass(text []byte) error {
 	if len(text) == 0 {
 		return nil
 	}
-	_, err := io.WriteString(v.w, printableLines(string(text)))
+	_, err := io.WriteString(v.w, PrintableLines(string(text)))
 	return err
 }
 

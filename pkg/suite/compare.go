@@ -136,7 +136,7 @@ func (c *Comparison) Text(w io.Writer) error {
 
 // Markdown writes the comparison as CI systems show it.
 func (c *Comparison) Markdown(w io.Writer) error {
-	return c.write(w, markdown, "\n#### %s\n\n", "- %s\n", "### ")
+	return c.write(w, report.Markdown, "\n#### %s\n\n", "- %s\n", "### ")
 }
 
 // write writes headings and items, each in its format, with texts escaped.

@@ -120,13 +120,13 @@ func (r *Report) JUnit(w io.Writer) error {
 // Markdown writes a summary as CI systems show it: what did not just pass, with the last lines of its console.
 func (r *Report) Markdown(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "### %s\n", markdown(r.Summary()))
+	fmt.Fprintf(&b, "### %s\n", report.Markdown(r.Summary()))
 	rest := slices.DeleteFunc(slices.Clone(r.Runs), func(x *Result) bool { return x.Status == Passed })
 	if len(rest) > 0 {
 		b.WriteString("\n| status | run | seconds | |\n|---|---|---|---|\n")
 	}
 	for _, x := range rest {
-		fmt.Fprintf(&b, "| %s | %s | %.2f | %s |\n", x.Status, markdown(x.Name), x.Duration, markdown(x.Explain()))
+		fmt.Fprintf(&b, "| %s | %s | %.2f | %s |\n", x.Status, report.Markdown(x.Name), x.Duration, report.Markdown(x.Explain()))
 	}
 	for _, x := range rest {
 		if len(x.Tail) == 0 {
@@ -136,36 +136,9 @@ func (r *Report) Markdown(w io.Writer) error {
 		for i, line := range x.Tail {
 			lines[i] = report.Printable(line)
 		}
-		text := strings.Join(lines, "\n")
-		fence := strings.Repeat("`", max(3, longestRun(text, '`')+1))
-		fmt.Fprintf(&b, "\nThe last lines of %s:\n\n%stext\n%s\n%s\n", markdown(x.Name), fence, text, fence)
+		fmt.Fprintf(&b, "\nThe last lines of %s:\n\n%s", report.Markdown(x.Name),
+			report.MarkdownBlock(strings.Join(lines, "\n")))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-// markdown is any text as a line of Markdown that shows it: CommonMark 0.31, 2.4 "Backslash escapes".
-func markdown(s string) string {
-	var b strings.Builder
-	for _, c := range report.Printable(s) {
-		if strings.ContainsRune("!#$&()*+<>@[\\]_`{|}~", c) {
-			b.WriteByte('\\')
-		}
-		b.WriteRune(c)
-	}
-	return b.String()
-}
-
-// longestRun is the length of the longest run of a character.
-func longestRun(s string, c rune) (longest int) {
-	n := 0
-	for _, x := range s {
-		if x != c {
-			n = 0
-			continue
-		}
-		n++
-		longest = max(longest, n)
-	}
-	return longest
 }

@@ -1,0 +1,36 @@
+package report
+
+import "strings"
+
+// Markdown is any text as a line of Markdown that shows it: CommonMark 0.31, 2.4 "Backslash escapes".
+func Markdown(s string) string {
+	var b strings.Builder
+	for _, c := range Printable(s) {
+		if strings.ContainsRune("!#$&()*+<>@[\\]_`{|}~", c) {
+			b.WriteByte('\\')
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
+}
+
+// MarkdownBlock is text of many lines as a block of Markdown that shows it: a fence that is longer than any in it.
+func MarkdownBlock(s string) string {
+	text := strings.TrimRight(PrintableLines(s), "\n")
+	fence := strings.Repeat("`", max(3, longestRun(text, '`')+1))
+	return fence + "text\n" + text + "\n" + fence + "\n"
+}
+
+// longestRun is the length of the longest run of a character.
+func longestRun(s string, c rune) (longest int) {
+	n := 0
+	for _, x := range s {
+		if x != c {
+			n = 0
+			continue
+		}
+		n++
+		longest = max(longest, n)
+	}
+	return longest
+}
