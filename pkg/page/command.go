@@ -45,38 +45,33 @@ func word(s string) string {
 	return b.String() + "'"
 }
 
-// command is a command line for a shell.
-func command(args []string) string {
-	words := make([]string, len(args))
-	for i, a := range args {
-		words[i] = word(a)
-	}
-	if text := strings.Join(words, " "); len(text) <= maxCommand {
-		return text
-	}
-	return ""
-}
-
-// command is the command line that does the run again: in its folder, and with the settings of its environment.
-func (i *invocation) command() string {
-	if i == nil || len(i.Args.All) == 0 || i.Args.More > 0 {
-		return ""
-	}
-	text := command(i.Args.All)
-	if text == "" {
-		return ""
-	}
-	for _, name := range slices.Backward(slices.Sorted(maps.Keys(i.Env))) {
-		if !strings.HasPrefix(name, config.EnvPrefix) || strings.Trim(name, plain) != "" { // it is none of ours
-			continue
+// command is a command line for a shell, word by word, that runs the program with arguments: in the folder, and with the
+// settings of the environment, in which it was called. Nil is no command, for it would be too long.
+func (i *invocation) command(args ...string) (words []string) {
+	program := "ktstr-vmm"
+	if i != nil {
+		if i.Dir != "" {
+			words = []string{"cd", word(i.Dir), "&&"}
 		}
-		text = name + "=" + word(i.Env[name]) + " " + text
+		for _, name := range slices.Sorted(maps.Keys(i.Env)) {
+			if strings.HasPrefix(name, config.EnvPrefix) && strings.Trim(name, plain) == "" { // or it is none of ours
+				words = append(words, name+"="+word(i.Env[name]))
+			}
+		}
+		if len(i.Args.All) > 0 {
+			program = i.Args.All[0]
+		}
 	}
-	if i.Dir != "" {
-		text = "cd " + word(i.Dir) + " && " + text
+	words = append(words, word(program))
+	for _, a := range args {
+		words = append(words, word(a))
 	}
-	if len(text) > maxCommand {
-		return ""
+	n := 0
+	for _, w := range words {
+		n += len(w) + 1
 	}
-	return text
+	if n > maxCommand {
+		return nil
+	}
+	return words
 }

@@ -325,11 +325,12 @@ func loosely(runs []*Row) string {
 
 // section reads all that is shown of a run.
 func (r *Row) section() *Section {
-	v := &Section{Head: r.Head}
+	v := &Section{}
+	var called *invocation
 	if r.open != nil {
 		s, err := r.open()
 		if err == nil {
-			v = s.section()
+			v, called = s.section(), s.Invocation
 		} else if !errors.Is(err, fs.ErrNotExist) || r.result == nil {
 			v.Notes = append(v.Notes, line(fmt.Sprintf("Its report can't be read: %v.", err)))
 		}
@@ -341,7 +342,7 @@ func (r *Row) section() *Section {
 		v.Texts = append(v.Texts, r.logs()...)
 	}
 	if r.result != nil {
-		v.ofSuite(r.result)
+		v.ofSuite(r.result, called)
 	}
 	return v
 }

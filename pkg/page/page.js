@@ -13,7 +13,7 @@ function later(f) {
 for (const table of document.querySelectorAll("table.runs")) {
 	const form = table.previousElementSibling, body = table.tBodies[0];
 	const rows = Array.from(body.rows);
-	const texts = rows.map(row => row.textContent.toLowerCase());
+	const texts = rows.map(row => Array.from(row.cells, cell => cell.textContent).join("\n").toLowerCase());
 	const find = form.querySelector(".find"), boxes = Array.from(form.querySelectorAll("[type=checkbox]"));
 	const filter = () => {
 		const words = find.value.toLowerCase().split(/\s+/);

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/ktstr/ktstr-vmm/pkg/report"
@@ -28,7 +29,7 @@ type Section struct {
 	Head
 	Anchor      string
 	Ended       []Fact
-	Command     string // to run it again
+	Command     []string // to run it again: words of a shell's
 	Timeline    *Timeline
 	Tables      []Table // results first
 	Texts       []Text
@@ -60,6 +61,9 @@ type Table struct {
 // Cell is a cell of a table.
 type Cell struct{ Text, Class string }
 
+// Short reports whether a cell is too short to be broken.
+func (c Cell) Short() bool { return len(c.Text) <= 14 }
+
 // Text is a text of many lines.
 type Text struct {
 	Title string
@@ -72,7 +76,7 @@ type Text struct {
 type facts []Fact
 
 func (f *facts) add(name, format string, args ...any) {
-	*f = append(*f, Fact{name, line(fmt.Sprintf(format, args...))})
+	*f = append(*f, Fact{line(name), line(fmt.Sprintf(format, args...))})
 }
 
 func (f *facts) text(name, value string) {
@@ -156,7 +160,9 @@ func (s *source) head() Head {
 // section is all that a page shows of a run's report.
 func (s *source) section() *Section {
 	v := &Section{Head: s.head(), Ended: s.ended(), Ring: s.ring(), Environment: s.environment()}
-	v.Command = s.Invocation.command()
+	if i := s.Invocation; i != nil && len(i.Args.All) > 0 && i.Args.More == 0 {
+		v.Command = i.command(i.Args.All[1:]...)
+	}
 	v.Timeline = newTimeline(s)
 	add := func(t Table) {
 		if len(t.Rows) > 0 {
@@ -167,6 +173,7 @@ func (s *source) section() *Section {
 	tests.Open = true
 	add(tests)
 	add(others)
+	add(s.phases())
 	add(s.events())
 	add(s.stimuli())
 	if s.Scheduler != nil {
@@ -197,7 +204,9 @@ func (s *source) ended() []Fact {
 		f.add("scheduler's exit code", "%d", *s.SchedulerExit.Code)
 	}
 	f.add("took", "%s", seconds(s.Duration))
-	f.text("started", s.StartedAt)
+	if at, err := time.Parse(time.RFC3339Nano, s.StartedAt); err == nil {
+		f.text("started", at.UTC().Format("2006-01-02 15:04:05 UTC"))
+	}
 	f.add("messages", "%d", s.Ring.Messages)
 	f.add("drops", "%d", s.Ring.Drops)
 	return f
@@ -227,9 +236,12 @@ func (s *source) environment() []Fact {
 	f.text("kernel", s.VM.Kernel)
 	f.text("architecture", s.Arch)
 	f.text("ran on", s.Accelerator)
+	f.add("CPUs", "%d", s.VM.CPUs)
 	t := s.VM.Topology
-	f.add("CPUs", "%d: %d sockets × %d dies × %d cores × %d threads, %d last-level caches", s.VM.CPUs, t.Sockets, t.Dies,
-		t.Cores, t.Threads, t.LLC.Count)
+	if s.VM.CPUs > 1 {
+		f.add("topology", "sockets=%d, dies=%d, cores=%d, threads=%d; %d last-level caches", t.Sockets, t.Dies, t.Cores,
+			t.Threads, t.LLC.Count)
+	}
 	if t.NUMA != nil {
 		f.add("NUMA nodes", "%d", t.NUMA.Nodes)
 	}
@@ -322,6 +334,12 @@ func (s *source) results() (tests, others Table) {
 		return cells(s.resultTime(rest[i]), b.String())
 	})
 	return tests, others
+}
+
+func (s *source) phases() Table {
+	return newTable("Phases", len(s.Phases.All), s.Phases.More, []string{"from", "phase"}, func(i int) []Cell {
+		return cells(seconds(s.Phases.All[i].At), s.Phases.All[i].Name)
+	})
 }
 
 func (s *source) events() Table {
@@ -438,10 +456,10 @@ func (s *source) console() Text {
 	return t
 }
 
-// ofSuite adds what a suite knows of a run.
-func (v *Section) ofSuite(x *suite.Result) {
-	if v.Command == "" && len(x.Args) > 0 {
-		v.Command = command(append([]string{"ktstr-vmm"}, x.Args...))
+// ofSuite adds what a suite knows of a run. Its own files are no part of the command to run it again.
+func (v *Section) ofSuite(x *suite.Result, i *invocation) {
+	if len(x.Args) > 0 {
+		v.Command = i.command(x.Args...)
 	}
 	if x.Expect != nil {
 		v.Ended = append(v.Ended, Fact{"expected", line(x.Expect.String())})

@@ -108,8 +108,8 @@ func (v *Section) text(w io.Writer) {
 	for _, n := range v.Notes {
 		fmt.Fprintf(w, "  %s\n", n)
 	}
-	if v.Command != "" {
-		fmt.Fprintf(w, "  %-22s %s\n", "to run it again", v.Command)
+	if len(v.Command) > 0 {
+		fmt.Fprintf(w, "  %-22s %s\n", "to run it again", strings.Join(v.Command, " "))
 	}
 	tables, texts := v.shown()
 	for _, t := range tables {
@@ -165,7 +165,7 @@ func (v *Section) markdown(w io.Writer) {
 	for _, t := range texts {
 		fmt.Fprintf(w, "\nThe end of %s:\n\n%s", report.Markdown(t.Title), report.MarkdownBlock(t.end()))
 	}
-	if v.Command != "" {
-		fmt.Fprintf(w, "\nTo run it again:\n\n%s", report.MarkdownBlock(v.Command))
+	if len(v.Command) > 0 {
+		fmt.Fprintf(w, "\nTo run it again:\n\n%s", report.MarkdownBlock(strings.Join(v.Command, " ")))
 	}
 }

@@ -122,6 +122,9 @@ func scenarios(s *source) (all []span) {
 	return all
 }
 
+// unregistered is the kernel's reason where a scheduler has ended by itself.
+const unregistered = "unregistered from user space"
+
 func states(s *source) (all []span) {
 	if s.Scheduler == nil {
 		return nil
@@ -131,7 +134,7 @@ func states(s *source) (all []span) {
 		switch {
 		case x.State == "enabled":
 			class = "good"
-		case x.Reason != "":
+		case x.Reason != "" && x.Reason != unregistered:
 			class = "bad"
 		}
 		name := x.State
@@ -174,7 +177,7 @@ func eventClass(kind string) string {
 	switch kind {
 	case "CRSH", "SCDX", "fault", "drops":
 		return "bad"
-	case "dump_request", "stall_request", "signal", "stop":
+	case "dump_request", "stall_request", "signal", "stop", "deadline":
 		return "warn"
 	}
 	return ""
@@ -183,7 +186,7 @@ func eventClass(kind string) string {
 // events are those that have no lane of their own. An older report has no events, but the requests of dumps.
 func events(s *source) (all []moment) {
 	for _, e := range s.Events.All {
-		if e.Kind != "SCST" && e.Kind != "SCEN" {
+		if !slices.Contains([]string{"SCST", "SCEN", "SXST"}, e.Kind) {
 			all = append(all, moment{e.At, eventClass(e.Kind), e.Kind + " " + e.Text})
 		}
 	}
@@ -238,7 +241,7 @@ func (t *Timeline) spans(name string, all []span) {
 		x := t.percent(s.from)
 		item := Item{X: format(x), W: format(max(0.3, t.percent(to)-x)), Class: s.class,
 			Title: line(fmt.Sprintf("%s: %s to %s", s.name, seconds(s.from), seconds(to)))}
-		if label := line(s.name); t.percent(to)-x > 3*float64(len(label)) { // in 400 px, too
+		if label := line(s.name); t.percent(to)-x > 2*float64(len(label))+2 { // in 400 px, too
 			item.Label = label
 		}
 		items = append(items, item)
