@@ -10,6 +10,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/ktstr/ktstr-vmm/pkg/suite"
 )
@@ -45,15 +46,18 @@ type document struct {
 	Single  bool // one run alone
 }
 
-// HTML writes the page as HTML in one file. Version is the program's.
-func (p *Page) HTML(w io.Writer, version string) error {
-	t, err := template.New("page").Funcs(template.FuncMap{
+// parsed is the page's template.
+var parsed = sync.OnceValues(func() (*template.Template, error) {
+	return template.New("page").Funcs(template.FuncMap{
 		"seconds": func(s float64) string { return strings.TrimSuffix(seconds(s), " s") },
 		"sorted":  func(s float64) string { return strconv.FormatFloat(s, 'g', -1, 64) },
-		"join":    strings.Join,
 		"changes": changes,
-		"id":      func(s string) string { return strings.ToLower(strings.ReplaceAll(s, " ", "-")) },
 	}).Parse(pageHTML)
+})
+
+// HTML writes the page as HTML in one file. Version is the program's.
+func (p *Page) HTML(w io.Writer, version string) error {
+	t, err := parsed()
 	if err != nil {
 		return err
 	}

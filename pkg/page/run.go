@@ -318,6 +318,9 @@ func (s *source) results() (tests, others Table) {
 	}
 	all := slices.Concat(failed, passed)
 	title := fmt.Sprintf("Test results: %d passed, %d failed", len(passed), len(failed))
+	if s.Results.More > 0 {
+		title += fmt.Sprintf(" of the first %d", len(s.Results.All))
+	}
 	tests = newTable(title, len(all), s.Results.More, []string{"", "test", "time", "message"}, func(i int) []Cell {
 		row := cells("failed", all[i].Name, all[i].at, all[i].Message)
 		row[0].Class = "bad"
