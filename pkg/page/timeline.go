@@ -92,11 +92,12 @@ type span struct {
 	from, to float64 // to < 0: when the next one begins
 	class    string
 	name     string
+	more     string // of the name, where a bar has no room
 }
 
 func phases(s *source) (all []span) {
 	for i, p := range s.Phases.All {
-		all = append(all, span{p.At, -1, fmt.Sprintf("p%d", i%5), p.Name})
+		all = append(all, span{p.At, -1, fmt.Sprintf("p%d", i%5), p.Name, ""})
 	}
 	return all
 }
@@ -114,7 +115,7 @@ func scenarios(s *source) (all []span) {
 			if name == "" {
 				name = fmt.Sprintf("scenario %d", len(all)+1)
 			}
-			all, begun = append(all, span{e.At, math.MaxInt32, fmt.Sprintf("p%d", len(all)%5), name}), true
+			all, begun = append(all, span{e.At, math.MaxInt32, fmt.Sprintf("p%d", len(all)%5), name, ""}), true
 		case e.Kind == "SCEN" && begun:
 			all[len(all)-1].to, begun = e.At, false
 		}
@@ -137,14 +138,14 @@ func states(s *source) (all []span) {
 		case x.Reason != "" && x.Reason != unregistered:
 			class = "bad"
 		}
-		name := x.State
+		more := ""
 		if x.Ops != "" {
-			name += " " + x.Ops
+			more += " " + x.Ops
 		}
 		if x.Reason != "" {
-			name += ": " + x.Reason
+			more += ": " + x.Reason
 		}
-		all = append(all, span{x.At, -1, class, name})
+		all = append(all, span{x.At, -1, class, x.State, more})
 	}
 	return all
 }
@@ -240,7 +241,7 @@ func (t *Timeline) spans(name string, all []span) {
 		}
 		x := t.percent(s.from)
 		item := Item{X: format(x), W: format(max(0.3, t.percent(to)-x)), Class: s.class,
-			Title: line(fmt.Sprintf("%s: %s to %s", s.name, seconds(s.from), seconds(to)))}
+			Title: line(fmt.Sprintf("%s%s, %s to %s", s.name, s.more, seconds(s.from), seconds(to)))}
 		if label := line(s.name); t.percent(to)-x > 2*float64(len(label))+2 { // in 400 px, too
 			item.Label = label
 		}

@@ -107,6 +107,7 @@ const (
 	reportFile   = "suite.json"
 	junitFile    = "suite.xml"
 	markdownFile = "summary.md"
+	pageFile     = "report.html" // where the documentation has pages
 	runsFolder   = "runs"
 	tempPrefix   = ".ktstr-vmm-suite-" // of files that have yet to get their names
 )

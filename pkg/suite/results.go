@@ -65,12 +65,12 @@ func (r *Results) take() error {
 	return nil
 }
 
-// isOurs reports whether a suite may have written it.
+// isOurs reports whether a suite may have written it, or "ktstr-vmm report" for it.
 func isOurs(e fs.DirEntry) bool {
 	if e.Name() == runsFolder {
 		return e.IsDir()
 	}
-	return e.Type().IsRegular() && (slices.Contains([]string{reportFile, junitFile, markdownFile}, e.Name()) ||
+	return e.Type().IsRegular() && (slices.Contains([]string{reportFile, junitFile, markdownFile, pageFile}, e.Name()) ||
 		strings.HasPrefix(e.Name(), tempPrefix))
 }
 
