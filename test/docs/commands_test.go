@@ -17,6 +17,7 @@ var followed = map[string]proof{
 	"docs/ci.md":              {"test/engines", "TestGuide"},
 	"docs/guide-developer.md": {"test/docs", "TestDeveloperGuide"},
 	"docs/schedulers.md":      {"test/linux", "TestSchedExtGuide"},
+	"docs/report.md":          {"test/engines", "TestReportGuide"},
 	"docs/tutorial.md":        {"test/linux", "TestSchedExtTutorial"},
 }
 
