@@ -45,8 +45,8 @@ func word(s string) string {
 	return b.String() + "'"
 }
 
-// command is a command line for a shell, word by word, that runs the program with arguments: in the folder, and with the
-// settings of the environment, in which it was called. Nil is no command, for it would be too long.
+// command is a command line for a shell, word by word, that runs the program with these arguments, in the folder and
+// with the settings of the environment in which it was called. It is nil if it would be too long.
 func (i *invocation) command(args ...string) (words []string) {
 	program := "ktstr-vmm"
 	if i != nil {

@@ -1,5 +1,5 @@
-// Package page makes pages of reports: of runs, and of suites. A page is HTML in one file, text or Markdown. A guest has
-// had a say in what is in reports, so all that is read is bounded, and all that is shown is escaped.
+// Package page makes pages of reports: of runs, and of suites. A page is HTML in one file, text or Markdown. A guest
+// has had a say in what is in reports, so all that is read is bounded, and all that is shown is escaped.
 package page
 
 import (
@@ -64,8 +64,8 @@ type Row struct {
 	logs   func() []Text
 }
 
-// Read reads reports: files, and folders of them. Runs of old that are compared with are those of compare, if it is not
-// empty. A file that can't be read is a problem of the page; without any other it is an error.
+// Read reads reports: files, and folders of them. If compare is not empty, it is an earlier report of a suite, with
+// which the suite is compared. A file that can't be read is a problem of the page; if there is no other, an error.
 func Read(paths []string, compare string) (*Page, error) {
 	p := &Page{}
 	loose := &Group{Title: "Runs"}
@@ -338,7 +338,8 @@ func (r *Row) section() *Section {
 	reason := v.Why
 	v.Head = r.Head // a suite knows more
 	v.Why = cmp.Or(v.Why, reason)
-	if r.logs != nil && !slices.ContainsFunc(v.Texts, func(t Text) bool { return t.Title == "stdout" || t.Title == "stderr" }) {
+	isOutput := func(t Text) bool { return t.Title == "stdout" || t.Title == "stderr" }
+	if r.logs != nil && !slices.ContainsFunc(v.Texts, isOutput) {
 		v.Texts = append(v.Texts, r.logs()...)
 	}
 	if r.result != nil {

@@ -126,7 +126,8 @@ func (r *Report) Markdown(w io.Writer) error {
 		b.WriteString("\n| status | run | seconds | |\n|---|---|---|---|\n")
 	}
 	for _, x := range rest {
-		fmt.Fprintf(&b, "| %s | %s | %.2f | %s |\n", x.Status, report.Markdown(x.Name), x.Duration, report.Markdown(x.Explain()))
+		fmt.Fprintf(&b, "| %s | %s | %.2f | %s |\n", x.Status, report.Markdown(x.Name), x.Duration,
+			report.Markdown(x.Explain()))
 	}
 	for _, x := range rest {
 		if len(x.Tail) == 0 {

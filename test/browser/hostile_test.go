@@ -82,8 +82,8 @@ func TestHostile(t *testing.T) {
 		if eval[bool](t, b, `"pwned" in window`) {
 			t.Errorf("%s: a report has run a script", name)
 		}
-		const foreign = `document.querySelectorAll("img, iframe, base, link, animate, meta[http-equiv=refresh], script:not(:last-of-type),` +
-			` [onfocus], [onerror], [onload], [onmouseover], [ontoggle], [autofocus]").length`
+		const foreign = `document.querySelectorAll("img, iframe, base, link, animate, meta[http-equiv=refresh],` +
+			` script:not(:last-of-type), [onfocus], [onerror], [onload], [onmouseover], [ontoggle], [autofocus]").length`
 		if n := eval[int](t, b, foreign); n != 0 {
 			t.Errorf("%s: a report has made %d elements", name, n)
 		}

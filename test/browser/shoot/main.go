@@ -3,8 +3,8 @@
 //	shoot page OUT.png [-dark] [-width N] [-height N] [-show SELECTOR] FILE.html
 //	shoot terminal OUT.png [-size COLSxROWS] [-until REGEXP] -- CMD [ARG...]
 //
-// The first one shows a page in Chromium. The second one shows the screen of a terminal in which a command runs: when it
-// has ended, or when the screen first shows what the regular expression matches.
+// The first one shows a page in Chromium. The second one shows the screen of a terminal in which a command runs: when
+// it has ended, or when the screen first shows what the regular expression matches.
 package main
 
 import (
@@ -110,7 +110,8 @@ func (v view) page(ctx context.Context, path string) error {
 		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}); err != nil {
 		return err
 	}
-	if err := chromedp.Do(ctx, chromedp.EmulateViewport(v.width, v.height), chromedp.Navigate("file://"+path)); err != nil {
+	err = chromedp.Do(ctx, chromedp.EmulateViewport(v.width, v.height), chromedp.Navigate("file://"+path))
+	if err != nil {
 		return err
 	}
 	shot := chromedp.CaptureScreenshot()
@@ -206,8 +207,8 @@ const bold = 1 << 2
 // render is a terminal's screen as HTML, without the empty lines at its end.
 func render(screen vt10x.Terminal, cols, rows int) string {
 	var b strings.Builder
-	b.WriteString(`<!DOCTYPE html><meta charset="utf-8"><style>body { margin: 0 } pre { display: inline-block; margin: 0;
-		padding: 14px 18px; background: #14191f; color: #d5dbe3; font: 14px/1.35 "DejaVu Sans Mono", monospace }</style><pre>`)
+	b.WriteString(`<!DOCTYPE html><meta charset="utf-8"><style>body { margin: 0 } pre { display: inline-block;
+		margin: 0; padding: 14px 18px; background: #14191f; font: 14px/1.35 "DejaVu Sans Mono", monospace }</style><pre>`)
 	lines := 0
 	for y := range rows {
 		for x := range cols {
