@@ -21,6 +21,9 @@ const (
 	maxFiles    = 10000    // that are looked at in a folder
 	maxSections = 200      // runs of which all is shown
 	maxBytes    = 24 << 20 // of those sections, about
+	maxTable    = 10000    // runs of a group, which is what a suite can have
+	maxFirst    = 100      // runs in a list of those to look at first
+	maxLabels   = 8        // of a run
 )
 
 // The files that a suite leaves of a run, and of itself.
@@ -45,6 +48,7 @@ type Group struct {
 	Suite      *suite.Report     // nil: no suite
 	Comparison *suite.Comparison // nil: with nothing
 	Runs       []*Row            // what is worst first
+	More       int               // runs that are not among them, for there are too many
 }
 
 // Row is a run in a table, and its section.
@@ -197,10 +201,10 @@ var (
 func groupOf(r *suite.Report, dir string) *Group {
 	g := &Group{Title: line(r.Name), Summary: r.Summary(), Suite: r}
 	for _, x := range r.Runs {
-		row := &Row{Head: Head{line(x.Name), string(x.Status), classes[x.Status], line(x.Explain())}, Seconds: x.Duration,
-			Messages: x.Messages, Drops: x.Drops, rank: slices.Index(ranks, x.Status), result: x}
-		for _, l := range x.Labels {
-			row.Labels = append(row.Labels, line(l))
+		row := &Row{Head: Head{brief(x.Name), string(x.Status), classes[x.Status], brief(x.Explain())},
+			Seconds: x.Duration, Messages: x.Messages, Drops: x.Drops, rank: slices.Index(ranks, x.Status), result: x}
+		for _, l := range x.Labels[:min(len(x.Labels), maxLabels)] {
+			row.Labels = append(row.Labels, brief(l))
 		}
 		if x.Outcome != "" || x.ExitCode != nil {
 			row.Ended = ended(string(x.Outcome), x.ExitCode)
@@ -290,6 +294,9 @@ func (p *Page) finish() {
 		if g.Suite == nil {
 			g.Summary = loosely(g.Runs)
 		}
+		if g.More = len(g.Runs) - maxTable; g.More > 0 {
+			g.Runs = g.Runs[:maxTable]
+		}
 		all = append(all, g.Runs...)
 	}
 	slices.SortStableFunc(all, func(a, b *Row) int { return cmp.Compare(a.rank, b.rank) }) // of all suites
@@ -336,8 +343,11 @@ func (r *Row) section() *Section {
 		}
 	}
 	reason := v.Why
-	v.Head = r.Head // a suite knows more
-	v.Why = cmp.Or(v.Why, reason)
+	v.Head = r.Head
+	v.Why = cmp.Or(reason, v.Why)
+	if r.result != nil { // the suite knows more
+		v.Why = cmp.Or(line(r.result.Explain()), reason)
+	}
 	isOutput := func(t Text) bool { return t.Title == "stdout" || t.Title == "stderr" }
 	if r.logs != nil && !slices.ContainsFunc(v.Texts, isOutput) {
 		v.Texts = append(v.Texts, r.logs()...)
@@ -353,14 +363,34 @@ func (g *Group) Bad() bool {
 	return slices.ContainsFunc(g.Runs, func(r *Row) bool { return r.Class == "bad" })
 }
 
-// Flaky are a suite's flaky runs.
-func (g *Group) Flaky() []*Row {
-	return slices.DeleteFunc(slices.Clone(g.Runs), func(r *Row) bool { return r.Status != string(suite.Flaky) })
+// First are the runs to look at first.
+type First struct {
+	Title string
+	Runs  []*Row
+	More  int
 }
 
-// Failing are the runs that newly fail.
-func (g *Group) Failing() []*Row {
-	return slices.DeleteFunc(slices.Clone(g.Runs), func(r *Row) bool { return !r.New })
+// First are the runs that newly fail, and those that are flaky.
+func (g *Group) First() (all []First) {
+	for _, x := range []struct {
+		title string
+		is    func(*Row) bool
+	}{
+		{"Newly failing", func(r *Row) bool { return r.New }},
+		{"Flaky", func(r *Row) bool { return r.Status == string(suite.Flaky) }},
+	} {
+		var found []*Row
+		for _, r := range g.Runs {
+			if x.is(r) {
+				found = append(found, r)
+			}
+		}
+		if n := len(found); n > 0 {
+			shown := min(n, maxFirst)
+			all = append(all, First{fmt.Sprintf("%s: %d", x.title, n), found[:shown], n - shown})
+		}
+	}
+	return all
 }
 
 // Counts says how many runs have each status, in the order in which they are shown.

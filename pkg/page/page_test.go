@@ -132,6 +132,37 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// The table has what a suite can have, and the lists at the top the first of very many.
+func TestManyRuns(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`{"schema": 1, "name": "s", "counts": {}, "runs": [`)
+	for i := range 10050 {
+		fmt.Fprintf(&b, `{"name": "run %d", "status": "flaky", "reason": %q, "earlier": [{"reason": "x"}]},`, i,
+			strings.Repeat("long ", 1000))
+	}
+	b.WriteString(`{"name": "last", "status": "failed", "reason": "it comes first"}]}`)
+	p, err := Read([]string{write(t, filepath.Join(t.TempDir(), "suite.json"), b.String())}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var page bytes.Buffer
+	if err := p.HTML(&page, "test"); err != nil {
+		t.Fatal(err)
+	}
+	text := page.String()
+	if len(text) > 16<<20 {
+		t.Errorf("the page has %d bytes", len(text))
+	}
+	if !strings.Contains(text, `<a href="#run-1">last</a>`) {
+		t.Error("what is worst is not first")
+	}
+	for _, want := range []string{"Flaky: 9999", "and 9899 more", "and 51 runs that are no worse", "9800 runs have a line"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("there is no %q", want)
+		}
+	}
+}
+
 // A shell makes of a command line the words that it was made of, and a terminal is shown nothing that it would act on.
 func TestCommand(t *testing.T) {
 	args := []string{"plain-1.0/x=y", "", "two words", "it's", `back\slash`, "$HOME `id` $(id)", "line\nend",

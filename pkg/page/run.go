@@ -20,6 +20,7 @@ import (
 const (
 	maxText  = 64 << 10 // bytes of a text, at its end
 	maxLine  = 2 << 10  // bytes of what is a line
+	maxBrief = 300      // bytes of a text in the table of all runs
 	maxRows  = 500      // of a table
 	maxLooks = 8
 )
@@ -92,12 +93,19 @@ func (f *facts) count(name string, n uint64) {
 }
 
 // line is a text as one bounded line.
-func line(s string) string {
-	more := ""
-	if len(s) > maxLine {
-		s, more = s[:maxLine], "…"
+func line(s string) string { return cut(s, maxLine) }
+
+// brief is a text as a part of a line, where there are very many.
+func brief(s string) string { return cut(s, maxBrief) }
+
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return report.Printable(s)
 	}
-	return report.Printable(s) + more
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return report.Printable(s[:limit]) + "…"
 }
 
 // tail is the end of a text.
@@ -147,7 +155,7 @@ func cells(texts ...string) []Cell {
 
 // head is a run that is in no suite: good is one that exited with 0.
 func (s *source) head() Head {
-	h := Head{line(s.Name), line(s.Outcome), "bad", line(s.Reason)}
+	h := Head{brief(s.Name), brief(s.Outcome), "bad", brief(s.Reason)}
 	if s.Outcome == string(run.Exited) {
 		h.Class = "good"
 		if s.ExitCode != 0 {
@@ -160,6 +168,7 @@ func (s *source) head() Head {
 // section is all that a page shows of a run's report.
 func (s *source) section() *Section {
 	v := &Section{Head: s.head(), Ended: s.ended(), Ring: s.ring(), Environment: s.environment()}
+	v.Why = line(s.Reason)
 	if i := s.Invocation; i != nil && len(i.Args.All) > 0 && i.Args.More == 0 {
 		v.Command = i.command(i.Args.All[1:]...)
 	}
@@ -187,7 +196,7 @@ func (s *source) section() *Section {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Omitted)) {
 		if n := s.Omitted[name]; n != "0" && len(v.Notes) < 16 {
-			v.Notes = append(v.Notes, line(fmt.Sprintf("The report has no room for %s %s more.", n,
+			v.Notes = append(v.Notes, line(fmt.Sprintf("Left out of the report: %s %s.", n,
 				strings.ReplaceAll(name, "_", " "))))
 		}
 	}

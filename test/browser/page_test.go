@@ -114,6 +114,7 @@ func TestLooks(t *testing.T) {
 		"suite": reported(t, 0, results, "--compare", before),
 		"older": reported(t, 0, filepath.Join("testdata", "older.json")),
 		"linux": reported(t, 0, filepath.Join("testdata", "linux.json")),
+		"mixed": reported(t, 0, filepath.Join("testdata", "mixed.json"), filepath.Join("testdata", "all.json")),
 	} {
 		b := open(t, path, look{})
 		eval[bool](t, b, `document.querySelectorAll("details").forEach(d => d.open = true), true`)
