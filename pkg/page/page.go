@@ -47,8 +47,10 @@ type Group struct {
 	Summary    string
 	Suite      *suite.Report     // nil: no suite
 	Comparison *suite.Comparison // nil: with nothing
-	Runs       []*Row            // what is worst first
-	More       int               // runs that are not among them, for there are too many
+	Counts     []Count           // in the order of the runs
+	First      []First
+	Runs       []*Row // what is worst first
+	More       int    // runs that are not among them, for there are too many
 }
 
 // Row is a run in a table, and its section.
@@ -294,7 +296,8 @@ func (p *Page) finish() {
 		if g.Suite == nil {
 			g.Summary = loosely(g.Runs)
 		}
-		if g.More = len(g.Runs) - maxTable; g.More > 0 {
+		g.Counts, g.First = counts(g.Runs), firstOf(g.Runs)
+		if g.More = max(0, len(g.Runs)-maxTable); g.More > 0 {
 			g.Runs = g.Runs[:maxTable]
 		}
 		all = append(all, g.Runs...)
@@ -370,8 +373,8 @@ type First struct {
 	More  int
 }
 
-// First are the runs that newly fail, and those that are flaky.
-func (g *Group) First() (all []First) {
+// firstOf are the runs that newly fail, and those that are flaky.
+func firstOf(runs []*Row) (all []First) {
 	for _, x := range []struct {
 		title string
 		is    func(*Row) bool
@@ -380,7 +383,7 @@ func (g *Group) First() (all []First) {
 		{"Flaky", func(r *Row) bool { return r.Status == string(suite.Flaky) }},
 	} {
 		var found []*Row
-		for _, r := range g.Runs {
+		for _, r := range runs {
 			if x.is(r) {
 				found = append(found, r)
 			}
@@ -393,9 +396,9 @@ func (g *Group) First() (all []First) {
 	return all
 }
 
-// Counts says how many runs have each status, in the order in which they are shown.
-func (g *Group) Counts() (all []Count) {
-	for _, r := range g.Runs {
+// counts says how many runs have each status.
+func counts(runs []*Row) (all []Count) {
+	for _, r := range runs {
 		i := slices.IndexFunc(all, func(c Count) bool { return c.Status == r.Status })
 		if i < 0 {
 			all, i = append(all, Count{Status: r.Status, Class: r.Class}), len(all)
