@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,14 +24,18 @@ const codeBroken = 1
 
 func inspectCommand() *cobra.Command {
 	var offset, length config.Size
-	var asJSON, all bool
+	o := &inspection{}
 	c := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Decode the ring in a file: a memory image, a core, a recording; or a device tree",
 		Long: `Decode the ring in a file: a memory image, a core, a recording; or a device tree.
 
 The ring is where --offset says, or else where the device tree puts it that is in an
-image of an arm64 guest's RAM; of a device tree alone, what it says of memory is shown.`,
+image of an arm64 guest's RAM; of a device tree alone, what it says of memory is shown.
+
+With --follow the file is one that a writer is at work on, such as the RAM of a guest that
+runs: messages are shown as they come, until Ctrl-C or the file's end. Nothing is written to
+it, and nobody waits for inspect: if it is slower than the writer, it says what it missed.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("inspect takes one IMAGE, %d were given", len(args))
@@ -38,6 +43,9 @@ image of an arm64 guest's RAM; of a device tree alone, what it says of memory is
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return err
@@ -47,14 +55,66 @@ image of an arm64 guest's RAM; of a device tree alone, what it says of memory is
 			if err != nil {
 				return err
 			}
-			return inspect(c.OutOrStdout(), region, asJSON, all)
+			if o.follow {
+				return o.following(c, f, region)
+			}
+			return o.inspect(c.OutOrStdout(), region)
 		},
 	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVar(&all, "all", false, "also what has been read already, from a ring that has not wrapped")
+	c.Flags().BoolVar(&o.json, "json", false, "print JSON: one object, or with --follow one in each line")
+	c.Flags().BoolVar(&o.all, "all", false, "also what has been read already, from a ring that has not wrapped")
+	c.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on with what is written to the file from now on")
+	c.Flags().StringSliceVar(&o.typeNames, "type", nil, "only messages of these types: by name, or 0x and their number")
+	c.Flags().StringVar(&o.sinceText, "since", "",
+		"with --follow, only what comes from then on: a time, as 15:04:05 or in RFC 3339, or how long ago, as 0s")
 	c.Flags().Var(&offset, "offset", "where in the file the ring's region starts, or the RAM")
 	c.Flags().Var(&length, "size", "the size of that; all up to the file's end if it is not given")
+	mustComplete(c, "type", completeList(typeNames()))
+	mustComplete(c, "since", cobra.FixedCompletions([]string{"0s"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
+}
+
+// inspection is what inspect is asked for.
+type inspection struct {
+	json, all, follow bool
+	typeNames         []string
+	sinceText         string
+
+	types map[shm.Type]bool // nil: all
+	since time.Time         // zero: no --since
+}
+
+// check judges what was asked for.
+func (o *inspection) check() (err error) {
+	for _, name := range o.typeNames {
+		t, err := shm.ParseType(name)
+		if err != nil {
+			return fmt.Errorf("--type: %w", err)
+		}
+		if o.types == nil {
+			o.types = map[shm.Type]bool{}
+		}
+		o.types[t] = true
+	}
+	if o.sinceText == "" {
+		return nil
+	}
+	if !o.follow {
+		return errors.New("--since is for --follow: messages in a file have no times")
+	}
+	o.since, err = parseSince(o.sinceText, time.Now())
+	return err
+}
+
+// wants reports whether messages of this type are shown.
+func (o *inspection) wants(t shm.Type) bool { return o.types == nil || o.types[t] }
+
+// typeNames are the names of the known types.
+func typeNames() (names []string) {
+	for _, t := range shm.Types() {
+		names = append(names, t.String())
+	}
+	return names
 }
 
 // regionOf is the part of a file that the flags name.
@@ -83,14 +143,16 @@ func regionOf(f *os.File, offset, length uint64, limited bool) (*io.SectionReade
 
 // contents is what there is in an image. An arm64 guest's RAM has a device tree that says where the ring is.
 type contents struct {
-	memory *fdt.Memory   // what the device tree says; nil: there is no tree, or the image begins with a ring
-	ring   *shm.Snapshot // nil: there is not even a header
-	err    error         // why no message can be read
+	memory *fdt.Memory       // what the device tree says; nil: there is no tree, or the image begins with a ring
+	ring   *shm.Snapshot     // nil: there is not even a header
+	region *io.SectionReader // the ring's
+	err    error             // why no message can be read
 }
 
 // contentsOf finds the ring in a region: at its start, or where a device tree in it puts the ring. A region that is
 // no larger than a tree can be is a tree alone, and no error.
 func contentsOf(region *io.SectionReader) (c contents) {
+	c.region = region
 	if c.ring, c.err = ringIn(region); !errors.Is(c.err, shm.ErrNoRing) {
 		return c
 	}
@@ -103,13 +165,15 @@ func contentsOf(region *io.SectionReader) (c contents) {
 	}
 	c = contents{memory: &memory, err: err}
 	if err == nil && region.Size() > fdt.MaxSize {
-		c.ring, c.err = ringInRAM(region, memory)
+		if c.region, c.err = ringInRAM(region, memory); c.err == nil {
+			c.ring, c.err = ringIn(c.region)
+		}
 	}
 	return c
 }
 
-// ringInRAM is the ring in an image of RAM, where a device tree puts it.
-func ringInRAM(image *io.SectionReader, memory fdt.Memory) (*shm.Snapshot, error) {
+// ringInRAM is the ring's region in an image of RAM, where a device tree puts it.
+func ringInRAM(image *io.SectionReader, memory fdt.Memory) (*io.SectionReader, error) {
 	ring, err := memory.Ring()
 	if err != nil {
 		return nil, err
@@ -119,7 +183,7 @@ func ringInRAM(image *io.SectionReader, memory fdt.Memory) (*shm.Snapshot, error
 		return nil, fmt.Errorf("%w: by the device tree it has %s, and the image has 0x%x bytes, from RAM's start",
 			shm.ErrNoRing, ring, size)
 	}
-	return ringIn(io.NewSectionReader(image, int64(at), int64(min(ring.Size, uint64(image.Size())-at))))
+	return io.NewSectionReader(image, int64(at), int64(min(ring.Size, uint64(image.Size())-at))), nil
 }
 
 // ringIn is the ring at the start of a region. With ErrNoRing there may be a header all the same.
@@ -132,14 +196,14 @@ func ringIn(region *io.SectionReader) (*shm.Snapshot, error) {
 }
 
 // inspect prints what is in an image as far as it can be read.
-func inspect(w io.Writer, region *io.SectionReader, asJSON, all bool) error {
+func (o *inspection) inspect(w io.Writer, region *io.SectionReader) error {
 	out := bufio.NewWriter(w)
-	print := inspectText
-	if asJSON {
-		print = inspectJSON
+	print := o.text
+	if o.json {
+		print = o.object
 	}
 	c := contentsOf(region)
-	if all && c.ring != nil && c.err == nil {
+	if o.all && c.ring != nil && c.err == nil {
 		c.err = c.ring.Rewind()
 	}
 	readErr, writeErr := print(out, c)
@@ -200,8 +264,13 @@ func newJSONMemory(m fdt.Memory) jsonMemory {
 	return j
 }
 
-// inspectJSON streams the object, for an image may hold more than should lie in memory twice.
-func inspectJSON(w *bufio.Writer, c contents) (readErr, writeErr error) {
+func newJSONHeader(h shm.Header) jsonHeader {
+	return jsonHeader{h.Magic, h.Version, h.Capacity, h.Control[0], h.Control[1],
+		[2]int{int(h.Control[2]), int(h.Control[3])}, h.WritePtr, h.ReadPtr, h.Drops}
+}
+
+// object streams the JSON object, for an image may hold more than should lie in memory twice.
+func (o *inspection) object(w *bufio.Writer, c contents) (readErr, writeErr error) {
 	fmt.Fprint(w, "{")
 	if c.memory != nil {
 		memory, _ := json.Marshal(newJSONMemory(*c.memory)) // numbers and names always marshal
@@ -210,14 +279,15 @@ func inspectJSON(w *bufio.Writer, c contents) (readErr, writeErr error) {
 	header := []byte("null")
 	drops := uint64(0)
 	if c.ring != nil {
-		h := c.ring.Header()
-		header, _ = json.Marshal(jsonHeader{h.Magic, h.Version, h.Capacity, h.Control[0], h.Control[1],
-			[2]int{int(h.Control[2]), int(h.Control[3])}, h.WritePtr, h.ReadPtr, h.Drops})
+		header, _ = json.Marshal(newJSONHeader(c.ring.Header()))
 		drops = c.ring.Drops()
 	}
 	fmt.Fprintf(w, `"header": %s, "entries": [`, header)
 	separator := "\n  "
 	readErr = c.drain(func(m shm.Message) error {
+		if !o.wants(m.Type) {
+			return nil
+		}
 		fmt.Fprintf(w, `%s{"type": "%s", "type_id": %d, "payload": "`, separator, formatName(m.Type), uint32(m.Type))
 		_, _ = hex.NewEncoder(w).Write(m.Payload)
 		_, err := fmt.Fprintf(w, `", "crc_ok": %t}`, m.CRCOK) // w keeps its first error
@@ -249,7 +319,7 @@ func formatName(t shm.Type) string {
 	return t.String()
 }
 
-func inspectText(w *bufio.Writer, c contents) (readErr, writeErr error) {
+func (o *inspection) text(w *bufio.Writer, c contents) (readErr, writeErr error) {
 	if c.memory != nil {
 		memoryText(w, *c.memory)
 	}
@@ -259,18 +329,31 @@ func inspectText(w *bufio.Writer, c contents) (readErr, writeErr error) {
 	if c.err != nil || c.ring == nil {
 		return c.err, nil
 	}
-	n := 0
+	n, shown := 0, 0
 	readErr = c.drain(func(m shm.Message) error {
-		crc := ""
-		if !m.CRCOK {
-			crc = "  (CRC is wrong)"
-		}
-		_, err := fmt.Fprintf(w, "%6d  %-4v  %d bytes  %s%s\n", n, m.Type, len(m.Payload), report.Describe(m), crc)
 		n++
+		if !o.wants(m.Type) {
+			return nil
+		}
+		shown++
+		_, err := fmt.Fprintf(w, "%6d  %s\n", n-1, messageText(m))
 		return err
 	})
-	_, writeErr = fmt.Fprintf(w, "%d messages\n", n)
+	of := ""
+	if o.types != nil {
+		of = fmt.Sprintf(" of %d", n)
+	}
+	_, writeErr = fmt.Fprintf(w, "%d%s messages\n", shown, of)
 	return readErr, writeErr
+}
+
+// messageText describes a message in a line.
+func messageText(m shm.Message) string {
+	crc := ""
+	if !m.CRCOK {
+		crc = "  (CRC is wrong)"
+	}
+	return fmt.Sprintf("%-4v  %d bytes  %s%s", m.Type, len(m.Payload), report.Describe(m), crc)
 }
 
 func memoryText(w io.Writer, m fdt.Memory) {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
@@ -139,6 +141,16 @@ func TestTypeNames(t *testing.T) {
 	for i, typ := range shm.Types() {
 		if typ.String() != want[i] || binary.BigEndian.Uint32([]byte(want[i])) != uint32(typ) || !typ.Known() {
 			t.Errorf("type %d is %v, want %s", i, typ, want[i])
+		}
+		for _, name := range []string{want[i], strings.ToLower(want[i]), fmt.Sprintf("%#x", uint32(typ))} {
+			if got, err := shm.ParseType(name); err != nil || got != typ {
+				t.Errorf("%s is %v, %v", name, got, err)
+			}
+		}
+	}
+	for _, name := range []string{"", "STI", "STIMM", "0x", "0x100000000", "-1"} {
+		if got, err := shm.ParseType(name); err == nil {
+			t.Errorf("%q is %v", name, got)
 		}
 	}
 	if got := shm.Type(0x42).String(); got != "0x00000042" {
