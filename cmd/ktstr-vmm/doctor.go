@@ -14,7 +14,6 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/accel"
 	"github.com/ktstr/ktstr-vmm/pkg/kernel"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
-	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/kvm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm/qemu"
@@ -32,9 +31,11 @@ const (
 
 // finding is what doctor says of one thing.
 type finding struct {
-	What   string `json:"what"`
-	State  string `json:"state"` // ok, warn or fail
-	Detail string `json:"detail"`
+	ID     string   `json:"id"`
+	What   string   `json:"what"`
+	State  string   `json:"state"` // ok, warn or fail
+	Detail string   `json:"detail"`
+	Fix    []string `json:"fix,omitempty"` // commands that root's shell may mend it with
 }
 
 // diagnosis is what doctor --json prints.
@@ -47,16 +48,19 @@ type diagnosis struct {
 
 func doctorCommand() *cobra.Command {
 	var asJSON bool
+	var f fixer
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this host can do, what is missing, and what to do about it",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			kvmFindings, kvmRunsLinux := checkKVM()
-			emulators, emulatorRunsLinux := checkEmulators()
-			findings := append(kvmFindings, emulators...)
-			findings = append(findings, checkMemory(), summary(kvmRunsLinux, emulatorRunsLinux))
-			d := diagnosis{1, version(), kvmRunsLinux || emulatorRunsLinux, findings}
+			switch {
+			case f.wanted && asJSON:
+				return errors.New("--fix and --json exclude each other: with --json, fix says what --fix would run")
+			case f.yes && !f.wanted:
+				return errors.New("--yes is for --fix")
+			}
+			d := diagnose()
 			write := d.text
 			if asJSON {
 				write = d.json
@@ -64,14 +68,29 @@ func doctorCommand() *cobra.Command {
 			if err := write(c.OutOrStdout()); err != nil {
 				return err
 			}
-			if !d.Linux {
-				return &exitError{code: run.CodeFailed}
+			if f.wanted {
+				return f.fix(c, d)
 			}
-			return nil
+			return d.verdict()
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&f.wanted, "fix", false, "mend what can be mended: load the module, give you access, install QEMU; "+
+		"shows each command and asks first")
+	c.Flags().BoolVar(&f.yes, "yes", false, "with --fix, do not ask")
 	return c
+}
+
+// diagnose looks at everything.
+func diagnose() *diagnosis {
+	findings, kvmRunsLinux := checkKVM()
+	if access := checkAccess(invokingUser()); access != nil {
+		findings = append(findings, *access)
+	}
+	emulators, emulatorRunsLinux := checkEmulators()
+	findings = append(findings, emulators...)
+	findings = append(findings, checkMemory(), summary(kvmRunsLinux, emulatorRunsLinux))
+	return &diagnosis{1, version(), kvmRunsLinux || emulatorRunsLinux, findings}
 }
 
 func (d *diagnosis) text(w io.Writer) error {
@@ -89,11 +108,11 @@ func (d *diagnosis) json(w io.Writer) error { return report.EncodeJSON(w, d) }
 func summary(kvmRunsLinux, emulatorRunsLinux bool) finding {
 	switch {
 	case kvmRunsLinux:
-		return finding{"Linux guests", "ok", "--accel auto runs them on KVM"}
+		return finding{"linux_guests", "Linux guests", "ok", "--accel auto runs them on KVM", nil}
 	case emulatorRunsLinux:
-		return finding{"Linux guests", "ok", "--accel auto runs them on the emulator, at a fraction of KVM's speed"}
+		return finding{"linux_guests", "Linux guests", "ok", "--accel auto runs them on the emulator, at a fraction of KVM's speed", nil}
 	}
-	return finding{"Linux guests", "fail", "nothing here can run them; one of the above has to be mended"}
+	return finding{"linux_guests", "Linux guests", "fail", "nothing here can run them; one of the above has to be mended", nil}
 }
 
 // checkKVM also reports whether KVM is right for Linux guests.
@@ -103,11 +122,11 @@ func checkKVM() ([]finding, bool) {
 		if errors.Is(err, kvm.ErrPermission) {
 			detail += "; for everybody, as on a hosted runner: " + udevRule
 		}
-		return []finding{{"KVM", "warn", detail}}, false
+		return []finding{{"kvm", "KVM", "warn", detail, loadModule(err)}}, false
 	}
-	findings := []finding{{"KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
+	findings := []finding{{"kvm", "KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
 		"capabilities that a machine needs: it runs %s guests",
-		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch())}}
+		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch()), nil}}
 	if kernel.HostArch() == "arm64" {
 		caches := checkCaches()
 		if findings = append(findings, caches); caches.State != "ok" {
@@ -116,14 +135,14 @@ func checkKVM() ([]finding, bool) {
 	}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
-		return append(findings, finding{"kernel mode", "warn", err.Error()}), false
+		return append(findings, finding{"kernel_mode", "kernel mode", "warn", err.Error(), nil}), false
 	}
 	rate := fmt.Sprintf("%.3g million instructions a second in a guest's kernel mode", speed/1e6)
 	if speed < accel.UsableSpeed {
-		return append(findings, finding{"kernel mode", "warn",
-			rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes"}), false
+		return append(findings, finding{"kernel_mode", "kernel mode", "warn",
+			rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes", nil}), false
 	}
-	return append(findings, finding{"kernel mode", "ok", rate}), true
+	return append(findings, finding{"kernel_mode", "kernel mode", "ok", rate, nil}), true
 }
 
 // checkCaches looks at what only arm64 hosts may lack, for Linux guests alone.
@@ -131,12 +150,13 @@ func checkCaches() finding {
 	err := (kvm.Backend{}).CheckUncached()
 	switch {
 	case errors.Is(err, kvm.ErrIncoherent):
-		return finding{"caches", "warn", err.Error() + "; on KVM, Linux guests need --shm-reserve cacheable, and a kernel " +
-			"without CONFIG_STRICT_DEVMEM; demo needs neither"}
+		return finding{"caches", "caches", "warn", err.Error() + "; on KVM, Linux guests need --shm-reserve cacheable, and a kernel " +
+			"without CONFIG_STRICT_DEVMEM; demo needs neither", nil}
 	case err != nil:
-		return finding{"caches", "warn", err.Error()}
+		return finding{"caches", "caches", "warn", err.Error(), nil}
 	}
-	return finding{"caches", "ok", "the processors have FEAT_S2FWB: Linux guests share the ring with this host as it is"}
+	return finding{"caches", "caches", "ok",
+		"the processors have FEAT_S2FWB: Linux guests share the ring with this host as it is", nil}
 }
 
 // checkEmulators looks at the emulator of each architecture, and also reports whether that of this host's runs Linux
@@ -145,11 +165,13 @@ func checkEmulators() (findings []finding, runsLinux bool) {
 	for _, arch := range guest.Architectures {
 		path, version, err := (qemu.Backend{}).Check(kernel.Board(arch))
 		if err != nil {
-			findings = append(findings, finding{"emulator", "warn", fmt.Sprintf("for %s guests: %v", arch, err)})
+			findings = append(findings, finding{"emulator_" + arch, "emulator", "warn",
+				fmt.Sprintf("for %s guests: %v", arch, err), installEmulator(arch, err)})
 			continue
 		}
 		findings = append(findings,
-			finding{"emulator", "ok", fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch)})
+			finding{"emulator_" + arch, "emulator", "ok",
+				fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch), nil})
 		runsLinux = runsLinux || arch == kernel.HostArch()
 	}
 	return findings, runsLinux
@@ -158,7 +180,7 @@ func checkEmulators() (findings []finding, runsLinux bool) {
 func checkMemory() finding {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return finding{"memory", "warn", err.Error()}
+		return finding{"memory", "memory", "warn", err.Error(), nil}
 	}
 	var kib uint64
 	for line := range strings.Lines(string(text)) {
@@ -168,8 +190,8 @@ func checkMemory() finding {
 	}
 	detail := fmt.Sprintf("%d MiB available", kib>>10)
 	if kib<<10 < usefulMemory {
-		return finding{"memory", "warn",
-			fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs and no more", detail, vm.DefaultMemory>>20)}
+		return finding{"memory", "memory", "warn", fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs "+
+			"and no more", detail, vm.DefaultMemory>>20), nil}
 	}
-	return finding{"memory", "ok", detail}
+	return finding{"memory", "memory", "ok", detail, nil}
 }

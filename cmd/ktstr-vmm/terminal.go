@@ -13,9 +13,12 @@ func wantsColour(w io.Writer) bool {
 }
 
 // isTerminal reports whether w is a terminal that acts on control sequences.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
+func isTerminal(w io.Writer) bool { return os.Getenv("TERM") != "dumb" && isTTY(w) }
+
+// isTTY reports whether what is read from or written to is a terminal of any kind.
+func isTTY(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
 		return false
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)

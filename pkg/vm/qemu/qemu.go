@@ -182,6 +182,16 @@ func checkVersion(path string, p platform) (version string, r release, err error
 	return version, r, nil
 }
 
+// Package returns the name of the package that has the emulator for a board, for one of the package managers apt, dnf,
+// pacman and apk; "" if there is none.
+func Package(board vm.Board, manager string) string {
+	p, err := platformOf(board)
+	if err != nil {
+		return ""
+	}
+	return p.packages()[manager]
+}
+
 // howToInstall says which package has a platform's emulator, for the package manager that is here.
 func howToInstall(p platform) string {
 	packages := p.packages()
