@@ -10,7 +10,6 @@ import (
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/suite"
@@ -152,11 +151,8 @@ func (*barWriter) IsTerminal() bool { return true }
 
 // GetTermSize implements mpb.ConsoleWriter. It does not fail: mpb would give up all bars.
 func (w *barWriter) GetTermSize() (width, height int, err error) {
-	size, err := unix.IoctlGetWinsize(int(w.file.Fd()), unix.TIOCGWINSZ)
-	if err != nil || size.Col == 0 || size.Row == 0 { // it is gone, or nobody has told it its size
-		return 80, 24, nil
-	}
-	return int(size.Col), int(size.Row), nil
+	width, height = terminalSize(w.file)
+	return width, height, nil
 }
 
 // rows is how many lines the terminal has.

@@ -43,6 +43,9 @@ type session struct {
 	consoles       chan *console
 	guestEnded     time.Time // when the flush of its output began
 	sums           sums
+	status         *statusLine   // nil: there is none
+	statusStop     chan struct{} // ends its lines in the log; nil: there are none
+	statusEnded    chan struct{}
 }
 
 // machine describes a machine as far as the kernel goes, and what is to be closed when it is built. What it has to
@@ -52,14 +55,14 @@ type machine func(say func(format string, args ...any)) (vm.Config, io.Closer, e
 // run runs a guest and shows it; its error carries the exit code.
 func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	s := &session{
-		options: o,
-		stdout:  report.NewStream(c.OutOrStdout()), stdoutFile: c.OutOrStdout(),
-		stderr: report.NewStream(c.ErrOrStderr()), stderrFile: c.ErrOrStderr(),
+		options:    o,
+		stdoutFile: c.OutOrStdout(), stderrFile: c.ErrOrStderr(),
 		signals:    make(chan os.Signal, 4),
 		reportFile: make(chan *outputFile, 1),
 		ringFile:   make(chan *outputFile, 1),
 		consoles:   make(chan *console, 1),
 	}
+	s.openStreams()
 	signal.Notify(s.signals, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(s.signals)
 	s.log = o.logger(s.stderr)
@@ -71,6 +74,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	}
 	cfg.KeepRing = o.Ring != ""
 	cfg.OnMessage = s.view.message
+	cfg.OnLive = s.startStatus
 	cfg.Flush = func(ctx context.Context) uint64 {
 		s.guestEnded = time.Now()
 		return s.view.flush(ctx)
@@ -95,6 +99,19 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	return &exitError{code: exit}
 }
 
+// openStreams makes the streams, above the status line if there is one.
+func (s *session) openStreams() {
+	stdout, stderr := s.stdoutFile, s.stderrFile
+	if s.wantsStatusLine(stdout, stderr) {
+		s.status = newStatusLine(stderr.(*os.File))
+		if sameFile(stdout, stderr) {
+			stdout = s.status.above(stdout)
+		}
+		stderr = s.status.above(stderr)
+	}
+	s.stdout, s.stderr = report.NewStream(stdout), report.NewStream(stderr)
+}
+
 // prepare opens what is to be written, and makes the machine's configuration whole. It may wait for a file
 // system, or for who opens a pipe's other end.
 func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error) {
@@ -102,7 +119,11 @@ func (s *session) prepare(m machine) (cfg vm.Config, opened io.Closer, err error
 	if err != nil {
 		return cfg, nil, err
 	}
-	say := func(format string, args ...any) { fmt.Fprintf(s.stderr, "ktstr-vmm: "+format+"\n", args...) }
+	say := func(format string, args ...any) {
+		if !s.Quiet {
+			fmt.Fprintf(s.stderr, "ktstr-vmm: "+format+"\n", args...)
+		}
+	}
 	if cfg, opened, err = m(say); err != nil {
 		return cfg, nil, err
 	}
@@ -192,6 +213,7 @@ func (s *session) end(r *run.Result) int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), max(left, lastWordsLimit))
 	defer cancel()
+	s.endStatus(ctx)
 	code := r.ExitCode
 	if console := taken(s.consoles); console != nil {
 		if err := console.close(ctx); err != nil {
@@ -274,6 +296,8 @@ func (s *session) newView() view {
 	switch {
 	case s.linux:
 		return newCommandView(s.stdout, s.stderr, !s.Verbose, wantsColour(s.stderrFile))
+	case s.Quiet:
+		return quietView{s.stderr, wantsColour(s.stderrFile)}
 	case s.Report == "-" && s.ReportFormat != "text":
 		return newLiveView(s.stderr, false, false)
 	}
@@ -343,6 +367,9 @@ func (o *options) logger(w io.Writer) *zap.Logger {
 	level, err := zapcore.ParseLevel(o.LogLevel)
 	if err != nil {
 		level = zapcore.InfoLevel // check has refused it before
+	}
+	if o.Quiet && !o.Lookup("log-level").Changed {
+		level = zapcore.WarnLevel
 	}
 	cfg := zapcore.EncoderConfig{
 		TimeKey: "time", LevelKey: "level", MessageKey: "msg",

@@ -58,6 +58,22 @@ func (v *liveView) summary(r *run.Result) {
 	}
 }
 
+// quietView shows nothing but how a run ended that did not exit with 0.
+type quietView struct {
+	out    *report.Stream
+	colour bool
+}
+
+func (quietView) message(time.Duration, shm.Message) monitor.Verdict { return monitor.Continue }
+
+func (quietView) flush(context.Context) uint64 { return 0 }
+
+func (v quietView) summary(r *run.Result) {
+	if r.ExitCode != 0 && r.Outcome != run.Failed { // a failure is said in a line
+		_ = report.Text(v.out, r, v.colour) // a Stream takes all
+	}
+}
+
 // commandView passes on what a guest's command writes, as if it ran here. Only an ending that is
 // not the command's own gets a summary.
 type commandView struct {

@@ -34,6 +34,9 @@ func (s *Settings) Check() error {
 			}
 		}
 	}
+	if s.Quiet && s.Verbose {
+		return s.errorOf(errors.New("they exclude each other"), "quiet", "verbose")
+	}
 	for _, check := range []func() error{s.checkTopology, s.checkPin, s.checkDumps} {
 		if err := check(); err != nil {
 			return err

@@ -199,6 +199,7 @@ func (l *lister) both() {
 	l.text(&s.Exporter, "exporter", ExporterAuto,
 		"the socket of ktstr-vmm exporter; auto is where it is by default; none").check = s.checkExporter
 	l.text(&s.Suite, "suite", "", "what metrics of the run, summed over many, have as the label suite")
+	l.flag(&s.Quiet, "quiet", "show nothing but the command's output and what went wrong")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")
 	l.words(&s.LogFormat, "log-format", "console", "console", "json")
 }

@@ -41,6 +41,7 @@ type Settings struct {
 	MetricsPush         string
 	Exporter            string // ExporterAuto, ExporterNone or a socket's path
 	Suite               string
+	Quiet               bool
 	LogLevel, LogFormat string
 
 	// Of Run.
