@@ -38,6 +38,11 @@ type finding struct {
 	Fix    []string `json:"fix,omitempty"` // commands that root's shell may mend it with
 }
 
+// found returns a finding that no command mends.
+func found(id, what, state, detail string) finding {
+	return finding{ID: id, What: what, State: state, Detail: detail}
+}
+
 // diagnosis is what doctor --json prints.
 type diagnosis struct {
 	Schema   int       `json:"schema"` // fields are added to it, none is renamed
@@ -108,11 +113,12 @@ func (d *diagnosis) json(w io.Writer) error { return report.EncodeJSON(w, d) }
 func summary(kvmRunsLinux, emulatorRunsLinux bool) finding {
 	switch {
 	case kvmRunsLinux:
-		return finding{"linux_guests", "Linux guests", "ok", "--accel auto runs them on KVM", nil}
+		return found("linux_guests", "Linux guests", "ok", "--accel auto runs them on KVM")
 	case emulatorRunsLinux:
-		return finding{"linux_guests", "Linux guests", "ok", "--accel auto runs them on the emulator, at a fraction of KVM's speed", nil}
+		return found("linux_guests", "Linux guests", "ok",
+			"--accel auto runs them on the emulator, at a fraction of KVM's speed")
 	}
-	return finding{"linux_guests", "Linux guests", "fail", "nothing here can run them; one of the above has to be mended", nil}
+	return found("linux_guests", "Linux guests", "fail", "nothing here can run them; one of the above has to be mended")
 }
 
 // checkKVM also reports whether KVM is right for Linux guests.
@@ -124,9 +130,9 @@ func checkKVM() ([]finding, bool) {
 		}
 		return []finding{{"kvm", "KVM", "warn", detail, loadModule(err)}}, false
 	}
-	findings := []finding{{"kvm", "KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
+	findings := []finding{found("kvm", "KVM", "ok", fmt.Sprintf("%s opens, its API version is right, and it has all %d "+
 		"capabilities that a machine needs: it runs %s guests",
-		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch()), nil}}
+		kvm.DefaultDevice, len(kvm.Capabilities()), kernel.HostArch()))}
 	if kernel.HostArch() == "arm64" {
 		caches := checkCaches()
 		if findings = append(findings, caches); caches.State != "ok" {
@@ -135,14 +141,14 @@ func checkKVM() ([]finding, bool) {
 	}
 	speed, err := (kvm.Backend{}).KernelSpeed(speedLimit)
 	if err != nil {
-		return append(findings, finding{"kernel_mode", "kernel mode", "warn", err.Error(), nil}), false
+		return append(findings, found("kernel_mode", "kernel mode", "warn", err.Error())), false
 	}
 	rate := fmt.Sprintf("%.3g million instructions a second in a guest's kernel mode", speed/1e6)
 	if speed < accel.UsableSpeed {
-		return append(findings, finding{"kernel_mode", "kernel mode", "warn",
-			rate + ": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes", nil}), false
+		return append(findings, found("kernel_mode", "kernel mode", "warn",
+			rate+": KVM emulates it here (nested?). demo runs at full speed, Linux guests would take minutes")), false
 	}
-	return append(findings, finding{"kernel_mode", "kernel mode", "ok", rate, nil}), true
+	return append(findings, found("kernel_mode", "kernel mode", "ok", rate)), true
 }
 
 // checkCaches looks at what only arm64 hosts may lack, for Linux guests alone.
@@ -150,13 +156,13 @@ func checkCaches() finding {
 	err := (kvm.Backend{}).CheckUncached()
 	switch {
 	case errors.Is(err, kvm.ErrIncoherent):
-		return finding{"caches", "caches", "warn", err.Error() + "; on KVM, Linux guests need --shm-reserve cacheable, and a kernel " +
-			"without CONFIG_STRICT_DEVMEM; demo needs neither", nil}
+		return found("caches", "caches", "warn", err.Error()+"; on KVM, Linux guests need --shm-reserve cacheable, and "+
+			"a kernel without CONFIG_STRICT_DEVMEM; demo needs neither")
 	case err != nil:
-		return finding{"caches", "caches", "warn", err.Error(), nil}
+		return found("caches", "caches", "warn", err.Error())
 	}
-	return finding{"caches", "caches", "ok",
-		"the processors have FEAT_S2FWB: Linux guests share the ring with this host as it is", nil}
+	return found("caches", "caches", "ok",
+		"the processors have FEAT_S2FWB: Linux guests share the ring with this host as it is")
 }
 
 // checkEmulators looks at the emulator of each architecture, and also reports whether that of this host's runs Linux
@@ -170,8 +176,8 @@ func checkEmulators() (findings []finding, runsLinux bool) {
 			continue
 		}
 		findings = append(findings,
-			finding{"emulator_" + arch, "emulator", "ok",
-				fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch), nil})
+			found("emulator_"+arch, "emulator", "ok",
+				fmt.Sprintf("%s, QEMU %s: it runs %s guests", path, version, arch)))
 		runsLinux = runsLinux || arch == kernel.HostArch()
 	}
 	return findings, runsLinux
@@ -180,7 +186,7 @@ func checkEmulators() (findings []finding, runsLinux bool) {
 func checkMemory() finding {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return finding{"memory", "memory", "warn", err.Error(), nil}
+		return found("memory", "memory", "warn", err.Error())
 	}
 	var kib uint64
 	for line := range strings.Lines(string(text)) {
@@ -190,8 +196,8 @@ func checkMemory() finding {
 	}
 	detail := fmt.Sprintf("%d MiB available", kib>>10)
 	if kib<<10 < usefulMemory {
-		return finding{"memory", "memory", "warn", fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs "+
-			"and no more", detail, vm.DefaultMemory>>20), nil}
+		return found("memory", "memory", "warn", fmt.Sprintf("%s: a Linux guest wants %d; give --memory what it needs "+
+			"and no more", detail, vm.DefaultMemory>>20))
 	}
-	return finding{"memory", "memory", "ok", detail, nil}
+	return found("memory", "memory", "ok", detail)
 }

@@ -196,8 +196,8 @@ func checkAccess(u *user.User) *finding {
 		u.Uid == strconv.Itoa(int(stat.Uid)) && mode>>6&readWrite == readWrite {
 		return nil
 	}
-	f := &finding{ID: "kvm_access", What: "KVM access", State: "warn", Detail: fmt.Sprintf("%s can't open %s (%v, group %s); "+
-		"a new group takes a new login", u.Username, kvm.DefaultDevice, mode, groupName(group))}
+	f := found("kvm_access", "KVM access", "warn", fmt.Sprintf("%s can't open %s (%v, group %s); a new group takes a new "+
+		"login", u.Username, kvm.DefaultDevice, mode, groupName(group)))
 	if !byGroup || group == "0" {
 		f.Fix = append(f.Fix, "getent group "+kvmGroup+" || groupadd --system "+kvmGroup,
 			fmt.Sprintf("mkdir -p %s && echo '%s' >%s", rulesDir, groupRule, rulesFile),
@@ -205,7 +205,7 @@ func checkAccess(u *user.User) *finding {
 		group = kvmGroup
 	}
 	f.Fix = append(f.Fix, fmt.Sprintf("usermod -aG %s %s", quoteWord(groupName(group)), quoteWord(u.Username)))
-	return f
+	return &f
 }
 
 // groupName is a group's name, or its number where it has none.

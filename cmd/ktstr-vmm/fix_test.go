@@ -137,7 +137,8 @@ func TestDoctorFix(t *testing.T) {
 				t.Errorf("no %q in\n%s", line, shown)
 			}
 		}
-		if want := "ktstr-vmm: nothing was done: there is no terminal to ask on; --yes does it without asking\n"; says != want {
+		const why = "ktstr-vmm: nothing was done: there is no terminal to ask on; --yes does it without asking\n"
+		if says != why {
 			t.Errorf("it says %s", says)
 		}
 		h.called()

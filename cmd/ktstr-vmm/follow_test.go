@@ -156,7 +156,8 @@ func testFollowFile(t *testing.T, path string) {
 	r.drain()
 	r.write(shm.TestResult, `{"name":"unread"}`)
 	f := follow(t, path, r.path)
-	if got := f.until("TEST", "unread"); !strings.Contains(got, "magic      0x53544d52\n") || strings.Contains(got, "SCST") {
+	if got := f.until("TEST", "unread"); !strings.Contains(got, "magic      0x53544d52\n") ||
+		strings.Contains(got, "SCST") {
 		t.Errorf("%s", got)
 	}
 	r.drain()

@@ -31,9 +31,9 @@ const (
 )
 
 // statusLine is a line at the end of a terminal that says how a run stands. All that is written to the terminal goes
-// through it: the line is taken away before, and comes back where the output is at the start of a line. There is no
-// region of the screen that is reserved for it, nor a cursor that is saved: both would be lost to a command that does the
-// same, to a terminal that changes its size, or to a kill.
+// through it: the line is taken away before, and comes back where the output is at the start of a line. No region of
+// the screen is reserved for it and no cursor is saved: both would be lost to a command that does the same, to a
+// terminal that changes its size, or to a kill.
 //
 // The cursor is left at the line's start. So to erase the line is to erase all from the cursor on, which is right, too,
 // where a terminal that got narrower has made two lines of it.
@@ -178,8 +178,8 @@ func (r *rate) add(s run.Status) {
 	}
 }
 
-// statusText says how a run stands in so many columns, and leaves out at the end what has no room. It has nothing of what
-// a guest writes but numbers.
+// statusText says how a run stands in so many columns, and leaves out at the end what has no room. Of what a guest
+// writes it has nothing but numbers.
 func statusText(s run.Status, r rate, columns int) string {
 	parts := []string{
 		fmt.Sprintf("%-9s", s.Phase),

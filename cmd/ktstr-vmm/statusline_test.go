@@ -39,12 +39,14 @@ func (s screen) lines() []string { return strings.Split(s.String(), "\n") }
 
 // randomOutput is what a command may write to a terminal, in pieces that end anywhere.
 func randomOutput(r *rand.Rand, styled, moves bool) (pieces [][]byte) {
-	words := []string{"word", "\n", "\n", "\nline\n", strings.Repeat("long ", 30), "é€", "\t", "50%\r", "\a", "\b", " ", "\r\n"}
+	words := []string{"word", "\n", "\n", "\nline\n", strings.Repeat("long ", 30), "é€", "\t", "50%\r", "\a", "\b", " ",
+		"\r\n"}
 	if styled {
 		words = append(words, "\x1b[31m", "\x1b[1;44m", "\x1b[0m", "\x1b[m", "\x1b[mclean\n", "\x1b[K", "\x1b[38;5;0m")
 	}
 	if moves {
-		words = append(words, "\x1b[A", "\x1b[H\x1b[2J", "\x1b]0;title\a", "\x1b7", "\x1b8", "\x1b[3;7H", "\x1b[?25l", "\x1bM")
+		words = append(words, "\x1b[A", "\x1b[H\x1b[2J", "\x1b]0;title\a", "\x1b7", "\x1b8", "\x1b[3;7H", "\x1b[?25l",
+			"\x1bM")
 	}
 	var all []byte
 	for range 1 + r.IntN(60) {

@@ -42,9 +42,9 @@ type Sight struct {
 	More      bool   // there is more to be read now
 }
 
-// NewFollower returns a follower of the ring in the first size bytes of src. It begins with the first unread message, or
-// with all with the first of all. Beside NewSnapshot's and Rewind's errors it returns a *Fault for a capacity that can't
-// be right.
+// NewFollower returns a follower of the ring in the first size bytes of src. It begins with the first unread message,
+// or where all is set with the first of all. Beside NewSnapshot's and Rewind's errors it returns a *Fault for a
+// capacity that can't be right.
 func NewFollower(src io.ReaderAt, size uint64, all bool) (*Follower, error) {
 	s, err := NewSnapshot(src, size)
 	if err != nil {
@@ -136,8 +136,8 @@ func (f *Follower) changed(h Header) bool {
 	return h.Magic == Magic && capacity != f.capacity && capacity > 0 && capacity <= f.size-HeaderSize
 }
 
-// overtaken reports whether the writer has been, or may be, where the follower reads. It has where it is a lap ahead.
-// Before that it may only write over what the ring's reader has taken, and no message is likely to take a quarter of the
+// overtaken reports whether the writer has been, or may be, where the follower reads. It has if it is a lap ahead.
+// Before that it may only write over what the ring's reader has taken, and hardly any message takes a quarter of the
 // ring. A writer that has not moved since the last call is not at work.
 func (f *Follower) overtaken(h Header) bool {
 	switch behind := h.WritePtr - f.pos; {
