@@ -108,7 +108,7 @@ func (p *pty) start(cmd *exec.Cmd) {
 	if cmd.Stderr == nil {
 		cmd.Stderr = p.slave
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}

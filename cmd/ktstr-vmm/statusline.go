@@ -124,18 +124,30 @@ func (l *statusLine) follow(live *run.Live) {
 	l.ended = make(chan struct{})
 	go func() {
 		defer close(l.ended)
-		var rate rate
-		everyStatus(l.stop, live, func(s run.Status) {
-			rate.add(s)
-			if s.Elapsed >= statusAfter {
-				l.say(func(columns int) string { return statusText(s, rate, columns) })
+		ticks := time.NewTicker(statusPeriod)
+		defer ticks.Stop()
+		for rate := (rate{}); ; {
+			select {
+			case <-l.stop:
+				l.hide() // a terminal that is stuck has no line to be taken away, and may keep this for ever
+				return
+			case <-ticks.C:
+				s := live.Status()
+				rate.add(s)
+				if s.Elapsed >= statusAfter {
+					l.say(func(columns int) string { return statusText(s, rate, columns) })
+				}
 			}
-		})
-		l.mu.Lock() // with a terminal that is stuck it may never be had: then there is no line to take away
-		defer l.mu.Unlock()
-		l.over = true
-		l.erase()
+		}
 	}()
+}
+
+// hide takes the line away for good.
+func (l *statusLine) hide() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+	l.erase()
 }
 
 // end takes the line away for good, unless ctx ends before the terminal takes that.
@@ -147,20 +159,6 @@ func (l *statusLine) end(ctx context.Context) {
 	select {
 	case <-l.ended:
 	case <-ctx.Done():
-	}
-}
-
-// everyStatus passes on how a run stands, again and again until stop is closed.
-func everyStatus(stop <-chan struct{}, live *run.Live, show func(run.Status)) {
-	ticks := time.NewTicker(statusPeriod)
-	defer ticks.Stop()
-	for {
-		select {
-		case <-stop:
-			return
-		case <-ticks.C:
-			show(live.Status())
-		}
 	}
 }
 
@@ -202,16 +200,23 @@ func statusText(s run.Status, r rate, columns int) string {
 
 // logStatus says in the log when a run enters a phase, and now and then that it goes on, until stop is closed.
 func logStatus(log *zap.Logger, stop <-chan struct{}, live *run.Live) {
+	ticks := time.NewTicker(statusPeriod)
+	defer ticks.Stop()
 	var rate rate
 	var phase run.Phase
-	said := time.Now()
-	everyStatus(stop, live, func(s run.Status) {
+	for said := time.Now(); ; {
+		select {
+		case <-stop:
+			return
+		case <-ticks.C:
+		}
+		s := live.Status()
 		rate.add(s)
 		if s.Phase != phase || time.Since(said) >= aliveEvery {
 			phase, said = s.Phase, time.Now()
 			log.Info("status: " + strings.Join(strings.Fields(statusText(s, rate, 1<<10)), " "))
 		}
-	})
+	}
 }
 
 // outputState follows what is written to a terminal, to tell where its cursor is: only as far as lines of text with
