@@ -213,7 +213,7 @@ func (s *session) end(r *run.Result) int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), max(left, lastWordsLimit))
 	defer cancel()
-	s.endStatus(ctx)
+	s.endStatus()
 	code := r.ExitCode
 	if console := taken(s.consoles); console != nil {
 		if err := console.close(ctx); err != nil {

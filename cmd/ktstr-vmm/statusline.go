@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +25,9 @@ const (
 	ratePeriod = time.Second
 	// aliveEvery is how often a run says in a log that it goes on.
 	aliveEvery = 30 * time.Second
+
+	// statusEndLimit is how long a terminal that is stuck holds up what is to be done at a run's end.
+	statusEndLimit = lastWordsLimit / 4
 
 	minStatusColumns = 20
 )
@@ -150,15 +152,15 @@ func (l *statusLine) hide() {
 	l.erase()
 }
 
-// end takes the line away for good, unless ctx ends before the terminal takes that.
-func (l *statusLine) end(ctx context.Context) {
+// end takes the line away for good, unless the terminal takes longer than a limit for that.
+func (l *statusLine) end(limit time.Duration) {
 	if l == nil || l.ended == nil {
 		return
 	}
 	close(l.stop)
 	select {
 	case <-l.ended:
-	case <-ctx.Done():
+	case <-time.After(limit):
 	}
 }
 
@@ -351,8 +353,8 @@ func (s *session) startStatus(live *run.Live) {
 }
 
 // endStatus ends that.
-func (s *session) endStatus(ctx context.Context) {
-	s.status.end(ctx)
+func (s *session) endStatus() {
+	s.status.end(statusEndLimit)
 	if s.statusStop != nil {
 		close(s.statusStop)
 		<-s.statusEnded // a Stream does not keep it

@@ -136,9 +136,7 @@ func TestStatusLineOfAStuckTerminal(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	l.say(func(int) string { return "not shown" })
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	l.end(ctx)
+	l.end(10 * time.Millisecond)
 	r.Close()
 	if err := <-written; err == nil {
 		t.Error("it was written")
