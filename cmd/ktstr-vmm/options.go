@@ -17,6 +17,7 @@ type options struct {
 	// linux is for guests that run a command under Linux: the command's output is ours, and nothing
 	// else is shown unless something went wrong.
 	linux bool
+	input input // of its command
 }
 
 func newOptions(c config.Command) *options {

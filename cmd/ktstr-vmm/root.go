@@ -45,7 +45,7 @@ func rootCommand() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(), suiteCommand(),
-		exporterCommand(), reportCommand(), versionCommand())
+		exporterCommand(), reportCommand(), versionCommand(), restoreCommand())
 	return root
 }
 

@@ -39,7 +39,14 @@ func runCommand() *cobra.Command {
 			if len(o.Command) == 0 {
 				return errors.New("run takes a command behind --")
 			}
+			var err error
+			if o.input, err = openInput(c.InOrStdin(), o.Settings); err != nil {
+				return err
+			}
 			g := o.guest()
+			if o.input.keys {
+				g.Window = linux.Window(windowSize(o.input.terminal))
+			}
 			g.OneOutput = sameFile(c.OutOrStdout(), c.ErrOrStderr())
 			cfg := run.Config{Name: g.Name(), KernelName: kernelName(g.Kernel), Dumps: o.Dumps, Symbols: g.Symbols}
 			return o.run(c, cfg, func(say func(string, ...any)) (vm.Config, io.Closer, error) { return o.machine(g, say) })
@@ -55,7 +62,8 @@ func (o *options) guest() *linux.Guest {
 		Kernel: o.Kernel, Initrd: o.Initrd, Sysroot: o.Sysroot, Modules: o.Modules, Include: o.Include, Env: o.Env,
 		Append: o.Append, CmdlineOnly: o.CmdlineOnly, Reservation: reservations[o.ShmReserve],
 		Scheduler: strings.Fields(o.Scheduler), SchedulerWait: o.SchedulerWait,
-		Command: o.Command, TTY: o.TTY, Verbose: o.Verbose,
+		Command: o.Command, TTY: o.TTY, Verbose: o.Verbose, Stdin: o.input.given(),
+		Prompt: o.ShellOnFailure && o.input.terminal != nil,
 	}
 }
 
@@ -84,7 +92,7 @@ func kernelName(path string) string {
 // guestSettings are the settings that are a guest's fields.
 var guestSettings = map[string]string{
 	"Kernel": "kernel", "Initrd": "initrd", "Include": "include", "Env": "env", "Scheduler": "scheduler",
-	"Sysroot": "sysroot", "Modules": "module",
+	"Sysroot": "sysroot", "Modules": "module", "Prompt": "shell-on-failure",
 }
 
 // bySetting puts the setting in the place of the field that an error names. The command has none.

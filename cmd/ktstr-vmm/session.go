@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,7 @@ type session struct {
 	log            *zap.Logger
 	signals        chan os.Signal
 	server         *metricsServer
+	raw            atomic.Bool // whether the terminal is
 	view           view
 	reportFile     chan *outputFile // what prepare opened, each as soon as it is open
 	ringFile       chan *outputFile
@@ -89,7 +91,10 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 		s.close(lastWordsLimit)
 		return &exitError{code: run.CodeFailed}
 	}
+	giveBack := s.connect(&cfg)
+	defer giveBack()
 	result := run.Run(c.Context(), cfg)
+	giveBack()
 	s.sums.publish(s, result)
 	exit := s.end(result)
 	s.linger()
@@ -101,8 +106,9 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 
 // openStreams makes the streams, above the status line if there is one.
 func (s *session) openStreams() {
-	stdout, stderr := s.stdoutFile, s.stderrFile
-	if s.wantsStatusLine(stdout, stderr) {
+	stdout, stderr := s.toStdout(), s.lines(s.stderrFile)
+	if s.wantsStatusLine(s.stdoutFile, s.stderrFile) {
+		stdout, stderr = s.stdoutFile, s.stderrFile
 		s.status = newStatusLine(stderr.(*os.File))
 		if sameFile(stdout, stderr) {
 			stdout = s.status.above(stdout)

@@ -33,6 +33,13 @@ type Job struct {
 	Env  []string // NAME=VALUE
 	Dir  string   // the command's working directory; made if it is missing
 	TTY  bool     // the command gets a controlling terminal
+	// Window is the size of its window; 0: 24 rows of 80 columns.
+	Window Window
+
+	// Stdin makes the command's stdin what the host answers to calls; else there is none.
+	Stdin bool
+	// Prompt makes the guest tell the host that the command has failed, and wait for its leave to end.
+	Prompt bool
 
 	// OneOutput makes the command's stdout and stderr one, so that their order is kept.
 	OneOutput bool
@@ -53,6 +60,9 @@ type Job struct {
 // them.
 type Module struct{ Path, Params string }
 
+// Window is the size of a terminal's window, in characters.
+type Window struct{ Rows, Cols uint16 }
+
 // Limit is a limit of setrlimit(2).
 type Limit struct{ Soft, Hard uint64 }
 
@@ -62,6 +72,9 @@ const (
 	nameEnv       = "env"
 	nameDir       = "dir"
 	nameTTY       = "tty"
+	nameWindow    = "window"
+	nameStdin     = "stdin"
+	namePrompt    = "prompt"
 	nameOneOutput = "one-output"
 	nameModule    = "module"
 	nameScheduler = "scheduler"
@@ -81,6 +94,9 @@ func (j Job) Encode() string {
 	item(nameEnv, j.Env...)
 	item(nameDir, j.Dir)
 	item(nameTTY, strconv.FormatBool(j.TTY))
+	item(nameWindow, fmt.Sprint(j.Window.Rows, " ", j.Window.Cols))
+	item(nameStdin, strconv.FormatBool(j.Stdin))
+	item(namePrompt, strconv.FormatBool(j.Prompt))
 	item(nameOneOutput, strconv.FormatBool(j.OneOutput))
 	for _, m := range j.Modules {
 		item(nameModule, m.Path+" "+m.Params)
@@ -120,6 +136,12 @@ func (j *Job) set(name, value string) (err error) {
 		j.Dir = value
 	case nameTTY:
 		j.TTY, err = strconv.ParseBool(value)
+	case nameWindow:
+		j.Window, err = parseWindow(value)
+	case nameStdin:
+		j.Stdin, err = strconv.ParseBool(value)
+	case namePrompt:
+		j.Prompt, err = strconv.ParseBool(value)
 	case nameOneOutput:
 		j.OneOutput, err = strconv.ParseBool(value)
 	case nameModule:
@@ -135,6 +157,16 @@ func (j *Job) set(name, value string) (err error) {
 		return fmt.Errorf("%q is no item of a job", name)
 	}
 	return err
+}
+
+func parseWindow(value string) (w Window, err error) {
+	rows, cols, _ := strings.Cut(value, " ")
+	r, err := strconv.ParseUint(rows, 10, 16)
+	if err != nil {
+		return Window{}, err
+	}
+	c, err := strconv.ParseUint(cols, 10, 16)
+	return Window{uint16(r), uint16(c)}, err
 }
 
 func parseLimit(value string) (l Limit, err error) {

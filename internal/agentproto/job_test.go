@@ -29,6 +29,8 @@ func TestRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := agentproto.Job{
 			Args: rapid.SliceOfN(text, 1, -1).Draw(t, "args"), Env: list.Draw(t, "env"), Dir: text.Draw(t, "dir"),
+			Window: agentproto.Window{Rows: rapid.Uint16().Draw(t, "rows"), Cols: rapid.Uint16().Draw(t, "cols")},
+			Stdin:  rapid.Bool().Draw(t, "stdin"), Prompt: rapid.Bool().Draw(t, "prompt"),
 			TTY: rapid.Bool().Draw(t, "tty"), OneOutput: rapid.Bool().Draw(t, "one output"),
 			Modules: modules.Draw(t, "modules"), Scheduler: list.Draw(t, "scheduler"),
 			SchedulerWait: time.Duration(rapid.Int64().Draw(t, "scheduler wait")),
@@ -44,6 +46,7 @@ func TestRoundTrip(t *testing.T) {
 func TestFormat(t *testing.T) {
 	j := agentproto.Job{
 		Args: []string{"/bin/echo", "two\nlines", "\x00\xff"}, Env: []string{"A=b"}, Dir: "/", TTY: true,
+		Window: agentproto.Window{Rows: 50, Cols: 132}, Stdin: true,
 		Modules:   []agentproto.Module{{Path: "/m.ko"}, {Path: "/n.ko", Params: "a=1 b=\"2 3\""}},
 		Scheduler: []string{"/s"},
 		OpenFiles: agentproto.Limit{Soft: 1024, Hard: 4096},
@@ -54,6 +57,9 @@ arg "\x00\xff"
 env "A=b"
 dir "/"
 tty "true"
+window "50 132"
+stdin "true"
+prompt "false"
 one-output "false"
 module "/m.ko "
 module "/n.ko a=1 b=\"2 3\""

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/agentproto"
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -72,6 +73,8 @@ type agent struct {
 	hostname string
 	writer   *shm.Writer
 	control  shm.Control
+	calls    *call.Guest // nil where the host answers none
+	sessions sessions
 	reaper   *reaper
 	doors    *doors
 	running  sync.WaitGroup // the agent's own goroutines
@@ -122,6 +125,9 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.openRing(); err != nil {
 		return err
 	}
+	if err := a.openCalls(); err != nil {
+		return err
+	}
 	text, err := os.ReadFile(a.path(agentproto.JobPath))
 	if err != nil {
 		return err
@@ -139,6 +145,12 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.doors.close()
+	if a.calls != nil {
+		a.background(func() { a.calls.Run(ctx) })
+		a.sessions.ctx, a.sessions.end = context.WithCancel(ctx)
+		defer a.endSessions()
+		a.sessions.running.Go(a.openSessions)
+	}
 	if err := a.loadModules(); err != nil {
 		return err
 	}

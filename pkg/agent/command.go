@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
@@ -66,16 +67,21 @@ func (a *agent) runCommand(ctx context.Context) int {
 	if err != nil {
 		outputs.Wait()
 		a.warn(err)
+		a.prompt(ctx, startCode(err), outputs)
+		a.endSessions()
 		return startCode(err)
 	}
 	a.wait(ctx, command)
-	a.linger(ctx, outputs)
+	code := codeNotExecutable
 	select {
 	case <-command.ended:
-		return shellCode(command.status)
+		code = shellCode(command.status)
 	default: // ctx has ended
-		return codeNotExecutable
 	}
+	a.prompt(ctx, code, outputs)
+	a.endSessions()
+	a.linger(ctx, outputs)
+	return code
 }
 
 // spare says whether the agent, and what it starts from now on, is spared by the OOM killer:
@@ -88,45 +94,52 @@ func (a *agent) spare(spared bool) error {
 	return os.WriteFile(a.path("/proc/self/oom_score_adj"), []byte(text+"\n"), 0)
 }
 
-// connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for. It
-// returns the command's ends of them, and a group of goroutines that send what comes out of the
-// others.
+// connect gives the command its outputs: two pipes, or one, or a terminal where one is asked for; and
+// its stdin, if the host has one for it. It returns the command's ends of them, and a group of
+// goroutines that send what comes out of the others.
 func (a *agent) connect(ctx context.Context, p *program) (ends []*os.File, outputs *sync.WaitGroup, err error) {
 	outputs = &sync.WaitGroup{}
-	output := func(open func() (r, w *os.File, err error), typ shm.Type) (*os.File, error) {
-		file, w, err := open()
-		if err != nil {
-			return nil, err
-		}
+	output := func(r io.ReadCloser, w *os.File, typ shm.Type) {
 		ends = append(ends, w)
-		var r io.ReadCloser = file
-		if a.job.TTY {
-			r = terminalOutput{file}
-		}
 		outputs.Go(func() {
 			defer a.reportPanic()
 			a.forward(ctx, r, typ)
 		})
-		return w, nil
 	}
-	open := os.Pipe
 	if a.job.TTY {
-		open = openTerminal
+		master, terminal, err := openTerminal(call.WindowSize(a.job.Window))
+		if err != nil {
+			return ends, outputs, err
+		}
+		output(terminalOutput{master}, terminal, shm.Stdout)
+		p.stdin, p.stdout, p.stderr = terminal, terminal, terminal
+		p.sys.Setctty = true // fd 0
+		if a.job.Stdin && a.calls != nil {
+			a.background(func() { a.typeStdin(ctx, call.CommandSession, master) })
+			a.background(func() { a.followWindow(ctx, call.CommandSession, master) })
+		}
+		return ends, outputs, nil
 	}
-	w, err := output(open, shm.Stdout)
+	r, w, err := os.Pipe()
 	if err != nil {
 		return ends, outputs, err
 	}
+	output(r, w, shm.Stdout)
 	p.stdout, p.stderr = w, w
-	switch {
-	case a.job.TTY:
-		p.stdin = w
-		p.sys.Setctty = true // fd 0
-	case !a.job.OneOutput:
-		if w, err = output(open, shm.Stderr); err != nil {
+	if !a.job.OneOutput {
+		if r, w, err = os.Pipe(); err != nil {
 			return ends, outputs, err
 		}
+		output(r, w, shm.Stderr)
 		p.stderr = w
+	}
+	if a.job.Stdin && a.calls != nil {
+		if r, w, err = os.Pipe(); err != nil {
+			return ends, outputs, err
+		}
+		ends = append(ends, r)
+		p.stdin = r
+		a.background(func() { a.feedStdin(ctx, w) })
 	}
 	return ends, outputs, nil
 }

@@ -68,6 +68,9 @@ func (a *agent) watch(ctx context.Context, asked <-chan os.Signal) {
 			a.askToStop()
 		case <-tick.C:
 			a.answerControl(ctx)
+			if a.calls != nil {
+				a.calls.Poll()
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/agentproto"
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
@@ -33,11 +34,12 @@ type guest struct {
 	*agent
 	t       *testing.T
 	reader  *shm.Reader
-	control shm.Control   // the host's
-	says    *said         // on the console
-	on      func(string)  // what the host does with a message
-	drained chan struct{} // closed when the host reads no more
-	rings   atomic.Int32  // of the host's doorbell
+	control shm.Control      // the host's
+	area    *guestmem.Window // for calls
+	says    *said            // on the console
+	on      func(string)     // what the host does with a message
+	drained chan struct{}    // closed when the host reads no more
+	rings   atomic.Int32     // of the host's doorbell
 }
 
 // said is text that many write.
@@ -127,10 +129,11 @@ func (g *guest) openHost() {
 		g.t.Fatal(err)
 	}
 	defer f.Close()
-	if err := f.Truncate(ringBase + ringSize); err != nil {
+	const size = ringSize + call.Size
+	if err := f.Truncate(ringBase + size); err != nil {
 		g.t.Fatal(err)
 	}
-	mem, err := unix.Mmap(int(f.Fd()), ringBase, ringSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(int(f.Fd()), ringBase, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -145,6 +148,9 @@ func (g *guest) openHost() {
 	}
 	region, err := memory.Window(ringBase, ringSize)
 	if err != nil {
+		g.t.Fatal(err)
+	}
+	if g.area, err = memory.Window(ringBase+ringSize, call.Size); err != nil {
 		g.t.Fatal(err)
 	}
 	if err := shm.Init(region); err != nil {

@@ -65,6 +65,13 @@ func (r *reaper) start(p *program) (*process, error) {
 	return child, nil
 }
 
+// setFork changes what calls what forks a child.
+func (r *reaper) setFork(fork func(func() (pid int, err error)) (int, error)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fork = fork
+}
+
 // run reaps until ctx ends.
 func (r *reaper) run(ctx context.Context) {
 	defer signal.Stop(r.signals)

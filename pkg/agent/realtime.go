@@ -47,7 +47,7 @@ func (a *agent) goRealTime() error {
 			} else if err != nil {
 				return err
 			}
-			a.reaper.fork = a.forkOrdinary
+			a.reaper.setFork(a.forkOrdinary)
 		}
 		if len(seen) == before {
 			return nil

@@ -1,6 +1,11 @@
 package agent
 
-import "github.com/ktstr/ktstr-vmm/pkg/shm"
+import (
+	"errors"
+
+	"github.com/ktstr/ktstr-vmm/pkg/call"
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
+)
 
 // openRing maps the ring and takes its guest's side.
 func (a *agent) openRing() error {
@@ -16,4 +21,16 @@ func (a *agent) openRing() error {
 	}
 	a.writer.SetBell(a.kernel.ringBell)
 	return nil
+}
+
+// openCalls maps the call area and takes its guest's side, where the host has made one.
+func (a *agent) openCalls() error {
+	area, err := call.Map(a.path("/proc/cmdline"), a.path("/dev/mem"))
+	if errors.Is(err, call.ErrParams) {
+		return nil
+	}
+	if err == nil {
+		a.calls, err = call.Attach(area, a.kernel.ringBell)
+	}
+	return err
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/ktstr/ktstr-vmm/pkg/affinity"
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/tally"
 	"github.com/ktstr/ktstr-vmm/pkg/topology"
@@ -155,6 +156,11 @@ func (s *Settings) CheckMemory(b vm.Board) error {
 	layout, err := b.Layout(uint64(s.Memory), uint64(s.ShmSize))
 	if err != nil {
 		return s.errorOf(err, "memory", "shm-size")
+	}
+	if s.command == Run { // with what lies beside the ring
+		if layout, err = b.Layout(uint64(s.Memory), uint64(s.ShmSize)+call.Size); err != nil {
+			return s.errorOf(err, "memory", "shm-size")
+		}
 	}
 	if nodes := s.Topology.Nodes; nodes > 0 {
 		if _, err := layout.Nodes(nodes); err != nil {

@@ -87,8 +87,8 @@ func (l *lister) duration(at *time.Duration, key string, value, low, high time.D
 	}
 }
 
-func (l *lister) flag(at *bool, key, usage string) {
-	l.flags.BoolVar(at, key, false, usage)
+func (l *lister) flag(at *bool, key, short, usage string) {
+	l.flags.BoolVarP(at, key, short, false, usage)
 	l.add(key)
 }
 
@@ -118,10 +118,14 @@ func (l *lister) run() {
 	l.texts(&s.Env, "env", "NAME=VALUE, in the command's environment")
 	l.word(&s.ShmReserve, "shm-reserve", "no-map", []string{"no-map", "cacheable"}, "how an arm64 kernel is kept off the "+
 		"ring: no-map, for every kernel; cacheable, faster, for one without STRICT_DEVMEM")
-	l.flag(&s.TTY, "tty", "give the command a terminal; all of its output comes on stdout then")
+	l.flag(&s.TTY, "tty", "t", "give the command a terminal; all of its output comes on stdout then")
+	l.flag(&s.Interactive, "interactive", "i",
+		"the command reads this terminal; with --tty, as its own: Ctrl-A x leaves it, Ctrl-A h helps")
+	l.flag(&s.ShellOnFailure, "shell-on-failure", "",
+		"if the command fails, and this is a terminal, open a shell in the guest before it ends")
 	l.text(&s.Console, "console", "", "file for the guest's console as it is, - for stdout")
 	l.size(&s.ConsoleLimit, "console-limit", DefaultConsoleLimit, "how much of it --console takes")
-	l.flag(&s.Verbose, "verbose",
+	l.flag(&s.Verbose, "verbose", "",
 		"show the guest's console on stderr, control characters made visible, and let its kernel say more")
 	l.flags.StringArrayVar(&s.Command, "command", nil, "the program to run in the guest, and its arguments")
 	l.add("command").NoFlag = true
@@ -199,7 +203,7 @@ func (l *lister) both() {
 	l.text(&s.Exporter, "exporter", ExporterAuto,
 		"the socket of ktstr-vmm exporter; auto is where it is by default; none").check = s.checkExporter
 	l.text(&s.Suite, "suite", "", "what metrics of the run, summed over many, have as the label suite")
-	l.flag(&s.Quiet, "quiet", "show nothing but the command's output and what went wrong")
+	l.flag(&s.Quiet, "quiet", "", "show nothing but the command's output and what went wrong")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")
 	l.words(&s.LogFormat, "log-format", "console", "console", "json")
 }

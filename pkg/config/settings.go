@@ -54,7 +54,8 @@ type Settings struct {
 	StallPolls              int
 	StallRate               float64
 	ShmReserve              string
-	TTY, Verbose            bool
+	TTY, Interactive        bool
+	ShellOnFailure, Verbose bool
 	Console                 string
 	ConsoleLimit            Size     // bytes
 	Command                 []string // the program and its arguments; no flag's

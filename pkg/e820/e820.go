@@ -28,7 +28,8 @@ const (
 const (
 	MinRing   = 8 << 10
 	MaxRing   = 1 << 30
-	MinRAM    = 2 << 20 // without the ring
+	MaxBeside = 64 << 10 // of what else lies with it
+	MinRAM    = 2 << 20  // without the ring
 	MaxMemory = 1 << 40
 )
 
@@ -75,7 +76,7 @@ type Layout struct {
 // ring takes all of it and extends it: the bytes that it needs move up from below the MMIO hole.
 func New(memory, ring uint64) (*Layout, error) {
 	switch {
-	case ring < MinRing || ring > MaxRing:
+	case ring < MinRing || ring > MaxRing+MaxBeside:
 		return nil, fmt.Errorf("%w: %d bytes, it can be %d (8 KiB) to %d (1 GiB)", ErrRingSize, ring, MinRing, MaxRing)
 	case ring%PageSize != 0:
 		return nil, fmt.Errorf("%w: ring of %d bytes, pages are %d", ErrAlign, ring, PageSize)

@@ -59,7 +59,7 @@ func TestRefuses(t *testing.T) {
 	}{
 		{512 * mib, 0, e820.ErrRingSize},
 		{512 * mib, 4 * kib, e820.ErrRingSize},
-		{4 * gib, gib + 4*kib, e820.ErrRingSize},
+		{4 * gib, gib + e820.MaxBeside + 4*kib, e820.ErrRingSize},
 		{512 * mib, 16*mib + 1, e820.ErrAlign},
 		{512*mib + 512, 16 * mib, e820.ErrAlign},
 		{0, 16 * mib, e820.ErrMemory},

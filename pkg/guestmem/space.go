@@ -79,7 +79,8 @@ func (s space) backed(i int, addr, n uint64) bool {
 
 func (s space) read(dst []byte, addr uint64) error {
 	return s.each(addr, uint64(len(dst)), func(mem []byte) error {
-		dst = dst[copy(dst, mem):]
+		load(dst[:len(mem)], mem)
+		dst = dst[len(mem):]
 		return nil
 	})
 }

@@ -52,6 +52,9 @@ type Guest struct {
 	// SchedulerWait is how long it may take to become the scheduler; 0: the agent's default.
 	SchedulerWait time.Duration
 	TTY           bool   // the command gets a controlling terminal
+	Window        Window // the size of its window
+	Stdin         bool   // the command's stdin is what the host answers; else there is none
+	Prompt        bool   // if the command fails, the guest asks the host before it ends; and it has a shell
 	OneOutput     bool   // the command's stdout and stderr are one, in the order in which it writes
 	Verbose       bool   // the kernel prints all of its messages
 	Initrd        string // path of a base initramfs, to which the one made here is added; "": none
@@ -66,6 +69,12 @@ type Guest struct {
 	Append      string // what is added to Cmdline
 	CmdlineOnly string // what replaces it, and Append; "": nothing
 }
+
+// Window is the size of a terminal's window, in characters; 0: 24 rows of 80 columns.
+type Window = agentproto.Window
+
+// shell is what a guest has for a prompt, or else a busybox.
+const shell = "/bin/sh"
 
 // FieldError says which field of a Guest can't be used, and why.
 type FieldError struct {
@@ -204,7 +213,13 @@ func (g Guest) archive(arch string, modules []kernel.Module) (*initramfs.Archive
 	}
 	j := agentproto.Job{
 		Args: append([]string{program}, g.Command[1:]...), Env: env, Dir: dir,
-		TTY: g.TTY, OneOutput: g.OneOutput, OpenFiles: callersOpenFiles(),
+		TTY: g.TTY, Window: g.Window, Stdin: g.Stdin, Prompt: g.Prompt, OneOutput: g.OneOutput,
+		OpenFiles: callersOpenFiles(),
+	}
+	if g.Prompt {
+		if err := addShell(a); err != nil {
+			return nil, &FieldError{Field: "Prompt", Err: err}
+		}
 	}
 	for _, m := range modules {
 		path := agentproto.ModulesDir + "/" + m.Name + ".ko"
@@ -310,6 +325,17 @@ func addCommand(a *initramfs.Archive, name string) (string, error) {
 		return path, nil
 	}
 	return path, a.AddProgram(path)
+}
+
+// addShell adds a shell. If there is none for the guest, its base or what it includes may have one.
+func addShell(a *initramfs.Archive) error {
+	if _, err := os.Lstat(filepath.Join(a.Sysroot, shell)); err == nil {
+		return a.AddProgram(shell)
+	}
+	if path, err := a.LookPath("busybox"); err == nil {
+		return a.AddProgram(path)
+	}
+	return nil
 }
 
 // isGoTest reports whether a program is what go test builds: its main package is named so.

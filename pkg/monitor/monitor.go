@@ -36,6 +36,8 @@ type Config struct {
 	// Bell makes the monitor drain at once, unless that would be too often. Nothing relies on it: if it is late, lost
 	// or nil, the poll finds the messages.
 	Bell <-chan struct{}
+	// OnBell, if not nil, is called for each ring of the bell that is heard. It must not block.
+	OnBell func()
 	// OnFault, if not nil, is called for each fault, on the monitor's goroutine.
 	OnFault func(kind string, detail error)
 	// OnDrops, if not nil, is called there when the guest's count of drops has changed, with the count.
@@ -49,6 +51,7 @@ type Monitor struct {
 	poll    time.Duration
 	bell    <-chan struct{}
 	paid    chan struct{} // a value for each drain that the bell may ring for
+	onBell  func()
 	onFault func(string, error)
 	onDrops func(uint64)
 	handle  func(shm.Message) bool // m.message, made once
@@ -77,6 +80,7 @@ func New(cfg Config) *Monitor {
 		mux:      cfg.Mux,
 		poll:     cfg.Poll,
 		bell:     cfg.Bell,
+		onBell:   cfg.OnBell,
 		paid:     make(chan struct{}, ringsAhead),
 		onFault:  cfg.OnFault,
 		onDrops:  cfg.OnDrops,
@@ -88,6 +92,9 @@ func New(cfg Config) *Monitor {
 	}
 	if m.poll <= 0 {
 		m.poll = DefaultPoll
+	}
+	if m.onBell == nil {
+		m.onBell = func() {}
 	}
 	if m.onFault == nil {
 		m.onFault = func(string, error) {}
@@ -178,6 +185,7 @@ func (m *Monitor) listen() {
 			return
 		case <-m.bell:
 		}
+		m.onBell()
 		<-m.Sync()
 		m.counters.bellDrains.Add(1)
 	}

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
@@ -21,6 +23,7 @@ type built struct {
 	cfg  vm.Config
 	ring vm.Span
 	host Host
+	area vm.Span // for calls
 	err  error
 }
 
@@ -73,14 +76,21 @@ func (r *run) build() (b built) {
 		b.err = fmt.Errorf("%w: no kernel given", vm.ErrConfig)
 		return b
 	}
-	layout, err := b.cfg.Kernel.Board().Layout(b.cfg.Memory, b.cfg.Reserved)
+	cfg := b.cfg
+	if r.cfg.Calls != nil {
+		cfg.Reserved = cmp.Or(cfg.Reserved, vm.DefaultReserved) + call.Size
+	}
+	layout, err := cfg.Kernel.Board().Layout(cfg.Memory, cfg.Reserved)
 	if err != nil {
 		b.err = err
 		return b
 	}
 	b.ring = layout.Reserved
-	cfg := b.cfg
-	cfg.Cmdline = shm.Params{Base: uint64(b.ring.Base), Size: b.ring.Size}.String() + " " + cfg.Cmdline
+	area := ""
+	if r.cfg.Calls != nil {
+		area = b.withCalls(layout)
+	}
+	cfg.Cmdline = shm.Params{Base: uint64(b.ring.Base), Size: b.ring.Size}.String() + " " + area + cfg.Cmdline
 	console := []io.Writer{r.console, r.panic}
 	if cfg.Console != nil {
 		console = append(console, cfg.Console)
@@ -90,7 +100,13 @@ func (r *run) build() (b built) {
 		b.machine = nil
 		return b
 	}
-	if b.err = b.watchRing(r); b.err != nil {
+	if r.cfg.Calls != nil {
+		b.err = b.answerCalls(r)
+	}
+	if b.err == nil {
+		b.err = b.watchRing(r)
+	}
+	if b.err != nil {
 		b.err = errors.Join(b.err, b.machine.Close())
 		b.machine = nil
 	}
@@ -126,8 +142,16 @@ func (b *built) watchRing(r *run) error {
 		r.cfg.Handlers(mux)
 	}
 	b.monitor = monitor.New(monitor.Config{Reader: reader, Mux: mux, Poll: r.cfg.Poll,
-		Bell: b.machine.Bell(), OnFault: c.fault, OnDrops: r.history.drops})
+		Bell: b.machine.Bell(), OnBell: b.onBell(), OnFault: c.fault, OnDrops: r.history.drops})
 	return nil
+}
+
+// onBell is what else hears the guest's doorbell: who answers its calls.
+func (b *built) onBell() func() {
+	if b.calls == nil {
+		return nil
+	}
+	return b.calls.Wake
 }
 
 // register shows the run to Prometheus.

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/introspect"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
@@ -102,6 +103,9 @@ type Config struct {
 	Flush func(ctx context.Context) (lost uint64)
 	// FlushLimit bounds the time for slow readers after the guest's end, in total; 0: 5 s. A signal cuts it short.
 	FlushLimit time.Duration
+	// Calls gives the guest a call area behind the ring, in memory that VM.Reserved does not count, and says what it is
+	// answered. Nil: it has none.
+	Calls *Calls
 	// Handlers adds handlers to those of the run.
 	Handlers func(*monitor.Mux)
 	// Drive plays the host's part while the guest runs: control bytes and signal slots. It must return soon after ctx
@@ -164,6 +168,7 @@ func Run(ctx context.Context, cfg Config) *Result {
 	r := &run{
 		cfg:    cfg,
 		panic:  newPanicWatch(),
+		holds:  make(chan bool),
 		stdout: tail{limit: maxOutputTail}, stderr: tail{limit: maxOutputTail},
 		result: &Result{ID: cfg.ID, Name: cfg.Name, Kernel: cfg.KernelName, Suite: cfg.Suite,
 			Invocation: cfg.Invocation, StartedAt: time.Now()},
@@ -201,6 +206,7 @@ type run struct {
 	timedOut string    // which deadline passed
 	guestEnd error     // why the guest ended the machine, where it did
 	lost     uint64    // bytes of the guest's output that had no reader
+	holds    chan bool // whether the deadlines are suspended
 }
 
 // parts are what a run is made of, when they are built.
@@ -208,6 +214,7 @@ type parts struct {
 	machine Machine
 	monitor *monitor.Monitor
 	control shm.Control
+	calls   *call.Host // nil where the guest has no call area
 }
 
 func (r *run) since() time.Duration { return time.Since(r.result.StartedAt) }
@@ -228,7 +235,9 @@ func (r *run) run(ctx context.Context) error {
 	if err := r.monitor.Start(); err != nil {
 		return errors.Join(err, r.machine.Close())
 	}
+	r.startCalls()
 	if err := r.machine.Start(); err != nil {
+		r.stopCalls()
 		r.monitor.Stop()
 		return errors.Join(err, r.machine.Close())
 	}
@@ -247,6 +256,7 @@ func (r *run) run(ctx context.Context) error {
 	if err == nil && driverErr != nil && !errors.Is(driverErr, context.Canceled) {
 		err = fmt.Errorf("driving the guest: %w", driverErr)
 	}
+	r.stopCalls()
 	r.monitor.Stop()
 	r.stopLooks()
 	r.flush()

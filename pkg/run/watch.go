@@ -38,6 +38,7 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 	defer hard.Stop()
 	soft := newSoftDeadline(r.cfg.Timeout, r.cfg.Grace, r.since())
 	defer soft.Stop()
+	timers := deadlines{hard: hard, soft: soft}
 	stall := stallWatch{Stall: r.cfg.Dumps.Stall, seen: &r.activity}
 	polls, stopPolls := stall.ticks(r.cfg.Poll)
 	defer stopPolls()
@@ -61,6 +62,8 @@ func (r *run) watch(ctx context.Context, driver chan error) error {
 			}
 		case <-hard.C:
 			w.hardDeadline()
+		case on := <-r.holds:
+			timers.hold(on, r.cfg, r.since())
 		case s := <-r.cfg.Signals:
 			w.signalled(s)
 		case why := <-requests.dumps:

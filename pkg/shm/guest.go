@@ -23,6 +23,11 @@ func MapRing(cmdline, devMem string) (*guestmem.Window, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return MapRegion(devMem, p)
+}
+
+// MapRegion maps a range of the guest's physical addresses in a guest, as MapRing does.
+func MapRegion(devMem string, p Params) (*guestmem.Window, []byte, error) {
 	fd, err := unix.Open(devMem, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("/dev/mem: %w", err)
@@ -30,7 +35,7 @@ func MapRing(cmdline, devMem string) (*guestmem.Window, []byte, error) {
 	defer unix.Close(fd)
 	mem, err := unix.Mmap(fd, int64(p.Base), int(p.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mapping %v through /dev/mem: %w (is the ring System RAM, or the kernel locked down?)",
+		return nil, nil, fmt.Errorf("mapping %v through /dev/mem: %w (is it System RAM, or the kernel locked down?)",
 			p, err)
 	}
 	memory, err := guestmem.New(guestmem.Region{Base: guestmem.Addr(p.Base), Mem: mem})

@@ -31,18 +31,19 @@ func (p Params) String() string {
 // ParseParams finds the parameters on a kernel command line. As in the reference, the first of each counts, and the
 // numbers are hex, with or without 0x. It fails with ErrParams.
 func ParseParams(cmdline string) (Params, error) {
-	base, err := hexParam(cmdline, paramBase)
+	base, err := HexParam(cmdline, paramBase)
 	if err != nil {
-		return Params{}, err
+		return Params{}, fmt.Errorf("%w: %w", ErrParams, err)
 	}
-	size, err := hexParam(cmdline, paramSize)
+	size, err := HexParam(cmdline, paramSize)
 	if err != nil {
-		return Params{}, err
+		return Params{}, fmt.Errorf("%w: %w", ErrParams, err)
 	}
 	return Params{base, size}, nil
 }
 
-func hexParam(cmdline, name string) (uint64, error) {
+// HexParam returns the value of the first parameter with a name, which ends in =, as a hex number.
+func HexParam(cmdline, name string) (uint64, error) {
 	for word := range strings.FieldsSeq(cmdline) {
 		text, found := strings.CutPrefix(word, name)
 		if !found {
@@ -51,9 +52,9 @@ func hexParam(cmdline, name string) (uint64, error) {
 		digits := strings.TrimPrefix(strings.TrimPrefix(text, "0x"), "0X")
 		v, err := strconv.ParseUint(digits, 16, 64)
 		if err != nil {
-			return 0, fmt.Errorf("%w: %s%q is no hex number of 64 bits", ErrParams, name, text)
+			return 0, fmt.Errorf("%s%q is no hex number of 64 bits", name, text)
 		}
 		return v, nil
 	}
-	return 0, fmt.Errorf("%w: %s is missing", ErrParams, strings.TrimSuffix(name, "="))
+	return 0, fmt.Errorf("%s is missing", strings.TrimSuffix(name, "="))
 }

@@ -43,6 +43,7 @@ const maxMemory = 1<<40 - RAM
 const (
 	minReserved = 8 << 10
 	maxReserved = 1 << 30
+	maxBeside   = 64 << 10 // of what else lies with the ring
 )
 
 // Board implements vm.Board for arm64.
@@ -69,7 +70,7 @@ func (Board) Layout(memory, reserved uint64) (vm.Layout, error) {
 	case (memory|reserved)%fdt.PageSize != 0:
 		return vm.Layout{}, fmt.Errorf("%w: %d bytes of memory with %d reserved, both have to be multiples of %d",
 			vm.ErrConfig, memory, reserved, fdt.PageSize)
-	case reserved < minReserved || reserved > maxReserved:
+	case reserved < minReserved || reserved > maxReserved+maxBeside:
 		return vm.Layout{}, fmt.Errorf("%w: %d bytes reserved, it can be %d (8 KiB) to %d (1 GiB)",
 			vm.ErrConfig, reserved, minReserved, maxReserved)
 	case memory > maxMemory:

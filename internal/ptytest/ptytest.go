@@ -1,0 +1,151 @@
+// Package ptytest runs a program in a terminal, as a user does.
+package ptytest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Terminal is a program's terminal, and the user in front of it.
+type Terminal struct {
+	t      *testing.T
+	master *os.File
+	tty    *os.File
+	limit  time.Duration
+	before unix.Termios // its settings
+
+	mu     sync.Mutex
+	shown  bytes.Buffer
+	passed int // of what was shown: Want has seen it
+}
+
+// Start starts a command in a new terminal of 33 rows and 101 columns. Whatever waits for it then fails after limit.
+func Start(t *testing.T, limit time.Duration, cmd *exec.Cmd) *Terminal {
+	t.Helper()
+	x := &Terminal{t: t, limit: limit}
+	var err error
+	if x.master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	x.control(func(fd int) error { return unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0) })
+	number := 0
+	x.control(func(fd int) (err error) {
+		number, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
+		return err
+	})
+	x.Resize(33, 101)
+	if x.tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	x.before = x.settings()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = x.tty, x.tty, x.tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := x.master.Read(buf)
+			x.mu.Lock()
+			x.shown.Write(buf[:n])
+			x.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may be over
+		x.master.Close()
+		x.tty.Close()
+		<-read
+	})
+	return x
+}
+
+func (x *Terminal) control(f func(fd int) error) {
+	x.t.Helper()
+	conn, err := x.master.SyscallConn()
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	var failure error
+	if err := errors.Join(conn.Control(func(fd uintptr) { failure = f(int(fd)) }), failure); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// Resize gives the terminal's window another size.
+func (x *Terminal) Resize(rows, cols uint16) {
+	x.t.Helper()
+	x.control(func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	})
+}
+
+// Type types on the terminal.
+func (x *Terminal) Type(text string) {
+	x.t.Helper()
+	if _, err := x.master.WriteString(text); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// Want waits until a text is shown, behind the one that was wanted before.
+func (x *Terminal) Want(text string) {
+	x.t.Helper()
+	for end := time.Now().Add(x.limit); ; time.Sleep(10 * time.Millisecond) {
+		x.mu.Lock()
+		i := strings.Index(x.shown.String()[x.passed:], text)
+		if i >= 0 {
+			x.passed += i + len(text)
+		}
+		x.mu.Unlock()
+		if i >= 0 {
+			return
+		}
+		if time.Now().After(end) {
+			x.t.Fatalf("no %q is shown in %q", text, x.Shown())
+		}
+	}
+}
+
+// Shown returns all that was shown so far.
+func (x *Terminal) Shown() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.shown.String()
+}
+
+// settings returns the terminal's.
+func (x *Terminal) settings() unix.Termios {
+	x.t.Helper()
+	settings, err := unix.IoctlGetTermios(int(x.tty.Fd()), unix.TCGETS)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return *settings
+}
+
+// WantSettings waits until the terminal's settings are those that it had at first, or others.
+func (x *Terminal) WantSettings(first bool) {
+	x.t.Helper()
+	for end := time.Now().Add(x.limit); (x.settings() == x.before) != first; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			x.t.Fatalf("the terminal's settings are %+v, and were %+v", x.settings(), x.before)
+		}
+	}
+}

@@ -1,0 +1,119 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/internal/ptytest"
+)
+
+// interactive starts a run in a terminal, and returns what waits for its end.
+func interactive(t *testing.T, args ...string) (x *ptytest.Terminal, cmd *exec.Cmd, ends func(code int)) {
+	t.Helper()
+	cmd = exec.Command(vmm, runArgs(args...)...)
+	cmd.Env = append(os.Environ(), "TERM=vt100")
+	x = ptytest.Start(t, 4*time.Minute, cmd)
+	return x, cmd, func(code int) {
+		t.Helper()
+		err := cmd.Wait()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) || cmd.ProcessState.ExitCode() != code {
+			t.Errorf("%v, want %d; %q", err, code, x.Shown())
+		}
+		x.WantSettings(true)
+	}
+}
+
+// What is piped into a run comes to its command, to the end, byte for byte.
+func TestStdin(t *testing.T) {
+	t.Parallel()
+	size := 100 << 20
+	if testing.Short() {
+		size = 4 << 20
+	}
+	cmd := exec.Command(vmm, runArgs("--", "busybox", "cat")...)
+	sum, out := sha256.New(), sha256.New()
+	cmd.Stdin, cmd.Stdout = io.TeeReader(&repeated{text: bytesOf(3), left: size}, sum), out
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	start := time.Now()
+	if err := cmd.Run(); err != nil || !bytes.Equal(sum.Sum(nil), out.Sum(nil)) {
+		t.Errorf("%v, other bytes came out: %s", err, stderr.Bytes())
+	}
+	t.Logf("%d bytes in %v, the boot included", size, time.Since(start))
+}
+
+// repeated is a text again and again.
+type repeated struct {
+	text []byte
+	left int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	at := r.left % len(r.text)
+	n := copy(p, r.text[at:min(len(r.text), at+r.left)])
+	r.left -= n
+	return n, nil
+}
+
+// A shell in the guest on the user's terminal: its size, Ctrl-C for the command, help, the shell's exit code.
+func TestInteractive(t *testing.T) {
+	t.Parallel()
+	x, _, ends := interactive(t, "-it", "--", "busybox", "sh")
+	x.Want("# ")
+	x.Type("busybox stty size; echo term=$TERM; busybox tty\n")
+	x.Want("33 101")
+	x.Want("term=vt100")
+	x.Want("/dev/pts/0")
+	x.Resize(44, 111)
+	x.Type("until busybox stty size | busybox grep '44 111'; do :; done\n")
+	x.Want("44 111\r\n")
+	x.Type("echo be''gun; busybox sleep 1000\n")
+	x.Want("begun")
+	x.Type("\x03")
+	x.Type("echo \"code $?\"\n")
+	x.Want("code 130")
+	x.Type("\x01h")
+	x.Want("leaves")
+	x.Type("exit 7\n")
+	ends(7)
+}
+
+// A guest that dies under a raw terminal gives it back.
+func TestInteractiveEnds(t *testing.T) {
+	t.Parallel()
+	x, _, ends := interactive(t, "-it", "--", "busybox", "sh")
+	x.Want("# ")
+	x.Type("echo c > /proc/sysrq-trigger\n")
+	ends(122)
+}
+
+// A command that fails leaves the user at a shell, for as long as that takes. Ctrl-A x leaves it, and the command's
+// code counts.
+func TestShellOnFailure(t *testing.T) {
+	t.Parallel()
+	x, cmd, ends := interactive(t, "--shell-on-failure", "--", "busybox", "sh", "-c", "echo so''far; exit 3")
+	x.Want("sofar")
+	x.Want("# ")
+	x.Type("echo in $((40 + 2))\n")
+	x.Want("in 42")
+	if strings.Contains(x.Shown(), "timeout") {
+		t.Errorf("%q", x.Shown())
+	}
+	_ = cmd.Process.Signal(syscall.SIGWINCH) // and whoever sends it
+	x.Type("\x01x")
+	ends(3)
+}
