@@ -50,6 +50,32 @@ func folder(t *testing.T) string {
 
 func socket(dir string) string { return filepath.Join(dir, "run", "exporter.sock") }
 
+// Runs have sockets in the exporter's folder, so the folder is no sign of one. Its spool folder is, while it is away.
+func TestFind(t *testing.T) {
+	dir := folder(t)
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	if err := os.MkdirAll(filepath.Join(dir, "ktstr-vmm"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := filepath.Join(dir, "ktstr-vmm", "exporter.sock")
+	if got := exporter.Find(); got == want {
+		t.Error("there never was one, and it is found")
+	}
+	e, err := exporter.New(exporter.Config{Socket: want, State: filepath.Join(dir, "state"), Version: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := exporter.Find(); got != want {
+		t.Errorf("it is at %q, not %q", got, want)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := exporter.Find(); got != want {
+		t.Errorf("it is away, and at %q, not %q", got, want)
+	}
+}
+
 // scrape returns what a scraper of this name gets.
 func scrape(t *testing.T, e *exporter.Exporter, name string) map[string]*dto.MetricFamily {
 	t.Helper()

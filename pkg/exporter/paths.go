@@ -29,11 +29,15 @@ func folders() (all []string) {
 	return all
 }
 
-// Find returns the socket of the exporter on this host, or "" if there never was one: its folder says so.
+// Find returns the socket of the exporter on this host, or "" if there never was one. One that is away has left its
+// spool folder; runs have sockets of their own beside it.
 func Find() string {
 	for _, dir := range folders() {
-		if info, err := os.Stat(dir); err == nil && info.IsDir() {
-			return filepath.Join(dir, socketName)
+		socket := filepath.Join(dir, socketName)
+		for _, sign := range []string{socket, spoolOf(socket)} {
+			if _, err := os.Stat(sign); err == nil {
+				return socket
+			}
 		}
 	}
 	return ""
