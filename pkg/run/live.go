@@ -1,6 +1,7 @@
 package run
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -154,7 +155,17 @@ func (l *Live) Signal(slot shm.Slot, v byte) error {
 func (l *Live) ReadRing(p []byte, off uint64) (n int, err error) {
 	size := l.ring.Len()
 	n = int(min(uint64(len(p)), size-min(off, size)))
-	err = l.use(func() error { return l.ring.Read(p[:n], off) })
+	err = l.use(func() error {
+		done := 0
+		if off < shm.HeaderSize {
+			header, err := ringHeader(l.ring)
+			if err != nil {
+				return err
+			}
+			done = copy(p[:n], header[off:])
+		}
+		return l.ring.Read(p[done:n], off+uint64(done))
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -162,6 +173,18 @@ func (l *Live) ReadRing(p []byte, off uint64) (n int, err error) {
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+// ringHeader copies a ring's header, whose words both sides store meanwhile.
+func ringHeader(ring *guestmem.Window) (b [shm.HeaderSize]byte, err error) {
+	for off := uint64(0); off < shm.HeaderSize; off += 8 {
+		word, err := ring.Uint64(off)
+		if err != nil {
+			return b, err
+		}
+		binary.LittleEndian.PutUint64(b[off:], word.Load())
+	}
+	return b, nil
 }
 
 // RingSize returns the size of the ring's region in bytes.
@@ -193,6 +216,9 @@ func (l *Live) Console(from uint64) (kept []byte, at uint64) { return l.run.cons
 // Messages returns messages that the run keeps, at most 1024, from a number on: all but what guests write in bulk. It
 // keeps up to 65,536 STIM, and 4,096 of every other type.
 func (l *Live) Messages(from int) []Message { return l.run.history.messages(from, maxMessages) }
+
+// Keeps reports whether runs keep messages of a type, for Messages.
+func Keeps(t shm.Type) bool { return !bulk(t) }
 
 // Done returns a channel that is closed when the outcome is decided.
 func (l *Live) Done() <-chan struct{} { return l.done }
