@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -49,11 +50,16 @@ func (l *Live) Message(at time.Duration, m shm.Message) {
 	}
 	l.flushHeld()
 	l.lines++
+	_, _ = io.WriteString(l.out, Line(at, m)) // a Stream takes all
+}
+
+// Line is a message that was read at a time since the run's start, in a line.
+func Line(at time.Duration, m shm.Message) string {
 	text := Describe(m)
 	if !m.CRCOK {
 		text += "  (CRC is wrong)"
 	}
-	fmt.Fprintf(l.out, "%9.3fs  %s\n", at.Seconds(), strings.TrimRight(fmt.Sprintf("%-4v  %s", m.Type, text), " "))
+	return fmt.Sprintf("%9.3fs  %s\n", at.Seconds(), strings.TrimRight(fmt.Sprintf("%-4v  %s", m.Type, text), " "))
 }
 
 // shows reports whether a message gets a line: what ends a run does, though there are many.
@@ -97,9 +103,12 @@ func (l *Live) flushHeld() {
 		return
 	}
 	l.flush.Stop()
-	fmt.Fprintf(l.out, "%10s  and %s more\n", "", counts(l.held))
+	_, _ = io.WriteString(l.out, MoreLine(counts(l.held)))
 	clear(l.held)
 }
+
+// MoreLine is a line that says of which messages there is none.
+func MoreLine(counts string) string { return fmt.Sprintf("%10s  and %s more\n", "", counts) }
 
 // Describe describes a message's payload in one line of printable text.
 func Describe(m shm.Message) string {
