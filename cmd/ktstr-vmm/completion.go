@@ -18,7 +18,8 @@ import (
 type completion = func(c *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective)
 
 // paths are the settings that are files or folders, which shells complete by themselves.
-var paths = []string{"initrd", "sysroot", "include", "scheduler", "console", "report", "ring", "metrics-textfile"}
+var paths = []string{"initrd", "sysroot", "include", "scheduler", "console", "report", "ring", "metrics-textfile",
+	"control"}
 
 // completeSettings makes shells complete the values of a command's settings.
 func completeSettings(c *cobra.Command, settings []*config.Setting) {

@@ -45,13 +45,13 @@ func rootCommand() *cobra.Command {
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(), suiteCommand(),
-		exporterCommand(), reportCommand(), versionCommand(), restoreCommand())
+		exporterCommand(), psCommand(), ctlCommand(), reportCommand(), versionCommand(), restoreCommand())
 	return root
 }
 
 // execute runs the program and returns its exit code.
 func execute(args []string, stdout, stderr io.Writer) int {
-	return executeCommand(rootCommand(), args, stdout, stderr)
+	return executeCommand(rootCommand(), withID(args), stdout, stderr)
 }
 
 // executeCommand runs a command and returns the program's exit code. An error is one line on stderr; without

@@ -44,7 +44,10 @@ type session struct {
 	ringFile       chan *outputFile
 	consoles       chan *console
 	guestEnded     time.Time // when the flush of its output began
+	id             string
+	registry       *prometheus.Registry // of the run
 	sums           sums
+	control        controlSocket
 	status         *statusLine   // nil: there is none
 	statusStop     chan struct{} // ends its lines in the log; nil: there are none
 	statusEnded    chan struct{}
@@ -85,7 +88,10 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	cfg.VM.Topology, cfg.VM.Pin = o.Topology, o.Pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
 	cfg.Suite, cfg.Invocation = s.Suite, invocation()
+	s.id, s.registry = run.NewID(), prometheus.NewRegistry()
+	cfg.ID, cfg.Registry = s.id, s.registry
 	s.sums.prepare(s, &cfg)
+	s.control.prepare(&cfg)
 	if err := s.serveMetrics(&cfg); err != nil {
 		s.fail(err.Error())
 		s.close(lastWordsLimit)
@@ -95,8 +101,10 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	defer giveBack()
 	result := run.Run(c.Context(), cfg)
 	giveBack()
+	served := s.control.close()
 	s.sums.publish(s, result)
 	exit := s.end(result)
+	served()
 	s.linger()
 	if exit == 0 {
 		return nil
@@ -165,10 +173,11 @@ func (s *session) open() (*console, error) {
 		s.ringFile <- file
 	}
 	console, err := s.openConsole(s.stdout, s.stderr)
-	if err == nil {
-		s.consoles <- console
+	if err != nil {
+		return nil, err
 	}
-	return console, err
+	s.consoles <- console
+	return console, s.control.open(s)
 }
 
 func (s *session) wantsReportFile() bool { return s.Report != "" && s.Report != "-" }
@@ -186,16 +195,12 @@ func (s *session) serveMetrics(cfg *run.Config) error {
 	if s.MetricsListen == "" {
 		return nil
 	}
-	registry := s.sums.registry
-	if registry == nil {
-		registry = prometheus.NewRegistry()
-	}
-	server, err := listenMetrics(s.MetricsListen, registry)
+	server, err := listenMetrics(s.MetricsListen, s.registry)
 	if err != nil {
 		return fmt.Errorf("--metrics-listen %q: %w", s.MetricsListen, err)
 	}
 	s.server = server
-	cfg.Registry, cfg.CPUMetrics = registry, true
+	cfg.CPUMetrics = true
 	started := cfg.OnStart
 	cfg.OnStart = func() {
 		server.serve()

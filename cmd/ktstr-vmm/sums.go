@@ -40,13 +40,11 @@ func (m *sums) prepare(s *session, cfg *run.Config) {
 	if m.socket == "" && s.MetricsTextfile == "" && s.MetricsPush == "" {
 		return
 	}
-	m.registry = prometheus.NewRegistry()
-	cfg.Registry = m.registry
-	cfg.ID = run.NewID()
+	m.registry = s.registry
 	if m.socket == "" {
 		return
 	}
-	about := exporter.Run{ID: cfg.ID, Started: time.Now()}
+	about := exporter.Run{ID: s.id, Started: time.Now()}
 	labels := tally.Labels{Suite: s.Suite, Kernel: cfg.KernelName}
 	cfg.OnStart = func() {
 		labels.Arch, labels.Accelerator = m.arch, m.accelerator

@@ -127,6 +127,13 @@ func (s *Settings) checkExporter() error {
 	return fmt.Errorf("it is %s, %s or the absolute path of a socket", ExporterAuto, ExporterNone)
 }
 
+func (s *Settings) checkControl() error {
+	if s.Control == "" {
+		return fmt.Errorf("it is %s, %s or the path of a socket", ControlAuto, ControlNone)
+	}
+	return nil
+}
+
 // checkDumps says when a dump is asked for: never where nobody wants it.
 func (s *Settings) checkDumps() error {
 	if s.command != Run {

@@ -34,6 +34,12 @@ const (
 	ExporterNone = "none"
 )
 
+// The values of control that are no path.
+const (
+	ControlAuto = "auto"
+	ControlNone = "none"
+)
+
 // KernelIs says what a kernel's path is one of.
 const KernelIs = "a bzImage, a vmlinux or an arm64 Image, or the folder of one: a build tree or an unpacked package"
 
@@ -202,6 +208,8 @@ func (l *lister) both() {
 		"the URL of a Pushgateway, which gets the run's metrics when it is over").check = s.checkPush
 	l.text(&s.Exporter, "exporter", ExporterAuto,
 		"the socket of ktstr-vmm exporter; auto is where it is by default; none").check = s.checkExporter
+	l.text(&s.Control, "control", ControlAuto, "the socket for ktstr-vmm ctl; auto is where ps and ctl look for it; none").
+		check = s.checkControl
 	l.text(&s.Suite, "suite", "", "what metrics of the run, summed over many, have as the label suite")
 	l.flag(&s.Quiet, "quiet", "", "show nothing but the command's output and what went wrong")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")

@@ -40,6 +40,7 @@ type Settings struct {
 	MetricsTextfile     string
 	MetricsPush         string
 	Exporter            string // ExporterAuto, ExporterNone or a socket's path
+	Control             string // ControlAuto, ControlNone or a socket's path
 	Suite               string
 	Quiet               bool
 	LogLevel, LogFormat string

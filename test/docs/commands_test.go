@@ -51,6 +51,8 @@ var others = []struct {
 	{page: "docs/ci.md", begins: "run=build-42", by: proof{"test/schemas", "TestKubernetesGuide"}},
 	{page: "docs/config.md", begins: "ktstr-vmm run --config", by: proof{"configs/schema", "TestShippedConfigs"}},
 	{page: "docs/config.md", begins: "$ ktstr-vmm demo --config", by: proof{"cmd/ktstr-vmm", "TestBadConfigs"}},
+	{page: "docs/control.md", begins: "ktstr-vmm ps", by: proof{"cmd/ktstr-vmm", "TestCtl"}},
+	{page: "docs/control.md", begins: "echo '{", by: proof{"pkg/control", "TestDocumentedRequests"}},
 	{page: "docs/exporter.md", begins: "$ ktstr-vmm exporter", by: proof{"test/prometheus", "TestDocumentation"}},
 	{page: "docs/exporter.md", begins: "cp ktstr-vmm-exporter", by: proof{"cmd/ktstr-vmm", "TestExporterSystemd"}},
 	{page: "docs/kernels.md", begins: "ktstr-vmm run --kernel ~/linux --module",
