@@ -1,0 +1,153 @@
+//go:build linuxbed
+
+package linux
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// asked is a run that others ask by its control socket.
+type asked struct {
+	t   *testing.T
+	dir string
+}
+
+func (a asked) socket() string { return filepath.Join(a.dir, "run.sock") }
+
+func (a asked) command(args ...string) *exec.Cmd {
+	return exec.Command(vmm, append([]string{"ctl", "--control", a.socket()}, args...)...)
+}
+
+// ctl asks, and returns what was printed.
+func (a asked) ctl(args ...string) string {
+	a.t.Helper()
+	out, err := a.command(args...).Output()
+	if err != nil {
+		a.t.Errorf("ctl %q: %v, %s", args, err, out)
+	}
+	return string(out)
+}
+
+// follower is a process that follows the run.
+type follower struct {
+	*exec.Cmd
+	out string // a file
+}
+
+func (a asked) follow(args ...string) follower {
+	a.t.Helper()
+	f := follower{a.command(args...), filepath.Join(a.dir, strings.Join(args, ""))}
+	out, err := os.Create(f.out)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer out.Close()
+	f.Stdout, f.Stderr = out, out
+	if err := f.Start(); err != nil {
+		a.t.Fatal(err)
+	}
+	return f
+}
+
+func (f follower) printed() string {
+	text, _ := os.ReadFile(f.out)
+	return string(text)
+}
+
+// until waits for a text in what is printed.
+func (a asked) until(text string, printed func() string) {
+	a.t.Helper()
+	out := ""
+	for limit := time.Now().Add(2 * time.Minute); !strings.Contains(out, text); time.Sleep(100 * time.Millisecond) {
+		if out = printed(); time.Now().After(limit) {
+			a.t.Fatalf("no %q in\n%s", text, out)
+		}
+	}
+}
+
+// A running guest is asked all that can be asked, and told to stop. Who follows it gets to its end what it says last.
+func TestControl(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "control") // short, for the socket's address
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	a, file := asked{t, dir}, filepath.Join(dir, "report.json")
+	run := exec.Command(vmm, runArgs("--control", a.socket(), "--report", file, "--report-format", "json", "--",
+		"busybox", "sh", "-c", `
+			trap "echo 'TEST {\"name\":\"asked\",\"passed\":true}' > $KTSTR_MESSAGES; exit 0" TERM
+			echo 'STIM {"step_index":1}' > $KTSTR_MESSAGES
+			echo to the console > /dev/console
+			while :; do echo to stdout; busybox sleep 0.2; done`)...)
+	var said bytes.Buffer
+	run.Stderr = &said
+	if err := run.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer run.Process.Kill()
+	a.until("STIM  step 1 ", func() string {
+		out, _ := a.command("tail").CombinedOutput() // at first there is no socket
+		return string(out) + said.String()
+	})
+
+	kept, output, console := a.follow("tail", "-f"), a.follow("tail", "-f", "--type", "STDO"), a.follow("console", "-f")
+	a.until("STDO", output.printed)
+	a.until("to the console", console.printed)
+	status := a.ctl("status")
+	for _, part := range []string{"phase       command, after ", arch + " on ", "last STIM   step 1 ", "STDO "} {
+		if !strings.Contains(status, part) {
+			t.Errorf("no %q in\n%s", part, status)
+		}
+	}
+	if text := a.ctl("metrics"); !strings.Contains(text, `ktstr_vmm_ring_messages_total{type="STIM"} 1`) {
+		t.Errorf("metrics: %s", text)
+	}
+	ring := filepath.Join(dir, "ring")
+	if err := os.WriteFile(ring, []byte(a.ctl("ring")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(vmm, "inspect", "--all", ring).CombinedOutput()
+	if !strings.Contains(string(out), "STIM  24 bytes") {
+		t.Errorf("inspect of the ring: %v, %s", err, out)
+	}
+	for _, args := range [][]string{{"dump"}, {"stall"}, {"signal", "1", "7"}, {"stop"}} {
+		a.ctl(args...)
+	}
+
+	if err := run.Wait(); run.ProcessState.ExitCode() != 143 {
+		t.Errorf("%v, %s", err, &said)
+	}
+	var r struct {
+		Reason string
+		Events []struct{ Kind string }
+	}
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"dump_request", "stall_request", "signal", "stop"} {
+		if !strings.Contains(fmt.Sprint(r.Events), kind) {
+			t.Errorf("no %s in %v", kind, r.Events)
+		}
+	}
+	for _, f := range []follower{kept, output, console} {
+		if err := f.Wait(); err != nil || !strings.Contains(f.printed(), "is over: interrupted: "+r.Reason) {
+			t.Errorf("%q: %v, %s", f.Args, err, f.printed())
+		}
+	}
+	if !strings.Contains(kept.printed(), `TEST  {"name":"asked","passed":true}`) {
+		t.Errorf("no last message in\n%s", kept.printed())
+	}
+}
