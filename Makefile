@@ -4,7 +4,7 @@ export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ktstr-vmm/bin:$(PATH)
 FUZZTIME ?= 60s
 
 .PHONY: build release package demo test setup-linux setup-release linux-test lint
-.PHONY: bench bench-boot bench-suite fuzz guest
+.PHONY: bench bench-boot bench-suite bench-control fuzz guest
 
 build:
 	go build -o bin/ktstr-vmm ./cmd/ktstr-vmm
@@ -72,6 +72,10 @@ bench-boot:
 # The same for suites of 200 runs, on the back end that is there.
 bench-suite: build
 	go run ./bench suite
+
+# What clients of a run's control socket do to its speed, on the back end that is there.
+bench-control: build
+	go run ./bench control
 
 # Every fuzz target for $(FUZZTIME).
 fuzz:

@@ -1,6 +1,7 @@
 // Command bench measures what the project promises about its speed. It prints each figure beside its limit or its goal,
 // from one run on one machine, on each back end that the machine has. "make bench" builds what it needs first. "bench
-// kvm" and "bench emulator" are what "make bench-boot" runs: boots of Linux; "bench suite" is "make bench-suite".
+// kvm" and "bench emulator" are what "make bench-boot" runs: boots of Linux; "bench suite" is "make bench-suite", and
+// "bench control" is "make bench-control".
 package main
 
 import (
@@ -18,11 +19,11 @@ func main() {
 	args := os.Args[1:]
 	if len(args) > 0 {
 		measure = map[string]func([]string) error{"kvm": kvmBoots, "emulator": emulatorBoots, doorbell: doorbells,
-			sleeper: sleeps, deviceWriter: writeDevice, "suite": suites}[args[0]]
+			sleeper: sleeps, deviceWriter: writeDevice, "suite": suites, "control": controls}[args[0]]
 		args = args[1:]
 	}
 	if measure == nil {
-		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, doorbell, suite, or nothing\n", os.Args[1])
+		fmt.Fprintf(os.Stderr, "bench: %q: it is kvm, emulator, doorbell, suite, control, or nothing\n", os.Args[1])
 		os.Exit(2)
 	}
 	if err := measure(args); err != nil {
