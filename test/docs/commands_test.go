@@ -71,6 +71,7 @@ var others = []struct {
 	{page: "docs/suites.md", begins: "ktstr-vmm suite nightly.yaml --shard", by: proof{"test/engines", "TestGuide"}},
 	{page: "docs/suites.md", begins: "$ ktstr-vmm suite compare", by: proof{"test/engines", "TestGuide"}},
 	{page: "docs/topology.md", begins: "ktstr-vmm run", by: proof{"test/linux", "TestX86Lscpu"}},
+	{page: "docs/tutorial.md", begins: "git clone", reason: "needs a network; the test has this clone"},
 	{page: "docs/tutorial.md", begins: "sudo install",
 		reason: "reads the host's own kernel, which is root's on some"},
 	{page: "docs/wire-protocol.md", begins: "KTSTR_SHM_BASE",
