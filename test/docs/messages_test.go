@@ -44,13 +44,13 @@ var forTests = []string{"internal/guide", "internal/kerneltest", "internal/smaps
 
 // sentences are files with texts for people that no error is made of: why a run ended, what broke the ring, how a
 // scheduler ended. All that they format is such a text.
-var sentences = []string{"cmd/ktstr-vmm/doctor.go", "cmd/ktstr-vmm/topology.go", "pkg/accel/accel.go",
-	"pkg/agent/schedext.go", "pkg/agent/scheduler.go", "pkg/run/build.go", "pkg/run/outcome.go", "pkg/run/stall.go",
-	"pkg/run/watch.go", "pkg/shm/fault.go", "pkg/vm/qemu/instance.go"}
+var sentences = []string{"cmd/ktstr-vmm/doctor.go", "cmd/ktstr-vmm/topology.go", "cmd/ktstr-vmm/view.go",
+	"pkg/accel/accel.go", "pkg/agent/schedext.go", "pkg/agent/scheduler.go", "pkg/run/build.go", "pkg/run/outcome.go",
+	"pkg/run/stall.go", "pkg/run/watch.go", "pkg/shm/fault.go", "pkg/vm/qemu/instance.go"}
 
 // said are those of them of which every string of some words is one, but for those that begin as notSaid.
 var (
-	said    = []string{"cmd/ktstr-vmm/doctor.go", "pkg/run/outcome.go"}
+	said    = []string{"cmd/ktstr-vmm/doctor.go", "cmd/ktstr-vmm/view.go", "pkg/run/outcome.go"}
 	notSaid = []string{"MemAvailable: …", "echo 'KERNEL", "FaultKind(…)", "within …", "ktstr-vmm: …"}
 )
 
