@@ -128,8 +128,45 @@ func TestWireMessage(t *testing.T) {
 	if got := string(mem[shm.HeaderSize+shm.MessageHeaderSize:][:len(payload)]); got != payload {
 		t.Errorf("the payload is %q", got)
 	}
-	if want := fmt.Sprintf("0x%x", crc32.ChecksumIEEE([]byte(payload))); !strings.Contains(page(t, wirePage), want) {
-		t.Errorf("%s does not have %s, the CRC of %s", wirePage, want, payload)
+	for _, n := range []uint32{crc32.ChecksumIEEE([]byte(payload)), crc32.IEEE} {
+		if want := fmt.Sprintf("0x%x", n); !strings.Contains(page(t, wirePage), want) {
+			t.Errorf("%s does not have %s: the CRC of %s, or its polynomial", wirePage, want, payload)
+		}
+	}
+}
+
+// A call of the reader's reads as much as the page says.
+func TestWireReading(t *testing.T) {
+	text := section(t, page(t, wirePage), "## Reading")
+	for says, size := range map[string]uint64{
+		`after (\d+)\s+messages`: shm.MessageHeaderSize,
+		`read (\d+)\s+MiB`:       1 << 20,
+	} {
+		m := regexp.MustCompile(says).FindStringSubmatch(text)
+		if m == nil {
+			t.Fatalf("%s does not have %q", wirePage, says)
+		}
+		n := parse(t, m[1]) // messages of this size
+		_, region := newRing(t, shm.HeaderSize+(n+1)*size)
+		if err := shm.Init(region); err != nil {
+			t.Fatal(err)
+		}
+		w, err := shm.NewWriter(region)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range n + 1 {
+			if err := w.Write(shm.RawOutput, make([]byte, size-shm.MessageHeaderSize)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r, err := shm.NewReader(region, shm.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := r.Drain(func(shm.Message) bool { return true }); uint64(d.Messages) != n || !d.More {
+			t.Errorf("%q: %d messages of %d bytes were read in one go, want %d", says, d.Messages, size, n)
+		}
 	}
 }
 
