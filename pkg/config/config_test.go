@@ -47,6 +47,14 @@ func TestListsAreChecked(t *testing.T) {
 	}
 }
 
+// An error repeats the beginning of a value: a file of another kind can be a value as a whole.
+func TestErrorsAreShort(t *testing.T) {
+	_, err := Parse("f.yaml", []byte(strings.Repeat("root:x:0:0:root:/root:/bin/bash\n", 1000)))
+	if err == nil || len(err.Error()) > 300 || !strings.Contains(err.Error(), `"root:x:0:0:root`) {
+		t.Errorf("%.1000v", err)
+	}
+}
+
 // A document that says nothing is none's mistake.
 func TestEmptyDocuments(t *testing.T) {
 	for _, text := range []string{"", "\n", "# nothing yet\n", "---\n", "---\n...\n", "~", "{}"} {

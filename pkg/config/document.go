@@ -155,8 +155,14 @@ func kindOf(n *yaml.Node) string {
 	case n.Tag == "!!null":
 		return "nothing"
 	}
+	if len(n.Value) > maxQuoted {
+		return strconv.Quote(n.Value[:maxQuoted]) + "…"
+	}
 	return strconv.Quote(n.Value)
 }
+
+// maxQuoted is how much of a value an error repeats, in bytes: a file that is no YAML can be a value as a whole.
+const maxQuoted = 80
 
 // Texts returns a node's value: a scalar's text as it is written, or those of a list's items.
 func (d *Document) Texts(n *yaml.Node) (texts []string, list bool, err error) {
