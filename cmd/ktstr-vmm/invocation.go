@@ -9,8 +9,8 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
 
-// userinfo is what a URL may have in front of its host: a name and a password.
-var userinfo = regexp.MustCompile(`://[^/@\s]+@`)
+// userinfo is what a URL may have in front of its host: a name and a password, which may have an @, too.
+var userinfo = regexp.MustCompile(`://[^/?#\s]*@`)
 
 // invocation is how this process was called, without the passwords of its URLs.
 func invocation() run.Invocation {
