@@ -2,6 +2,7 @@ package run
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 	"time"
 )
@@ -46,14 +47,18 @@ func (t *tail) bytes() (kept []byte, omitted uint64) { return t.from(0) }
 func (t *tail) from(n uint64) (kept []byte, at uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.fromLocked(n)
+}
+
+func (t *tail) fromLocked(n uint64) (kept []byte, at uint64) {
 	begin := t.total - uint64(len(t.buf))
 	at = min(max(n, begin), t.total)
-	if len(t.buf) < t.limit {
-		return bytes.Clone(t.buf[at-begin:]), at
+	split := int(begin % uint64(t.limit)) // where the oldest byte is
+	older, newer, skip := t.buf[split:], t.buf[:split], int(at-begin)
+	if skip > len(older) {
+		older, newer, skip = nil, newer[skip-len(older):], 0
 	}
-	split := t.total % uint64(t.limit)
-	all := append(bytes.Clone(t.buf[split:]), t.buf[:split]...)
-	return all[at-begin:], at
+	return slices.Concat(older[skip:], newer), at
 }
 
 // written returns how many bytes were ever written.
@@ -114,15 +119,15 @@ func (c *consoleTail) note(t lineTime) {
 
 // lineTimes returns the times of lines that are kept: line numbers from 0 in what bytes returns.
 func (c *consoleTail) lineTimes() (times []LineTime) {
-	kept, omitted := c.bytes()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	kept, begin := c.fromLocked(0)
 	line, seen := 0, uint64(0)
 	for _, t := range c.times {
-		if t.offset < omitted || t.offset-omitted > uint64(len(kept)) {
+		if t.offset < begin {
 			continue
 		}
-		at := t.offset - omitted
+		at := t.offset - begin
 		line += bytes.Count(kept[seen:at], []byte{'\n'})
 		seen = at
 		times = append(times, LineTime{line, t.at})

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,26 +135,20 @@ func (w *watcher) hardDeadline() {
 // processes of a job, and a suite among them passes it on.
 const sameSignal = time.Second
 
-// noteSignal notes a signal that is none of a Live's requests, which are noted when they come.
-func (w *watcher) noteSignal(s os.Signal) {
-	if s != (stopRequest{}) {
-		w.history.event(EventStop, s.String())
-	}
-}
-
 // signalled asks the guest to stop at the first signal, and does not wait for it at a second.
 func (w *watcher) signalled(s os.Signal) {
+	if w.giveUp != nil || // the run is over already
+		w.signal == syscall.SIGTERM && s == syscall.SIGTERM && time.Since(w.signalledAt) < sameSignal {
+		return
+	}
+	w.history.event(EventStop, s.String())
 	switch {
-	case w.giveUp != nil: // the run is over already
-	case w.signal == syscall.SIGTERM && s == syscall.SIGTERM && time.Since(w.signalledAt) < sameSignal:
 	case w.signal != nil:
 		w.stop(errInterrupt)
 	case w.cfg.Grace < 0:
-		w.noteSignal(s)
 		w.signal = s
 		w.stop(errInterrupt)
 	default:
-		w.noteSignal(s)
 		w.signal, w.signalledAt = s, time.Now()
 		w.requestLook(AskedToStop)
 		w.askToStop()
@@ -161,15 +156,13 @@ func (w *watcher) signalled(s os.Signal) {
 	}
 }
 
-// stopRequested is signalled for a request. That a second one comes means nothing.
+// stopRequested ends the run for a request. A second one means nothing, unless it is not to wait for the guest.
 func (w *watcher) stopRequested(now bool) {
-	w.history.event(EventStop, stopRequest{}.String())
 	switch {
 	case w.giveUp != nil: // the run is over already
 	case now:
-		if w.signal == nil {
-			w.signal = stopRequest{}
-		}
+		w.history.event(EventStop, stopRequest{}.String())
+		w.signal = cmp.Or[os.Signal](w.signal, stopRequest{})
 		w.stop(errInterrupt)
 	case w.signal == nil:
 		w.signalled(stopRequest{})

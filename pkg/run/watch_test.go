@@ -95,6 +95,19 @@ func TestSignalsEndDeafGuests(t *testing.T) {
 	}
 }
 
+// The report tells of every signal that did something, also of the one that was not to wait for the guest.
+func TestSignalsAreEvents(t *testing.T) {
+	cfg := newFake(t, hangs).config()
+	signals := make(chan os.Signal, 2)
+	cfg.Grace, cfg.Signals = hangLimit, signals
+	cfg.OnStart = func() { signals <- syscall.SIGTERM; signals <- syscall.SIGINT }
+	r := ended(t, t.Context(), cfg, run.Interrupted)
+	if len(r.Events) != 2 || r.Events[0].Kind != run.EventStop || r.Events[0].Text != syscall.SIGTERM.String() ||
+		r.Events[1].Kind != run.EventStop || r.Events[1].Text != syscall.SIGINT.String() {
+		t.Errorf("%+v", r.Events)
+	}
+}
+
 type odd struct{}
 
 func (odd) String() string { return "odd" }
