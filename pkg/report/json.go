@@ -188,6 +188,7 @@ type jsonOmitted struct {
 	ConsoleBytes uint64 `json:"console_bytes"`
 	OutputBytes  uint64 `json:"output_bytes"`
 	DumpRequests uint64 `json:"dump_requests,omitempty"`
+	Events       uint64 `json:"events,omitempty"`
 }
 
 // JSON writes the result as one JSON object.
@@ -256,7 +257,7 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 	}
 	if r.Omitted != (run.Omitted{}) {
 		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
-			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests}
+			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests, r.Omitted.Events}
 	}
 	return EncodeJSON(w, j)
 }

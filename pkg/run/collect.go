@@ -3,7 +3,6 @@ package run
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
@@ -93,12 +92,13 @@ func (c *collector) testResult(m shm.Message) monitor.Verdict {
 }
 
 func (c *collector) fault(kind string, detail error) {
-	c.history.event(EventFault, fmt.Sprintf("%s: %v", kind, detail))
 	if len(c.r.Faults) == maxFaults {
 		c.r.Omitted.Faults++
 		return
 	}
-	c.r.Faults = append(c.r.Faults, Fault{kind, detail.Error()})
+	text := detail.Error()
+	c.r.Faults = append(c.r.Faults, Fault{kind, text})
+	c.history.event(EventFault, kind+": "+text)
 }
 
 // keepOutput keeps the end of what the command writes.

@@ -2,6 +2,8 @@ package run
 
 import (
 	"fmt"
+	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,9 +62,9 @@ type Message struct {
 
 // What a history keeps at most.
 const (
-	maxKeptPayload  = 512 // bytes of a message's payload
-	maxKeptOther    = 1 << 12
-	maxEvents       = 1 << 10
+	maxKeptPayload  = 512                    // bytes of a message's payload
+	maxKeptOther    = 1 << 12                // messages of a type
+	maxEvents       = 1 << 10                // of a kind
 	dropsTogether   = 100 * time.Millisecond // drops within that time are one event
 	payloadChunk    = 64 << 10               // bytes
 	maxFollowed     = 1 << 11                // messages that wait for followers
@@ -78,37 +80,46 @@ const (
 type history struct {
 	since func() time.Duration
 
-	mu       sync.Mutex
-	kept     []Message
-	data     []byte // the rest of a chunk for payloads
-	counts   map[shm.Type]int
-	omitted  uint64
-	stimulus *Stimulus // the last one
-	events   []Event
-	phases   []PhaseStart
+	mu      sync.Mutex
+	kept    []Message
+	data    []byte // the rest of a chunk for payloads
+	counts  map[shm.Type]int
+	omitted uint64
+	phases  []PhaseStart
+
+	stimulus   Stimulus // the last one
+	stimulated bool     // there is one
+
+	events        []Event
+	eventsOf      map[string]int // how many of a kind there are
+	omittedEvents uint64
 
 	followers atomic.Int32
 	followed  followed
 }
 
 func newHistory(since func() time.Duration) *history {
-	return &history{since: since, counts: map[shm.Type]int{}}
+	return &history{since: since, counts: map[shm.Type]int{}, eventsOf: map[string]int{}}
 }
 
-// bulk reports whether messages of a type are not kept: what commands and schedulers write, and types that nobody
-// knows.
-func bulk(t shm.Type) bool {
+// roomFor returns how many messages of a type are kept; 0 for what commands and schedulers write in bulk, and for types
+// that nobody knows.
+func roomFor(t shm.Type) int {
 	switch t {
-	case shm.Stimulus, shm.ScenarioStart, shm.ScenarioEnd, shm.Exit, shm.TestResult, shm.SchedulerExit, shm.Crash,
-		shm.SchedulerChange:
-		return false
+	case shm.Stimulus:
+		return maxStimuli
+	case shm.TestResult:
+		return maxTestResults
+	case shm.ScenarioStart, shm.ScenarioEnd, shm.Exit, shm.SchedulerExit, shm.Crash, shm.SchedulerChange:
+		return maxKeptOther
 	}
-	return true
+	return 0
 }
 
 // message implements monitor.HandlerFunc.
 func (h *history) message(m shm.Message) monitor.Verdict {
-	if bulk(m.Type) {
+	limit := roomFor(m.Type)
+	if limit == 0 {
 		if h.followers.Load() > 0 {
 			h.followed.add(h.since, m)
 		}
@@ -116,36 +127,29 @@ func (h *history) message(m shm.Message) monitor.Verdict {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at := h.since()
+	at := h.since() // under the lock, so that all are in order
 	if m.CRCOK {
 		h.enterFor(m.Type, at)
-		if s, err := shm.DecodeStimulus(m.Payload); m.Type == shm.Stimulus && err == nil {
-			h.stimulus = &Stimulus{at, s}
+	}
+	if m.CRCOK && m.Type == shm.Stimulus && len(m.Payload) >= shm.StimulusSize {
+		if s, err := shm.DecodeStimulus(m.Payload); err == nil {
+			h.stimulus, h.stimulated = Stimulus{at, s}, true
 		}
 	}
-	if !h.room(m.Type) {
+	if h.counts[m.Type] == limit {
 		h.omitted++
+		if isEvent(m.Type) {
+			h.omittedEvents++
+		}
 		return monitor.Continue
 	}
+	h.counts[m.Type]++
 	h.kept = append(h.kept, Message{len(h.kept), at, m.Type, m.CRCOK, len(m.Payload), h.copy(m.Payload)})
 	return monitor.Continue
 }
 
-// room reports whether one more message of a type is kept, and counts it.
-func (h *history) room(t shm.Type) bool {
-	limit := maxKeptOther
-	switch t {
-	case shm.Stimulus:
-		limit = maxStimuli
-	case shm.TestResult:
-		limit = maxTestResults
-	}
-	if h.counts[t] == limit {
-		return false
-	}
-	h.counts[t]++
-	return true
-}
+// isEvent reports whether messages of a type that is kept are a report's events.
+func isEvent(t shm.Type) bool { return t != shm.Stimulus && t != shm.TestResult }
 
 // copy keeps the first bytes of a payload.
 func (h *history) copy(payload []byte) []byte {
@@ -185,35 +189,38 @@ func (h *history) enterLocked(p Phase, at time.Duration) {
 	h.phases = append(h.phases, PhaseStart{p, at})
 }
 
-func order(p Phase) int {
-	for i, q := range phases {
-		if p == q {
-			return i
-		}
-	}
-	return -1
-}
+func order(p Phase) int { return slices.Index(phases, p) }
 
 // event notes what the host found or did.
 func (h *history) event(kind, text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.events) < maxEvents {
-		h.events = append(h.events, Event{h.since(), kind, text})
+	h.eventLocked(kind, text)
+}
+
+// eventLocked adds an event, where there is room for one more of its kind: none takes another's, for guests make some
+// of them at will.
+func (h *history) eventLocked(kind, text string) {
+	if h.eventsOf[kind] == maxEvents {
+		h.omittedEvents++
+		return
 	}
+	h.eventsOf[kind]++
+	h.events = append(h.events, Event{h.since(), kind, text})
 }
 
 // drops notes that the guest counts drops, with their number.
 func (h *history) drops(total uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	e := Event{h.since(), EventDrops, fmt.Sprintf("the guest has dropped %d messages", total)}
-	switch n := len(h.events); {
-	case n > 0 && h.events[n-1].Kind == EventDrops && e.At-h.events[n-1].At < dropsTogether:
-		h.events[n-1].Text = e.Text
-	case n < maxEvents:
-		h.events = append(h.events, e)
+	text := fmt.Sprintf("the guest has dropped %d messages", total)
+	if n := len(h.events); n > 0 {
+		if e := &h.events[n-1]; e.Kind == EventDrops && h.since()-e.At < dropsTogether {
+			e.Text = text
+			return
+		}
 	}
+	h.eventLocked(EventDrops, text)
 }
 
 // messages returns at most n of the kept messages, from one on.
@@ -224,6 +231,12 @@ func (h *history) messages(from, n int) []Message {
 	return append([]Message(nil), h.kept[from:min(from+n, len(h.kept))]...)
 }
 
+// before returns the messages up to a time, of some in order.
+func before(ms []Message, until time.Duration) []Message {
+	n := sort.Search(len(ms), func(i int) bool { return ms[i].At > until })
+	return ms[:n]
+}
+
 // fill puts what a report needs of the history into a result.
 func (h *history) fill(r *Result) {
 	h.mu.Lock()
@@ -231,7 +244,7 @@ func (h *history) fill(r *Result) {
 	r.Phases = append(r.Phases, h.phases...)
 	next := 0
 	for _, m := range h.kept { // both lists are in order
-		if m.Type == shm.Stimulus || m.Type == shm.TestResult {
+		if !isEvent(m.Type) {
 			continue
 		}
 		for next < len(h.events) && h.events[next].At <= m.At {
@@ -241,6 +254,7 @@ func (h *history) fill(r *Result) {
 		r.Events = append(r.Events, Event{m.At, m.Type.String(), eventText(m)})
 	}
 	r.Events = append(r.Events, h.events[next:]...)
+	r.Omitted.Events = h.omittedEvents
 }
 
 // eventText says what a message is about that a report has as an event.
@@ -301,15 +315,15 @@ func (f *followed) makeRoom(now time.Duration) {
 	}
 }
 
-// from returns the messages behind the first n that were let in, and how many of them are gone.
-func (f *followed) from(n uint64) (ms []Message, next, gone uint64) {
+// from returns the messages behind the first n that were let in, up to a time, and how many of them are gone.
+func (f *followed) from(n uint64, until time.Duration) (ms []Message, next, gone uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.total-n > maxFollowed {
 		gone = f.total - maxFollowed - n
 		n += gone
 	}
-	for ; n < f.total; n++ {
+	for ; n < f.total && f.ring[n%maxFollowed].At <= until; n++ {
 		ms = append(ms, f.ring[n%maxFollowed])
 	}
 	return ms, n, gone

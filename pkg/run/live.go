@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -23,6 +24,10 @@ var ErrBusy = errors.New("the run has yet to do what it was asked for before")
 
 // maxMessages is how many messages Live.Messages returns at most.
 const maxMessages = 1 << 10
+
+// ringPiece is how much of the ring is copied at once. The run's end waits for no more than that: a ring may have
+// 1 GiB, and the memory that it is copied to may have to be found first.
+const ringPiece = 256 << 10
 
 // Live is a handle on a run, for those who look at it or ask it for something while it goes on. Its methods may be
 // called concurrently, at any time. None of them waits for anything outside.
@@ -100,8 +105,8 @@ func (l *Live) Status() Status {
 	if n := len(h.phases); n > 0 {
 		s.Phase = h.phases[n-1].Phase
 	}
-	if h.stimulus != nil {
-		last := *h.stimulus
+	if h.stimulated {
+		last := h.stimulus
 		s.LastStimulus = &last
 	}
 	return s
@@ -151,28 +156,33 @@ func (l *Live) Signal(slot shm.Slot, v byte) error {
 }
 
 // ReadRing copies the ring's region from an offset on as it is now, and returns io.EOF at its end, as io.ReaderAt does.
-// It fails with ErrOver.
+// It fails with ErrOver, with what it has copied until then.
 func (l *Live) ReadRing(p []byte, off uint64) (n int, err error) {
-	size := l.ring.Len()
-	n = int(min(uint64(len(p)), size-min(off, size)))
-	err = l.use(func() error {
-		done := 0
-		if off < shm.HeaderSize {
-			header, err := ringHeader(l.ring)
-			if err != nil {
-				return err
-			}
-			done = copy(p[:n], header[off:])
+	for size := l.ring.Len(); n < len(p); {
+		at := off + uint64(n)
+		if at >= size {
+			return n, io.EOF
 		}
-		return l.ring.Read(p[done:n], off+uint64(done))
-	})
-	if err != nil {
-		return 0, err
-	}
-	if n < len(p) {
-		return n, io.EOF
+		piece := p[n:][:min(uint64(len(p)-n), size-at, ringPiece)]
+		if err := l.use(func() error { return readRing(l.ring, piece, at) }); err != nil {
+			return n, err
+		}
+		n += len(piece)
 	}
 	return n, nil
+}
+
+// readRing copies what is at an offset of a ring's region.
+func readRing(ring *guestmem.Window, p []byte, off uint64) error {
+	done := 0
+	if off < shm.HeaderSize {
+		header, err := ringHeader(ring)
+		if err != nil {
+			return err
+		}
+		done = copy(p, header[off:])
+	}
+	return ring.Read(p[done:], off+uint64(done))
 }
 
 // ringHeader copies a ring's header, whose words both sides store meanwhile.
@@ -218,7 +228,7 @@ func (l *Live) Console(from uint64) (kept []byte, at uint64) { return l.run.cons
 func (l *Live) Messages(from int) []Message { return l.run.history.messages(from, maxMessages) }
 
 // Keeps reports whether runs keep messages of a type, for Messages.
-func Keeps(t shm.Type) bool { return !bulk(t) }
+func Keeps(t shm.Type) bool { return roomFor(t) > 0 }
 
 // Done returns a channel that is closed when the outcome is decided.
 func (l *Live) Done() <-chan struct{} { return l.done }
@@ -257,15 +267,22 @@ type Follower struct {
 // Next returns what came since the last call, in order, and how many messages of those that a run does not keep were
 // left out. It returns at most 1024 of those that it keeps; if there are that many, there may be more. It never waits.
 func (f *Follower) Next() (ms []Message, omitted uint64) {
-	f.history.followed.makeRoom(f.history.since())
-	bulk, next, gone := f.history.followed.from(f.bulk)
-	missed := f.history.followed.missed.Load()
+	h := f.history
+	now := h.since()
+	h.followed.makeRoom(now)
+	// A message gets its time under a lock that is taken here behind it: up to now, all are there. Those that have come
+	// since, and what comes behind messages that are kept but have no room, are for the next call.
+	ms = before(h.messages(f.kept, maxMessages), now)
+	f.kept += len(ms)
+	if len(ms) == maxMessages {
+		now = ms[maxMessages-1].At
+	}
+	bulk, next, gone := h.followed.from(f.bulk, now)
+	missed := h.followed.missed.Load()
 	omitted = gone + missed - f.missed
 	f.bulk, f.missed = next, missed
-	kept := f.history.messages(f.kept, maxMessages)
-	f.kept += len(kept)
-	ms = append(bulk, kept...)
-	slices.SortStableFunc(ms, func(a, b Message) int { return int(a.At - b.At) })
+	ms = append(ms, bulk...)
+	slices.SortStableFunc(ms, func(a, b Message) int { return cmp.Compare(a.At, b.At) })
 	return ms, omitted
 }
 

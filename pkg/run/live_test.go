@@ -231,3 +231,32 @@ func TestFollowAFlood(t *testing.T) {
 		t.Errorf("%d stimuli", len(r.Stimuli))
 	}
 }
+
+// All of a large ring can be read, from any place and with any buffer.
+func TestReadRing(t *testing.T) {
+	const size = 1 << 20
+	f := newFakeOf(t, size, func(_ *shm.Writer, stopped <-chan struct{}) { <-stopped })
+	want := make([]byte, size)
+	for i := range want {
+		want[i] = byte(i >> 8)
+	}
+	if err := f.ring.Write(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	l, results := live(t, f.config())
+	for _, off := range []uint64{shm.HeaderSize, 300 << 10, size - 1, size, 1 << 63, ^uint64(0)} {
+		for _, n := range []int{0, 1, 256 << 10, 300<<10 + 1, size + 1} {
+			p := make([]byte, n)
+			got, err := l.ReadRing(p, off)
+			there := want[min(off, size):]
+			there = there[:min(n, len(there))]
+			if !bytes.Equal(p[:got], there) || (err == nil) != (got == n) || err != nil && !errors.Is(err, io.EOF) {
+				t.Errorf("%d bytes from %d: %d, %v", n, off, got, err)
+			}
+		}
+	}
+	if err := l.Stop(true); err != nil {
+		t.Error(err)
+	}
+	<-results
+}

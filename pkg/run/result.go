@@ -112,7 +112,7 @@ type Fault struct{ Kind, Detail string }
 // Omitted counts what a Result does not keep.
 type Omitted struct {
 	Faults, Stimuli, TestResults uint64 // after those that are kept
-	DumpRequests                 uint64 // the same
+	DumpRequests, Events         uint64 // the same
 	CrashBytes, ConsoleBytes     uint64 // after Crash, and before Console
 	OutputBytes                  uint64 // of the guest's output, which had no reader
 }
