@@ -11,14 +11,16 @@ func TestInvocationHasNoPasswords(t *testing.T) {
 	before := os.Args
 	defer func() { os.Args = before }()
 	os.Args = []string{"ktstr-vmm",
-		"https://user:secret@host/a@b", "--metrics-push=http://user:se@cr@et@host:1", "http://secret@host", "http://:secret@host",
+		"https://user:secret@host/a@b", "--metrics-push=http://user:se@cr@et@host:1",
+		"http://secret@host", "http://:secret@host",
 		"sh -c 'curl https://u:secret@a/ http://u:secret@b'", "http://a/,http://u:secret@b", "http://[::1]/?mail=a@b",
 		"http://host?mail=a@b", "http://host#a@b", "a@b", "\xff://u:secret@\xff"}
 	t.Setenv("KTSTR_VMM_METRICS_PUSH", "http://user:se@cret@host")
 	t.Setenv("SECRET", "secret")
 	got := invocation()
 	want := []string{"ktstr-vmm",
-		"https://…@host/a@b", "--metrics-push=http://…@host:1", "http://…@host", "http://…@host",
+		"https://…@host/a@b", "--metrics-push=http://…@host:1",
+		"http://…@host", "http://…@host",
 		"sh -c 'curl https://…@a/ http://…@b'", "http://a/,http://…@b", "http://[::1]/?mail=a@b",
 		"http://host?mail=a@b", "http://host#a@b", "a@b", "\xff://…@\xff"}
 	if !slices.Equal(got.Args, want) {

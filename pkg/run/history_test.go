@@ -93,8 +93,8 @@ func TestConsoleTimesAreBounded(t *testing.T) {
 		now += time.Second
 		_, _ = console.Write([]byte("\n"))
 	}
-	times := console.lineTimes()
-	if n := len(times); n > maxLineTimes || n < maxLineTimes/2 || times[n-1] != (LineTime{lines - 1, lines * time.Second}) {
+	times, last := console.lineTimes(), LineTime{lines - 1, lines * time.Second}
+	if n := len(times); n > maxLineTimes || n < maxLineTimes/2 || times[n-1] != last {
 		t.Errorf("%d times, the last is %v", n, times[n-1])
 	}
 }

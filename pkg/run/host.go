@@ -35,7 +35,7 @@ func readHost() (h Host) {
 	if unix.Uname(&name) == nil {
 		h.Name, h.Kernel = unix.ByteSliceToString(name.Nodename[:]), unix.ByteSliceToString(name.Release[:])
 	}
-	h.OS = strings.Trim(field("/etc/os-release", "PRETTY_NAME", "="), `"`)
+	h.OS = strings.Trim(field("/etc/os-release", "PRETTY_NAME", "="), `"'`)
 	h.CPU = field("/proc/cpuinfo", "model name", ":")
 	kib, _, _ := strings.Cut(field("/proc/meminfo", "MemTotal", ":"), " ")
 	if n, err := strconv.ParseUint(kib, 10, 54); err == nil {

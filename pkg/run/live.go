@@ -122,10 +122,8 @@ func (l *Live) Stop(now bool) error { return ask(l, l.stops, now) }
 
 // ask gives a request to the run, which does one after the other.
 func ask[T any](l *Live, to chan T, request T) error {
-	select {
-	case <-l.run.machine.Done():
+	if l.ended() {
 		return ErrOver
-	default:
 	}
 	select {
 	case to <- request:
@@ -133,6 +131,17 @@ func ask[T any](l *Live, to chan T, request T) error {
 	default:
 		return ErrBusy
 	}
+}
+
+// ended reports whether the guest has ended, or its machine has not, and was given up.
+func (l *Live) ended() bool {
+	select {
+	case <-l.run.machine.Done():
+	case <-l.done:
+	default:
+		return false
+	}
+	return true
 }
 
 // RequestStall asks the guest to stall its scheduler. It fails with ErrOver.

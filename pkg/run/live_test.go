@@ -12,6 +12,7 @@ import (
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
 // live starts a run and returns the handle on it, and what its result comes from.
@@ -229,6 +230,32 @@ func TestFollowAFlood(t *testing.T) {
 	}
 	if r := <-results; len(r.Stimuli) != stimuli {
 		t.Errorf("%d stimuli", len(r.Stimuli))
+	}
+}
+
+// late looks at the guest's memory when it is given back.
+type late struct {
+	*fake
+	live *run.Live
+	err  error
+}
+
+func (m *late) Close() error {
+	_, m.err = m.live.ReadRing(make([]byte, 1), 0)
+	return m.fake.Close()
+}
+
+// Nobody reads a guest's memory that is given back, also where the guest never ran.
+func TestLiveOfAMachineThatDoesNotStart(t *testing.T) {
+	for _, startErr := range []error{nil, errors.New("it does not start")} {
+		f := newFake(t, sends(false, coded(shm.Exit, 0)))
+		f.startErr = startErr
+		m, cfg := &late{fake: f}, f.config()
+		cfg.OnLive = func(l *run.Live) { m.live = l }
+		cfg.NewMachine = func(vm.Config) (run.Machine, error) { return m, nil }
+		if r := run.Run(t.Context(), cfg); !errors.Is(r.Err, startErr) || !errors.Is(m.err, run.ErrOver) {
+			t.Errorf("%v, and the ring could be read when it was given back: %v", r.Err, m.err)
+		}
 	}
 }
 

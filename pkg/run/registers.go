@@ -28,12 +28,8 @@ func (l *Live) Registers(ctx context.Context) ([]vm.Registers, func(address uint
 		return nil, nil, vm.ErrNoRegisters
 	}
 	all, err := reader.Registers(ctx)
-	if errors.Is(err, vm.ErrNotRunning) {
-		select {
-		case <-l.run.machine.Done():
-			err = ErrOver
-		default: // about to begin, or to end
-		}
+	if errors.Is(err, vm.ErrNotRunning) && l.ended() { // else it is about to begin, or to end
+		err = ErrOver
 	}
 	if err != nil {
 		return nil, nil, err

@@ -233,13 +233,13 @@ func (r *run) run(ctx context.Context) error {
 		r.cfg.OnStart()
 	}
 	if err := r.monitor.Start(); err != nil {
-		return errors.Join(err, r.machine.Close())
+		return errors.Join(err, r.giveBack())
 	}
 	r.startCalls()
 	if err := r.machine.Start(); err != nil {
 		r.stopCalls()
 		r.monitor.Stop()
-		return errors.Join(err, r.machine.Close())
+		return errors.Join(err, r.giveBack())
 	}
 	r.history.enter(PhaseBoot)
 	driverCtx, stopDriver := context.WithCancel(ctx)
@@ -271,11 +271,16 @@ func (r *run) run(ctx context.Context) error {
 	}
 	r.result.Rings = r.machine.Rings()
 	r.result.FirstExit = firstExit(r.machine.FirstExit(), r.result.StartedAt)
-	r.live.end()
-	if closeErr := r.machine.Close(); closeErr != nil {
+	if closeErr := r.giveBack(); closeErr != nil {
 		log.Warn("the machine could not be given back whole", zap.Error(closeErr)) // no reason to lose the outcome
 	}
 	return err
+}
+
+// giveBack gives the machine back, which nobody uses then.
+func (r *run) giveBack() error {
+	r.live.end()
+	return r.machine.Close()
 }
 
 // openLive gives out the handle on the run.

@@ -475,7 +475,12 @@ func TestStuckMachineIsGivenUp(t *testing.T) {
 	cfg.Timeout, cfg.FlushLimit = 50*time.Millisecond, 50*time.Millisecond
 	cfg.OnMessage = func(time.Duration, shm.Message) monitor.Verdict { return monitor.NotNow }
 	cfg.NewMachine = func(vm.Config) (run.Machine, error) { return &stuck{memory, ring, make(chan struct{})}, nil }
+	var l *run.Live
+	cfg.OnLive = func(live *run.Live) { l = live }
 	r := run.Run(t.Context(), cfg)
+	if err := l.Stop(true); !errors.Is(err, run.ErrOver) {
+		t.Errorf("it is asked to stop: %v", err)
+	}
 	if r.Outcome != run.Failed || !strings.Contains(r.Reason, "did not end") {
 		t.Errorf("%s: %s", r.Outcome, r.Reason)
 	}
