@@ -106,7 +106,7 @@ func TestFollowerIsExact(t *testing.T) {
 		var c clock
 		h := newHistory(c.since)
 		l := &Live{run: &run{history: h}}
-		f := l.Follow(0)
+		f := l.Follow(rapid.IntRange(-9, 0).Draw(t, "from"))
 		defer f.Close()
 		kept, bulk, sent := 0, uint64(0), [2]int{}
 		var last time.Duration

@@ -258,7 +258,7 @@ func (l *Live) Follow(from int) *Follower {
 	h := l.run.history
 	h.followers.Add(1)
 	h.followed.makeRoom(h.since())
-	f := &Follower{history: h, kept: from}
+	f := &Follower{history: h, kept: max(0, from)}
 	h.followed.mu.Lock()
 	defer h.followed.mu.Unlock()
 	f.bulk, f.missed = h.followed.total, h.followed.missed.Load()
