@@ -285,21 +285,26 @@ func (t *Timeline) moments(name string, all []moment) {
 	t.lane(name, items)
 }
 
-// axis has round times, at most six.
+// maxTicks is how many times an axis has beside 0.
+const maxTicks = 5
+
+// axis has round times.
 func (t *Timeline) axis() {
-	step := math.Pow(10, math.Floor(math.Log10(t.Seconds)))
-	for _, divide := range []float64{10, 5, 4, 2, 1} {
-		if t.Seconds/(step/divide) <= 5 {
-			step /= divide
+	power := math.Pow(10, math.Floor(math.Log10(t.Seconds)))
+	step := 2 * power
+	for _, part := range []float64{.2, .25, .5, 1} {
+		if t.Seconds <= maxTicks*part*power {
+			step = part * power
 			break
 		}
 	}
-	for i := 0; float64(i)*step <= t.Seconds && i <= 6; i++ {
-		tick := Tick{format(t.percent(float64(i) * step)), strconv.FormatFloat(float64(i)*step, 'g', 4, 64) + " s", "middle"}
+	for i := 0; i <= maxTicks && float64(i)*step <= t.Seconds; i++ {
+		at := float64(i) * step
+		tick := Tick{format(t.percent(at)), strconv.FormatFloat(at, 'g', 10, 64) + " s", "middle"}
 		switch {
 		case i == 0:
 			tick.Anchor = "start"
-		case t.percent(float64(i)*step) > 94:
+		case t.percent(at) > 94:
 			tick.Anchor = "end"
 		}
 		t.Ticks = append(t.Ticks, tick)
