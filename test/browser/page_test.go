@@ -71,6 +71,11 @@ const overflows = `(() => {
 	return found;
 })()`
 
+// spilled are names that are shown beyond their bars in a timeline.
+const spilled = `Array.from(document.querySelectorAll(".timeline text.in")).filter(e =>
+	e.getBoundingClientRect().right > e.closest(".item").querySelector("rect").getBoundingClientRect().right + 1 &&
+	getComputedStyle(e.parentElement).overflow === "visible").map(e => e.textContent)`
+
 // pale are texts whose contrast is below what WCAG 2 asks for (1.4.3).
 const pale = `(() => {
 	const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -114,6 +119,7 @@ func TestLooks(t *testing.T) {
 		"suite": reported(t, 0, results, "--compare", before),
 		"older": reported(t, 0, filepath.Join("testdata", "older.json")),
 		"linux": reported(t, 0, filepath.Join("testdata", "linux.json")),
+		"names": reported(t, 0, wideNames(t)),
 		"mixed": reported(t, 0, filepath.Join("testdata", "mixed.json"), filepath.Join("testdata", "all.json")),
 	} {
 		b := open(t, path, look{})
@@ -123,6 +129,9 @@ func TestLooks(t *testing.T) {
 			b.look(t, l)
 			if found := eval[[]string](t, b, overflows); len(found) > 0 {
 				t.Errorf("%s, %+v: out of the page: %q", name, l, found)
+			}
+			if found := eval[[]string](t, b, spilled); len(found) > 0 {
+				t.Errorf("%s, %+v: names out of their bars: %q", name, l, found)
 			}
 			if found := eval[[]string](t, b, pale); len(found) > 0 {
 				t.Errorf("%s, %+v: pale: %q", name, l, found)
@@ -134,6 +143,14 @@ func TestLooks(t *testing.T) {
 		}
 		b.quiet(t)
 	}
+}
+
+// wideNames is a report in which a phase has a name that is as wide as its length allows.
+func wideNames(t *testing.T) string {
+	t.Helper()
+	return written(t, "wide.json", `{"schema": 1, "id": "x", "name": "x", "outcome": "exited", "duration_seconds": 9,
+		"phases": [{"name": "boot", "at_seconds": 0}, {"name": "WWWWWWWWWW", "at_seconds": 4},
+		{"name": "end", "at_seconds": 6}]}`)
 }
 
 // named fails the test if something that is read out, or that can be used, has no name.
