@@ -132,6 +132,27 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// Of objects with very many keys so many are read that what is made of them takes no time.
+func TestManyKeys(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`{"schema": 1, "outcome": "exited", "omitted": null, "invocation": {"args": ["x"], "env": {}}, "ring": {`)
+	b.WriteString(`"by_type": {"EXIT": 1`)
+	for i := range 100000 {
+		fmt.Fprintf(&b, `,"%d":1`, i)
+	}
+	b.WriteString(`}}}`)
+	s, err := decodeSource(strings.NewReader(b.String()))
+	if err != nil || len(s.Ring.ByType) != maxKeys || s.Ring.ByType["EXIT"] != 1 {
+		t.Fatalf("%v, %d keys", err, len(s.Ring.ByType))
+	}
+	for _, object := range []string{`3`, `[]`, `{"EXIT": "x"}`, `{"EXIT": -1}`} {
+		text := `{"schema": 1, "outcome": "exited", "ring": {"by_type": ` + object + `}}`
+		if _, err := decodeSource(strings.NewReader(text)); !errors.Is(err, ErrReport) {
+			t.Errorf("%s: %v", object, err)
+		}
+	}
+}
+
 // The table has what a suite can have, and the lists at the top the first of very many.
 func TestManyRuns(t *testing.T) {
 	var b strings.Builder
@@ -168,7 +189,7 @@ func TestManyRuns(t *testing.T) {
 func TestCommand(t *testing.T) {
 	args := []string{"plain-1.0/x=y", "", "two words", "it's", `back\slash`, "$HOME `id` $(id)", "line\nend",
 		"\x1b[31m", "\xff\xfe", "\u202etxt", "ü", "*", "~", "=x", "#", "a;b&c|d"}
-	i := &invocation{Args: list[string]{All: []string{"printf", "%s\\0"}}, Dir: "/", Env: map[string]string{
+	i := &invocation{Args: list[string]{All: []string{"printf", "%s\\0"}}, Dir: "/", Env: dict[string]{
 		"KTSTR_VMM_CPUS": "1; id", "LD_PRELOAD": "x", "KTSTR_VMM_$(id)": "x"}}
 	line := strings.Join(i.command(append([]string{"%s\\0"}, args...)...), " ")
 	if strings.ContainsAny(line, "\x1b\n\u202e") || strings.Contains(line, "LD_PRELOAD") {

@@ -18,6 +18,7 @@ var ErrReport = errors.New("no report of a run or of a suite")
 const (
 	maxSource   = 64 << 20 // bytes of a run's report
 	maxElements = 1 << 16  // of each of its lists: what a run keeps of stimuli, which there are most of
+	maxKeys     = 1 << 10  // of each of its objects whose keys are not known
 	schema      = 1
 )
 
@@ -44,20 +45,20 @@ type source struct {
 	Crash *struct {
 		Message string `json:"message"`
 	} `json:"crash"`
-	Scheduler    *scheduler             `json:"scheduler"`
-	DumpRequests list[dumpRequest]      `json:"dump_requests"`
-	CPUs         *processors            `json:"cpus"`
-	Phases       list[phase]            `json:"phases"`
-	Stimuli      list[stimulus]         `json:"stimuli"`
-	Results      list[json.RawMessage]  `json:"results"`
-	ResultTimes  list[float64]          `json:"result_seconds"`
-	Events       list[event]            `json:"events"`
-	ConsoleTail  string                 `json:"console_tail"`
-	ConsoleTimes list[consoleTime]      `json:"console_times"`
-	Output       *output                `json:"output"`
-	Host         *host                  `json:"host"`
-	Invocation   *invocation            `json:"invocation"`
-	Omitted      map[string]json.Number `json:"omitted"`
+	Scheduler    *scheduler            `json:"scheduler"`
+	DumpRequests list[dumpRequest]     `json:"dump_requests"`
+	CPUs         *processors           `json:"cpus"`
+	Phases       list[phase]           `json:"phases"`
+	Stimuli      list[stimulus]        `json:"stimuli"`
+	Results      list[json.RawMessage] `json:"results"`
+	ResultTimes  list[float64]         `json:"result_seconds"`
+	Events       list[event]           `json:"events"`
+	ConsoleTail  string                `json:"console_tail"`
+	ConsoleTimes list[consoleTime]     `json:"console_times"`
+	Output       *output               `json:"output"`
+	Host         *host                 `json:"host"`
+	Invocation   *invocation           `json:"invocation"`
+	Omitted      dict[json.Number]     `json:"omitted"`
 }
 
 type machine struct {
@@ -82,13 +83,13 @@ type machine struct {
 }
 
 type ring struct {
-	Messages  uint64            `json:"messages"`
-	Bytes     uint64            `json:"bytes"`
-	ByType    map[string]uint64 `json:"by_type"`
-	Drops     uint64            `json:"drops"`
-	CRCErrors uint64            `json:"crc_errors"`
-	Lost      uint64            `json:"lost_bytes"`
-	Faults    list[fault]       `json:"faults"`
+	Messages  uint64       `json:"messages"`
+	Bytes     uint64       `json:"bytes"`
+	ByType    dict[uint64] `json:"by_type"`
+	Drops     uint64       `json:"drops"`
+	CRCErrors uint64       `json:"crc_errors"`
+	Lost      uint64       `json:"lost_bytes"`
+	Faults    list[fault]  `json:"faults"`
 }
 
 type fault struct {
@@ -189,9 +190,9 @@ type host struct {
 }
 
 type invocation struct {
-	Args list[string]      `json:"args"`
-	Dir  string            `json:"dir"`
-	Env  map[string]string `json:"env"`
+	Args list[string] `json:"args"`
+	Dir  string       `json:"dir"`
+	Env  dict[string] `json:"env"`
 }
 
 // list is a list of which so many elements are kept, and the others counted.
@@ -224,6 +225,33 @@ func (l *list[T]) UnmarshalJSON(text []byte) error {
 			return err
 		}
 		l.All = append(l.All, x)
+	}
+	return nil
+}
+
+// dict is an object of which so many keys are kept.
+type dict[T any] map[string]T
+
+// UnmarshalJSON decodes an object, or null.
+func (m *dict[T]) UnmarshalJSON(text []byte) error {
+	*m = dict[T]{}
+	if string(text) == "null" {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.Join(err, fmt.Errorf("%v, where an object is expected", t))
+	}
+	for d.More() && len(*m) < maxKeys {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var x T
+		if err := d.Decode(&x); err != nil {
+			return err
+		}
+		(*m)[key.(string)] = x // JSON has no other keys
 	}
 	return nil
 }
