@@ -2,11 +2,15 @@ package report
 
 import "strings"
 
-// Markdown is any text as a line of Markdown that shows it: CommonMark 0.31, 2.4 "Backslash escapes".
+// Markdown is any text as a line of Markdown that shows it: CommonMark 0.31, 2.4 "Backslash escapes". It may begin a
+// line, where spaces make it code, and a dash or a number with a dot make it an item of a list.
 func Markdown(s string) string {
 	var b strings.Builder
-	for _, c := range Printable(s) {
-		if strings.ContainsRune("!#$&()*+<>@[\\]_`{|}~", c) {
+	s = strings.TrimLeft(Printable(s), " ")
+	digits := len(s) - len(strings.TrimLeft(s, "0123456789"))
+	for i, c := range s {
+		if strings.ContainsRune("!#$&()*+<>@[\\]_`{|}~", c) || i == 0 && c == '-' ||
+			i == digits && i > 0 && c == '.' && strings.HasPrefix(s[i+1:]+" ", " ") {
 			b.WriteByte('\\')
 		}
 		b.WriteRune(c)
