@@ -132,6 +132,7 @@ func ReadReport(path string) (*Report, error) {
 	if err := r.check(); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrReport, path, err)
 	}
+	r.count() // the file's own counts are not believed
 	return r, nil
 }
 
