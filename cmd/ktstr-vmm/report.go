@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -33,6 +33,8 @@ summary of a CI job. The exit code is 1 if some of it could not be read.`,
 			switch {
 			case write == nil:
 				return fmt.Errorf("--format %q: it is one of html, text, markdown", format)
+			case output == "":
+				return fmt.Errorf("--output is empty: it is a file, or - for stdout")
 			case format == "html" && output == "-" && isTerminal(c.OutOrStdout()):
 				return fmt.Errorf("--format html is for a browser, not for a terminal: " +
 					"give --output FILE.html, or --format text")
@@ -44,13 +46,14 @@ summary of a CI job. The exit code is 1 if some of it could not be read.`,
 			if err := writeOutput(c.OutOrStdout(), output, func(w io.Writer) error { return write(p, w) }); err != nil {
 				return err
 			}
-			if n := len(p.Problems); n > 0 {
-				for _, problem := range p.Problems[:n-1] {
-					say(c.ErrOrStderr(), "ktstr-vmm: "+problem+"\n")
-				}
-				return &exitError{codeBroken, fmt.Errorf("%s", p.Problems[n-1])}
+			if len(p.Problems) == 0 {
+				return nil
 			}
-			return nil
+			if p.Unread > 0 {
+				p.Problems = append(p.Problems, fmt.Sprintf("and %d more", p.Unread))
+			}
+			say(c.ErrOrStderr(), "ktstr-vmm: "+strings.Join(p.Problems, "\nktstr-vmm: ")+"\n")
+			return &exitError{code: codeBroken}
 		},
 	}
 	f := c.Flags()
@@ -67,11 +70,7 @@ summary of a CI job. The exit code is 1 if some of it could not be read.`,
 // writeOutput writes a file that takes its name when it is whole, or "-", stdout.
 func writeOutput(stdout io.Writer, path string, write func(io.Writer) error) error {
 	if path == "-" {
-		b := bufio.NewWriter(stdout)
-		if err := write(b); err != nil {
-			return fmt.Errorf("writing the page: %w", err)
-		}
-		if err := b.Flush(); err != nil {
+		if err := write(stdout); err != nil {
 			return fmt.Errorf("writing the page: %w", err)
 		}
 		return nil

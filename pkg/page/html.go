@@ -62,8 +62,7 @@ func (p *Page) HTML(w io.Writer, version string) error {
 		return err
 	}
 	d := document{Page: p, Title: p.title(), Version: version, Policy: policy(),
-		CSS: template.CSS(pageCSS), JS: template.JS(pageJS)}
-	d.Single = len(p.Groups) == 1 && p.Groups[0].Suite == nil && len(p.Groups[0].Runs) == 1
+		CSS: template.CSS(pageCSS), JS: template.JS(pageJS), Single: len(p.Groups) == 1 && p.Groups[0].single()}
 	b := bufio.NewWriter(w)
 	if err := t.Execute(b, d); err != nil {
 		return err
@@ -71,12 +70,14 @@ func (p *Page) HTML(w io.Writer, version string) error {
 	return b.Flush()
 }
 
+// single reports whether the group is one run of no suite.
+func (g *Group) single() bool { return g.Suite == nil && len(g.Runs) == 1 }
+
 // title is what a browser's tab shows.
 func (p *Page) title() string {
-	g := p.Groups[0]
-	name := g.Title
-	if g.Suite == nil {
-		name = g.Runs[0].Name
+	name := p.Groups[0].Title
+	if p.Groups[0].single() {
+		name = p.Groups[0].Runs[0].Name
 	}
 	for _, g := range p.Groups {
 		if g.Bad() {

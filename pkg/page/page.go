@@ -24,6 +24,7 @@ const (
 	maxTable    = 10000    // runs of a group, which is what a suite can have
 	maxFirst    = 100      // runs in a list of those to look at first
 	maxLabels   = 8        // of a run
+	maxProblems = 100      // files that could not be read
 )
 
 // The files that a suite leaves of a run, and of itself.
@@ -38,6 +39,7 @@ const (
 type Page struct {
 	Groups   []*Group
 	Problems []string // files that could not be read, and why
+	Unread   int      // files more that could not be read
 	Missing  int      // runs that have no section, for there are too many
 }
 
@@ -66,6 +68,7 @@ type Row struct {
 
 	rank   int
 	result *suite.Result // of a suite
+	file   string        // of a run that is in no suite
 	open   func() (*source, error)
 	logs   func() []Text
 }
@@ -81,6 +84,10 @@ func Read(paths []string, compare string) (*Page, error) {
 			err = fmt.Errorf("%s: %w", name, err)
 		}
 		first = cmp.Or(first, err)
+		if len(p.Problems) == maxProblems {
+			p.Unread++
+			return
+		}
 		p.Problems = append(p.Problems, line(err.Error()))
 	}
 	for _, path := range paths {
@@ -175,10 +182,11 @@ func (p *Page) add(file string, loose *Group) error {
 	if err != nil {
 		return err
 	}
-	row := &Row{Head: s.head(), Seconds: s.Duration, Messages: s.Ring.Messages, Drops: s.Ring.Drops, open: open}
-	row.Ended = ended(s.Outcome, &s.ExitCode)
-	if row.Class != "good" {
-		row.rank = -1
+	row := &Row{Head: s.head(), Seconds: s.Duration, Messages: s.Ring.Messages, Drops: s.Ring.Drops,
+		file: file, open: open}
+	row.Ended, row.Labels = ended(s.Outcome, &s.ExitCode), []string{brief(file)}
+	if row.Class == "good" {
+		row.rank = slices.Index(ranks, suite.Passed)
 	}
 	loose.Runs = append(loose.Runs, row)
 	return nil
@@ -357,13 +365,15 @@ func (r *Row) section() *Section {
 	}
 	if r.result != nil {
 		v.ofSuite(r.result, called)
+	} else {
+		v.Ended = append(v.Ended, Fact{"report", line(r.file)})
 	}
 	return v
 }
 
-// Bad reports whether something on the page did not end well.
+// Bad reports whether something of the group did not end well.
 func (g *Group) Bad() bool {
-	return slices.ContainsFunc(g.Runs, func(r *Row) bool { return r.Class == "bad" })
+	return g.Suite != nil && !g.Suite.Passed() || slices.ContainsFunc(g.Runs, func(r *Row) bool { return r.Class == "bad" })
 }
 
 // First are the runs to look at first.

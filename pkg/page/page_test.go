@@ -132,6 +132,65 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// What a suite's file says of itself is not believed where its runs say otherwise.
+func TestSuiteAgainstItself(t *testing.T) {
+	p, err := Read([]string{write(t, filepath.Join(t.TempDir(), "suite.json"), `{"schema": 1, "name": "s",
+		"counts": {"passed": 99}, "interrupted": "terminated", "runs": [
+		{"name": "a", "status": "passed"}, {"name": "b", "status": "skipped"}]}`)}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := forms(t, p)
+	if !strings.Contains(text, "s: 1 passed, 1 skipped in 0.00s; ended early by terminated") {
+		t.Error("it counts wrongly")
+	}
+	if !strings.Contains(text, "<title>✗ s</title>") {
+		t.Error("a suite that was ended early is no good one")
+	}
+}
+
+// Runs of no suite are told apart by their files, and those that did well come after those of a suite that failed.
+func TestRunsOfFiles(t *testing.T) {
+	dir := t.TempDir()
+	for i := range maxSections + 1 {
+		write(t, filepath.Join(dir, fmt.Sprintf("%d.json", i)), `{"schema": 1, "name": "x", "outcome": "exited"}`)
+	}
+	p, err := Read([]string{dir}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := forms(t, p)
+	for _, want := range []string{"<title>✓ Runs</title>", filepath.Join(dir, "200.json"), "and 151 runs more"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("there is no %q", want)
+		}
+	}
+	write(t, filepath.Join(dir, "z", "suite.json"), `{"schema": 1, "name": "z", "counts": {}, "runs": [
+		{"name": "lost", "status": "lost", "reason": "it was killed"}]}`)
+	if p, err = Read([]string{dir}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if v := p.Groups[0].Runs[0].Section; v == nil || v.Name != "lost" || v.Anchor != "run-1" {
+		t.Errorf("%+v", v)
+	}
+}
+
+// Of very many files that can't be read the first are named.
+func TestManyProblems(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "good.json"), string(linux(t)))
+	for i := range maxProblems + 7 {
+		write(t, filepath.Join(dir, fmt.Sprintf("%03d.json", i)), "{}")
+	}
+	p, err := Read([]string{dir}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Problems) != maxProblems || strings.Count(forms(t, p), "and 7 more") != 3 {
+		t.Errorf("%d problems are named", len(p.Problems))
+	}
+}
+
 // Of objects with very many keys so many are read that what is made of them takes no time.
 func TestManyKeys(t *testing.T) {
 	var b strings.Builder
@@ -275,6 +334,7 @@ func ExamplePage_Text() {
 	//   started                2026-11-26 17:18:54 UTC
 	//   messages               9
 	//   drops                  0
+	//   report                 ../../test/browser/testdata/older.json
 	//
 	// Test results: 1 passed, 0 failed:
 	//   passed  demo

@@ -22,7 +22,7 @@ type form struct {
 	suite   func(*suite.Report, io.Writer) error
 	compare func(*suite.Comparison, io.Writer) error
 	run     func(*Section, io.Writer)
-	line    func(string) string // a line of plain text, printable already
+	line    func(string) string // a line of its own, printable already
 }
 
 // Text writes the page for a terminal.
@@ -34,13 +34,16 @@ func (p *Page) Text(w io.Writer) error {
 // Markdown writes the page as CI systems show it.
 func (p *Page) Markdown(w io.Writer) error {
 	return p.write(w, form{(*suite.Report).Markdown, (*suite.Comparison).Markdown, (*Section).markdown,
-		func(s string) string { return report.Markdown(s) + "\n" }})
+		func(s string) string { return "- " + report.Markdown(s) + "\n" }})
 }
 
 func (p *Page) write(w io.Writer, f form) error {
 	var b strings.Builder
 	for _, problem := range p.Problems {
 		b.WriteString(f.line("not read: " + problem))
+	}
+	if p.Unread > 0 {
+		b.WriteString(f.line(fmt.Sprintf("and %d more", p.Unread)))
 	}
 	for i, g := range p.Groups {
 		if i > 0 || len(p.Problems) > 0 {
@@ -73,7 +76,7 @@ func (g *Group) runs(b *strings.Builder, f form) {
 		}
 		f.run(v, b)
 	}
-	if more := len(g.Runs) - min(len(sections), maxRuns); more > 0 {
+	if more := len(g.Runs) + g.More - min(len(sections), maxRuns); more > 0 {
 		b.WriteString("\n" + f.line(fmt.Sprintf("and %d runs more, which ended no worse", more)))
 	}
 }
