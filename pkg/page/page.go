@@ -68,7 +68,7 @@ type Row struct {
 
 	rank   int
 	result *suite.Result // of a suite
-	file   string        // of a run that is in no suite
+	file   string        // of a run that is in no suite and not alone
 	open   func() (*source, error)
 	logs   func() []Text
 }
@@ -100,6 +100,9 @@ func Read(paths []string, compare string) (*Page, error) {
 				problem(file, err)
 			}
 		}
+	}
+	if len(loose.Runs) == 1 {
+		loose.Runs[0].file = "" // who gave one knows which
 	}
 	if len(loose.Runs) > 0 {
 		p.Groups = append(p.Groups, loose)
@@ -365,7 +368,7 @@ func (r *Row) section() *Section {
 	}
 	if r.result != nil {
 		v.ofSuite(r.result, called)
-	} else {
+	} else if r.file != "" {
 		v.Ended = append(v.Ended, Fact{"report", line(r.file)})
 	}
 	return v

@@ -81,7 +81,7 @@ for (const box of document.querySelectorAll("input.lines")) {
 		out.textContent = lines.length + (lines.length === 1 ? " line" : " lines");
 	};
 	box.addEventListener("input", later(show));
-	box.closest(".tools").hidden = false;
+	box.closest(".tools").hidden = all.split("\n").length <= 10; // these are seen at once
 }
 
 for (const button of document.querySelectorAll("button.copy")) {

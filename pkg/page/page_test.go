@@ -331,10 +331,9 @@ func ExamplePage_Text() {
 	// demo: exited: the guest exited with code 0
 	//   exit code              0
 	//   took                   0.155 s
-	//   started                2026-11-26 17:18:54 UTC
+	//   started (UTC)          2026-11-26 17:18:54
 	//   messages               9
 	//   drops                  0
-	//   report                 ../../test/browser/testdata/older.json
 	//
 	// Test results: 1 passed, 0 failed:
 	//   passed  demo

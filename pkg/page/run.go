@@ -214,7 +214,7 @@ func (s *source) ended() []Fact {
 	}
 	f.add("took", "%s", seconds(s.Duration))
 	if at, err := time.Parse(time.RFC3339Nano, s.StartedAt); err == nil {
-		f.text("started", at.UTC().Format("2006-01-02 15:04:05 UTC"))
+		f.text("started (UTC)", at.UTC().Format(time.DateTime))
 	}
 	f.add("messages", "%d", s.Ring.Messages)
 	f.add("drops", "%d", s.Ring.Drops)

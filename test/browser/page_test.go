@@ -63,6 +63,9 @@ func demo(t *testing.T, code int, scenario string) string {
 const overflows = `(() => {
 	const width = document.documentElement.clientWidth, found = [];
 	if (document.documentElement.scrollWidth > width) found.push("the page scrolls");
+	for (const e of document.querySelectorAll(".scroll th")) {
+		if (e.getBoundingClientRect().height > 40) found.push("broken: " + e.textContent);
+	}
 	for (const e of document.querySelectorAll("body *")) {
 		const r = e.getBoundingClientRect();
 		if (e.closest("pre, .scroll, .hide") || r.width === 0) continue;
@@ -250,6 +253,10 @@ func TestConsole(t *testing.T) {
 		if !strings.Contains(strings.ToLower(line), "exit") || !strings.Contains(all, line) {
 			t.Errorf("it shows %q", line)
 		}
+	}
+	const boxes = `Array.from(document.querySelectorAll("input.lines")).filter(e => e.checkVisibility()).length`
+	if n := eval[int](t, b, boxes); n != 1 {
+		t.Errorf("%d texts can be searched, and one is long", n)
 	}
 	b.do(t, chromedp.SendKeys(chromedp.CSS("input.lines"), strings.Repeat(kb.Backspace, 4)))
 	b.waitFor(t, pre+` === `+fmt.Sprintf("%q", all))
