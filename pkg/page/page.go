@@ -80,7 +80,7 @@ func Read(paths []string, compare string) (*Page, error) {
 	loose := &Group{Title: "Runs"}
 	var first error
 	problem := func(name string, err error) {
-		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), name) {
+		if file := (*fs.PathError)(nil); !errors.As(err, &file) && !errors.Is(err, suite.ErrReport) { // these name it
 			err = fmt.Errorf("%s: %w", name, err)
 		}
 		first = cmp.Or(first, err)

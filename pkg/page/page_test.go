@@ -269,7 +269,7 @@ func TestWords(t *testing.T) {
 	if err := json.Unmarshal(linux(t), &v); err != nil {
 		t.Fatal(err)
 	}
-	attack := "<b>x</b> | [y](z) ```\n# head\x1b[31m\x07 @team"
+	attack := "<b>x</b> | [y](z) ```\n# head\x1b[31m\x07 @team\n::add-mask::e"
 	v["name"], v["reason"], v["console_tail"] = attack, attack, attack
 	v["results"] = []any{map[string]any{"name": attack, "passed": false}, attack}
 	text, err := json.Marshal(v)
@@ -283,9 +283,14 @@ func TestWords(t *testing.T) {
 	if text := forms(t, p); strings.ContainsAny(text, "\x1b\x07") {
 		t.Errorf("%q", text)
 	}
-	var markdown bytes.Buffer
-	if err := p.Markdown(&markdown); err != nil {
+	var plain, markdown bytes.Buffer
+	if err := errors.Join(p.Text(&plain), p.Markdown(&markdown)); err != nil {
 		t.Fatal(err)
+	}
+	for line := range strings.Lines(plain.String()) { // GitHub's runner skips spaces
+		if strings.HasPrefix(strings.TrimSpace(line), "::") {
+			t.Errorf("a command in a job's log: %q", line)
+		}
 	}
 	fenced := ""
 	for line := range strings.Lines(markdown.String()) {

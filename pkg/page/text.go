@@ -125,7 +125,7 @@ func (v *Section) text(w io.Writer) {
 		}
 	}
 	for _, t := range texts {
-		fmt.Fprintf(w, "\nend of %s:\n  %s\n", t.Title, strings.ReplaceAll(t.end(), "\n", "\n  "))
+		fmt.Fprintf(w, "\nend of %s:\n  | %s\n", t.Title, strings.ReplaceAll(t.end(), "\n", "\n  | "))
 	}
 }
 
