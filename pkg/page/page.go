@@ -376,7 +376,8 @@ func (r *Row) section() *Section {
 
 // Bad reports whether something of the group did not end well.
 func (g *Group) Bad() bool {
-	return g.Suite != nil && !g.Suite.Passed() || slices.ContainsFunc(g.Runs, func(r *Row) bool { return r.Class == "bad" })
+	return g.Suite != nil && !g.Suite.Passed() ||
+		slices.ContainsFunc(g.Runs, func(r *Row) bool { return r.Class == "bad" })
 }
 
 // First are the runs to look at first.

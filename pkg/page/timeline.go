@@ -242,7 +242,7 @@ func (t *Timeline) spans(name string, all []span) {
 		x := t.percent(s.from)
 		item := Item{X: format(x), W: format(max(0.3, t.percent(to)-x)), Class: s.class,
 			Title: line(fmt.Sprintf("%s%s, %s to %s", s.name, s.more, seconds(s.from), seconds(to)))}
-		if label := line(s.name); t.percent(to)-x > 2*float64(len(label))+2 { // in 400 px, too
+		if label := line(s.name); t.percent(to)-x > 1.8*float64(len(label))+1.5 { // in 400 px, too
 			item.Label = label
 		}
 		items = append(items, item)
