@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -87,14 +89,14 @@ func (a aboveStatus) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// erase takes the line away.
+// erase takes the line away. Where a shell has taken the terminal, its prompt is where the line was.
 func (l *statusLine) erase() {
-	if l.there {
+	if l.there && l.ours() {
 		// All lines from here on are deleted. To erase the screen from here on does the same, but at a screen's first place
 		// tmux puts into its history what it erases.
 		_, _ = io.WriteString(l.terminal, "\r\x1b[999M") // what follows meets the same error
-		l.there = false
 	}
+	l.there = false
 }
 
 // draw draws the line, over the one that is there, if this is the place and the time for it.
@@ -124,8 +126,13 @@ func (l *statusLine) say(text func(columns int) string) {
 // follow says how a run stands, until end is called.
 func (l *statusLine) follow(live *run.Live) {
 	l.ended = make(chan struct{})
+	suspend := make(chan os.Signal, 1)
+	if !signal.Ignored(unix.SIGTSTP) {
+		signal.Notify(suspend, unix.SIGTSTP)
+	}
 	go func() {
 		defer close(l.ended)
+		defer signal.Stop(suspend)
 		ticks := time.NewTicker(statusPeriod)
 		defer ticks.Stop()
 		for rate := (rate{}); ; {
@@ -133,6 +140,8 @@ func (l *statusLine) follow(live *run.Live) {
 			case <-l.stop:
 				l.hide() // a terminal that is stuck has no line to be taken away, and may keep this for ever
 				return
+			case <-suspend:
+				l.suspend()
 			case <-ticks.C:
 				s := live.Status()
 				rate.add(s)
@@ -142,6 +151,18 @@ func (l *statusLine) follow(live *run.Live) {
 			}
 		}
 	}()
+}
+
+// suspend does what Ctrl-Z asks for, without the line, which would be left above the shell's prompt. Go does not give
+// SIGTSTP its default action back; SIGTTOU has the same, and as that the kernel has none where no shell could continue us.
+func (l *statusLine) suspend() {
+	if l.mu.TryLock() { // a terminal that is stuck shows no line anew
+		defer l.mu.Unlock()
+		l.erase()
+	}
+	runtime.LockOSThread() // the signal comes before Tgkill returns
+	defer runtime.UnlockOSThread()
+	_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGTTOU) // who is not stopped goes on
 }
 
 // hide takes the line away for good.

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -192,6 +194,8 @@ func statusOf(t *testing.T, set func(*options), open func(p *pty) (stdout, stder
 	return strings.TrimSuffix(terminal.text(), end), code
 }
 
+var statusShown = regexp.MustCompile(`command    \d+s of 30s  `)
+
 // A command's output on a terminal has the status line below while it comes, and is all that is there at the end. There
 // is no line where it is not wanted, or might get between what others write.
 func TestStatusLine(t *testing.T) {
@@ -241,7 +245,7 @@ func TestStatusLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			text, code := statusOf(t, c.set, c.open, says)
-			if code != 0 || strings.Contains(text, "command    1s of 30s  ") != c.shown {
+			if code != 0 || statusShown.MatchString(text) != c.shown {
 				t.Errorf("exit code %d, %q", code, text)
 			}
 			got, want := newScreen(6, 60), newScreen(6, 60)
@@ -257,43 +261,59 @@ func TestStatusLine(t *testing.T) {
 	}
 }
 
-// The real program in a real terminal emulator, which lays out lines anew when its size changes.
+// tmux is a real terminal emulator, which lays out lines anew when its size changes.
+type tmux struct {
+	t            *testing.T
+	path, socket string
+}
+
+// newTmux starts one with a program in it.
+func newTmux(t *testing.T, program ...string) *tmux {
+	t.Helper()
+	x := &tmux{t, testenv.Tool(t, "tmux"), t.TempDir() + "/socket"}
+	x.do(append([]string{"new-session", "-d", "-x", "90", "-y", "20"}, program...)...)
+	t.Cleanup(func() { exec.Command(x.path, "-S", x.socket, "kill-server").Run() })
+	return x
+}
+
+func (x *tmux) do(args ...string) string {
+	x.t.Helper()
+	cmd := exec.CommandContext(x.t.Context(), x.path, append([]string{"-S", x.socket, "-f", "/dev/null"}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=xterm", "TMUX=", "PS1=$ ")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		x.t.Fatalf("tmux %q: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// wait waits for this on the terminal, and returns all that is there.
+func (x *tmux) wait(what string) string {
+	x.t.Helper()
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
+		text := x.do("capture-pane", "-p", "-J", "-S", "-")
+		if strings.Contains(text, what) {
+			return text
+		}
+		if time.Now().After(deadline) {
+			x.t.Fatalf("no %q on\n%s", what, text)
+		}
+	}
+}
+
+// The real program in a terminal whose size changes.
 func TestStatusLineInTmux(t *testing.T) {
 	testenv.Emulator(t)
-	tmux, path, dir := testenv.Tool(t, "tmux"), program(t), t.TempDir()
-	do := func(args ...string) string {
-		t.Helper()
-		cmd := exec.CommandContext(t.Context(), tmux, append([]string{"-S", dir + "/socket", "-f", "/dev/null"}, args...)...)
-		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=xterm", "TMUX=")
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("tmux %q: %v\n%s", args, err, out)
-		}
-		return string(out)
-	}
-	do("new-session", "-d", "-x", "90", "-y", "20", "sh", "-c",
+	x := newTmux(t, "sh", "-c",
 		// What is above the line is more than a split of it takes: tmux lets a screen's first lines go.
-		`echo 1; echo 2; echo 3; `+path+` demo --accel emulator --scenario ok,steps=12,step_ms=250
+		`echo 1; echo 2; echo 3; `+program(t)+` demo --accel emulator --scenario ok,steps=12,step_ms=250
 		echo "it ended with $?"; read -r line`)
-	t.Cleanup(func() { exec.Command(tmux, "-S", dir+"/socket", "kill-server").Run() })
-	all := func() string { return do("capture-pane", "-p", "-J", "-S", "-") }
-	wait := func(what string) string {
-		t.Helper()
-		for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
-			if text := all(); strings.Contains(text, what) {
-				return text
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("no %q on\n%s", what, all())
-			}
-		}
-	}
-	wait(" messages/s  0 drops")
+	x.wait(" messages/s  0 drops")
 	for _, size := range [][2]string{{"40", "20"}, {"100", "4"}, {"25", "8"}, {"90", "20"}} {
-		do("resize-window", "-x", size[0], "-y", size[1])
+		x.do("resize-window", "-x", size[0], "-y", size[1])
 		time.Sleep(250 * time.Millisecond)
 	}
-	text := wait("it ended with 0")
+	text := x.wait("it ended with 0")
 	message := regexp.MustCompile(`^ +\d+\.\d{3}s  (SCST|SCEN|EXIT|STIM|TEST|PMET|RAWO)\b`)
 	summary := regexp.MustCompile(`^(exited: the guest exited with code 0|  (exit code|duration|messages|drops) .*|` +
 		`it ended with 0|[123]|)$`)
@@ -308,6 +328,40 @@ func TestStatusLineInTmux(t *testing.T) {
 	}
 	if seen != 18 {
 		t.Errorf("%d messages are shown:\n%s", seen, text)
+	}
+}
+
+// Ctrl-Z takes the line away, and a run in the background leaves the shell's prompt alone.
+func TestStatusLineOfAJob(t *testing.T) {
+	testenv.Emulator(t)
+	x := newTmux(t, testenv.Tool(t, "bash"), "--norc", "--noprofile")
+	file := t.TempDir() + "/pid"
+	x.do("send-keys", "PS1='$ '; clear; "+program(t)+" demo --accel emulator --scenario hang", "Enter")
+	x.wait(" messages/s  0 drops")
+	x.do("send-keys", "C-z")
+	if text := x.wait("Stopped"); strings.Contains(text, "messages/s") || strings.Contains(text, "^Z") {
+		t.Errorf("stopped:\n%s", text)
+	}
+	x.do("send-keys", "jobs -p >"+file+"; clear; echo wri''tten; fg", "Enter")
+	x.wait("written")
+	x.wait(" messages/s  0 drops")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGSTOP) // which leaves the line where it is
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.wait("Stopped")
+	x.do("send-keys", "clear; bg", "Enter")
+	time.Sleep(3 * statusPeriod) // the prompt is there all the time
+	x.do("send-keys", "kill %1; wait; echo ov''er", "Enter")
+	if text := x.wait("over\n"); !strings.Contains(text, "\n$ kill %1;") {
+		t.Errorf("no prompt:\n%s", text)
 	}
 }
 
@@ -357,7 +411,7 @@ func TestVerboseStatus(t *testing.T) {
 			return g.writer.WriteWait(ctx, shm.Exit, code[:])
 		})
 	text, err := os.ReadFile(log.Name())
-	if want := regexp.MustCompile(`\tinfo\tstatus: boot 0s of 30s .*\n.*\tinfo\tstatus: command 0s of 30s `); err != nil ||
+	if want := regexp.MustCompile(`\tinfo\tstatus: boot \d+s of 30s .*\n.*\tinfo\tstatus: command \d+s of 30s `); err != nil ||
 		code != 0 || !want.Match(text) {
 		t.Errorf("exit code %d, %v, %s", code, err, text)
 	}
