@@ -350,7 +350,7 @@ func (s *session) writeRing(ctx context.Context, file *outputFile, r *run.Result
 	})
 }
 
-// writeReport puts the report where --report wants it; the text of stdout is there already.
+// writeReport puts the report where --report wants it; demo's text is on stdout already, unless it is quiet.
 func (s *session) writeReport(file *outputFile, r *run.Result) error {
 	write := func(w io.Writer) error {
 		switch s.ReportFormat {
@@ -368,7 +368,7 @@ func (s *session) writeReport(file *outputFile, r *run.Result) error {
 			return err
 		}
 		return file.commit()
-	case s.Report == "-" && (s.linux || s.ReportFormat != "text"):
+	case s.Report == "-" && (s.linux || s.Quiet || s.ReportFormat != "text"):
 		return write(s.stdout)
 	}
 	return nil

@@ -387,6 +387,10 @@ func TestStatusInALog(t *testing.T) {
 		!strings.HasPrefix(errOut, "\nexited: the guest exited with code 3\n") {
 		t.Errorf("quiet, failing: exit code %d, %q, %q", code, out, errOut)
 	}
+	if out, errOut, code := output("--quiet", "--report", "-"); !strings.HasPrefix(out,
+		"\nexited: the guest exited with code 0\n") || errOut != "" || code != 0 {
+		t.Errorf("quiet, with a report: exit code %d, %q, %q", code, out, errOut)
+	}
 	if _, errOut, _ := output("--scenario", "ok,step_ms=300"); strings.Contains(errOut, "status:") {
 		t.Errorf("%q", errOut)
 	}
