@@ -100,6 +100,10 @@ func (f *Follower) Poll(fn func(Message) error) (s Sight, err error) {
 
 // parse passes on the messages that are whole in a chunk, of which unread bytes are in the ring.
 func (f *Follower) parse(chunk []byte, unread uint64, h Header, fn func(Message) error, s *Sight) error {
+	if len(chunk) > followChunk { // for one message, unless it has become another one
+		first := decodeMessageHeader([MessageHeaderSize]byte(chunk))
+		chunk = chunk[:min(uint64(len(chunk)), max(followChunk, first.size()))]
+	}
 	for len(chunk) > 0 {
 		m := messageHeader{}
 		if len(chunk) >= MessageHeaderSize {
@@ -133,7 +137,7 @@ func (f *Follower) parse(chunk []byte, unread uint64, h Header, fn func(Message)
 // changed reports whether the header is another ring's.
 func (f *Follower) changed(h Header) bool {
 	capacity := uint64(h.Capacity)
-	return h.Magic == Magic && capacity != f.capacity && capacity > 0 && capacity <= f.size-HeaderSize
+	return h.Magic == Magic && capacity != f.capacity && capacity > 0 && capacity <= min(f.size-HeaderSize, MaxCapacity)
 }
 
 // overtaken reports whether the writer has been, or may be, where the follower reads. It has if it is a lap ahead.

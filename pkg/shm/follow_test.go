@@ -219,6 +219,61 @@ func TestFollowerLargeMessage(t *testing.T) {
 	}
 }
 
+// One call passes on no more than a chunk of small messages, also where a large one was before.
+func TestFollowerOfALargeMessageThatWasNone(t *testing.T) {
+	r := newRing(t, 4<<20, shm.Limits{})
+	f := r.follow(false)
+	r.set64(atWritePtr, 3<<20)
+	binary.LittleEndian.PutUint32(r.mem[shm.HeaderSize+4:], 3<<20-shm.MessageHeaderSize)
+	none := func(shm.Message) error { return errors.New("a message") }
+	if s, err := f.Poll(none); err != nil || !s.More {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	clear(r.mem[shm.HeaderSize:]) // messages without payloads
+	for all := 0; ; {
+		n := 0
+		s, err := f.Poll(func(m shm.Message) error { n++; return nil })
+		if all += n; err != nil || n*shm.MessageHeaderSize > 256<<10 {
+			t.Fatalf("%d messages, %+v, %v", n, s, err)
+		}
+		if !s.More {
+			if all != 3<<20/shm.MessageHeaderSize {
+				t.Errorf("%d messages in all", all)
+			}
+			return
+		}
+	}
+}
+
+// sparse is an image with zeros behind its start.
+type sparse []byte
+
+func (s sparse) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off < int64(len(s)) {
+		copy(p, s[off:])
+	}
+	return len(p), nil
+}
+
+// A header can't make a follower believe in a ring that is larger than the format allows, however large the file is.
+func TestFollowerOfAHugeRing(t *testing.T) {
+	r := newRing(t, 1024, shm.Limits{})
+	f, err := shm.NewFollower(sparse(r.mem), 8<<30, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint32(r.mem[atCapacity:], shm.MaxCapacity+1)
+	if p := polls(t, f); p.anew != 0 {
+		t.Errorf("%+v", p)
+	}
+	binary.LittleEndian.PutUint32(r.mem[atCapacity:], 1024-shm.HeaderSize)
+	r.write(1, "still there")
+	if p := polls(t, f); len(p.entries) != 1 {
+		t.Errorf("%+v", p)
+	}
+}
+
 // A file of a ring that a writer floods and a reader drains: whatever is seen was written so, in order, and what is not
 // seen is missed. A file that gets shorter is an error, not a signal.
 func TestFollowerOfAFlood(t *testing.T) {
