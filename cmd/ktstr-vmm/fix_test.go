@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/kernel"
@@ -22,6 +26,7 @@ type sickHost struct {
 	unshare string
 	dir     string
 	env     []string
+	as      []string // what runs doctor as another user
 }
 
 // newSickHost makes one. Its package manager "installs" a QEMU, and its udevadm gives /dev/kvm to the group.
@@ -30,7 +35,7 @@ func newSickHost(t *testing.T, program string) *sickHost {
 	h := &sickHost{t: t, program: program, unshare: testenv.Tool(t, "unshare"), dir: t.TempDir()}
 	calls := `echo "${0##*/} $*" >>` + h.path("calls") + "\n"
 	for name, script := range map[string]string{
-		"modprobe": "", "groupadd": "", "getent": "exit 0",
+		"modprobe": "mkdir " + h.path("modules/$1"), "groupadd": "", "getent": "exit 0",
 		"apt-get": `[ "$1" = install ] || exit 0
 			for arch in x86_64 aarch64; do
 				printf '#!/bin/sh\necho QEMU emulator version 9.0.0\n' >` + h.path("bin/qemu-system-$arch") + `
@@ -47,6 +52,7 @@ func newSickHost(t *testing.T, program string) *sickHost {
 		}
 	}
 	h.file("calls", "")
+	h.file("modules/kvm/refcnt", "0\n")
 	h.file("cpuinfo", "flags\t\t: fpu vmx sse\n")
 	h.file("etc/passwd", "root:x:0:0::/:/bin/sh\ntester:x:1234:1234::/:/bin/sh\n")
 	h.file("etc/group", "root:x:0:\ntester:x:1234:\nkvm:x:104:\n")
@@ -69,9 +75,10 @@ func (h *sickHost) file(name, content string) {
 func (h *sickHost) command(args ...string) *exec.Cmd {
 	script := `mkdir -p "$D/dev" && : >"$D/dev/null" && mount --bind /dev/null "$D/dev/null" &&
 		mount --rbind "$D/dev" /dev && mount --bind "$D/etc" /etc && mount --bind "$D/cpuinfo" /proc/cpuinfo &&
+		mount --bind "$D/modules" /sys/module &&
 		PATH=$D/bin exec "$@"`
-	cmd := exec.Command(h.unshare, append([]string{"--mount", "/bin/sh", "-c", script, "sh", h.program, "doctor"},
-		args...)...)
+	args = slices.Concat([]string{"--mount", "/bin/sh", "-c", script, "sh"}, h.as, []string{h.program, "doctor"}, args)
+	cmd := exec.Command(h.unshare, args...)
 	cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "D=" + h.dir}, h.env...)
 	return cmd
 }
@@ -147,8 +154,10 @@ func TestDoctorFix(t *testing.T) {
 			t.Errorf("%s", out)
 		}
 		h.called(append(modprobe, update, installX86, update, installArm)...)
-		h.doctor(0, "--fix", "--yes") // what is there stays as it is
-		h.called(modprobe...)
+		out, _ = h.doctor(0, "--fix", "--yes") // what is there stays as it is
+		if h.called(); !strings.Contains(out, "There is nothing that --fix can mend.\n") {
+			t.Errorf("%s", out)
+		}
 	})
 
 	t.Run("access", func(t *testing.T) {
@@ -177,6 +186,52 @@ func TestDoctorFix(t *testing.T) {
 		h.file("etc/group", "root:x:0:\nkvm:x:104:\n") // the group has it, and not the user
 		h.doctor(0, "--fix", "--yes")
 		h.called("usermod -aG kvm tester")
+	})
+
+	t.Run("access by other means", func(t *testing.T) {
+		h := newSickHost(t, path)
+		h.file("dev/kvm", "")
+		for _, dir := range []string{filepath.Dir(filepath.Dir(path)), filepath.Dir(h.dir)} { // of tests, and nobody else's
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		access := func(mode os.FileMode, group int, want string) {
+			t.Helper()
+			if err := errors.Join(os.Chmod(h.path("dev/kvm"), mode), os.Chown(h.path("dev/kvm"), 0, group)); err != nil {
+				t.Fatal(err)
+			}
+			out, _ := h.doctor(125)
+			_, got, _ := strings.Cut(out, "KVM access   ")
+			if got, _, _ = strings.Cut(got, "\n"); got != want {
+				t.Errorf("%v: %s", h.as, out)
+			}
+		}
+		// A process has a group that its user has not, and the other way round.
+		setpriv := testenv.Tool(t, "setpriv")
+		h.as = []string{setpriv, "--reuid=1234", "--regid=1234", "--groups=104"}
+		access(0o660, 104, "")
+		h.as = []string{setpriv, "--reuid=1234", "--regid=1234", "--clear-groups"}
+		access(0o660, 104, "tester can't open /dev/kvm (-rw-rw----, group kvm); a new group takes a new login")
+		h.file("etc/group", "root:x:0:\ntester:x:1234:\nkvm:x:104:tester\n")
+		access(0o660, 104, "tester has the group kvm, and this login has not: log in anew")
+
+		h.as, h.env = nil, []string{"SUDO_USER=tester"}
+		access(0o660, 104, "")
+		access(0o600, 0, "tester can't open /dev/kvm (-rw-------, group root); a new group takes a new login")
+		acl := binary.LittleEndian.AppendUint32(nil, 2) // linux/posix_acl_xattr.h
+		for _, e := range []struct {
+			tag, perm uint16
+			id        uint32
+		}{{1, 6, 0}, {2, 6, 1234}, {4, 0, 0}, {0x10, 6, 0}, {0x20, 0, 0}} {
+			acl = binary.LittleEndian.AppendUint16(acl, e.tag)
+			acl = binary.LittleEndian.AppendUint16(acl, e.perm)
+			acl = binary.LittleEndian.AppendUint32(acl, e.id)
+		}
+		if err := unix.Setxattr(h.path("dev/kvm"), "system.posix_acl_access", acl, 0); err != nil {
+			t.Fatal(err)
+		}
+		access(0o660, 0, "")
 	})
 
 	t.Run("asking", func(t *testing.T) {
