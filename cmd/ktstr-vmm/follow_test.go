@@ -195,7 +195,13 @@ func testFollowJSON(t *testing.T, path string) {
 	all.until(`"event":"begin"`, `"capacity":65496`)
 	some.until(`"event":"begin"`)
 	all.until(`"type": "EXIT"`, `"payload": "01000000"`)
-	time.Sleep(100 * time.Millisecond) // the other one has seen it, and does not show it
+	drops, err := r.region.Uint64(32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drops.Store(1)
+	all.until(`"event":"drops"`)
+	some.until(`"event":"drops"`) // so it has seen the message, too, and does not show it
 	r.write(shm.Stdout, "not wanted")
 	r.write(0x42, "wanted")
 	r.write(shm.Exit, "\x02\x00\x00\x00")
