@@ -154,7 +154,7 @@ func (l *statusLine) follow(live *run.Live) {
 }
 
 // suspend does what Ctrl-Z asks for, without the line, which would be left above the shell's prompt. Go does not give
-// SIGTSTP its default action back; SIGTTOU has the same, and as that the kernel has none where no shell could continue us.
+// SIGTSTP its default action back, and SIGTTOU has the same: to stop, unless there is no shell that could continue us.
 func (l *statusLine) suspend() {
 	if l.mu.TryLock() { // a terminal that is stuck shows no line anew
 		defer l.mu.Unlock()

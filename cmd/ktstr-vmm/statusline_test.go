@@ -415,8 +415,8 @@ func TestVerboseStatus(t *testing.T) {
 			return g.writer.WriteWait(ctx, shm.Exit, code[:])
 		})
 	text, err := os.ReadFile(log.Name())
-	if want := regexp.MustCompile(`\tinfo\tstatus: boot \d+s of 30s .*\n.*\tinfo\tstatus: command \d+s of 30s `); err != nil ||
-		code != 0 || !want.Match(text) {
+	want := regexp.MustCompile(`\tinfo\tstatus: boot \d+s of 30s .*\n.*\tinfo\tstatus: command \d+s of 30s `)
+	if err != nil || code != 0 || !want.Match(text) {
 		t.Errorf("exit code %d, %v, %s", code, err, text)
 	}
 }
