@@ -166,7 +166,8 @@ func (s *Settings) CheckMemory(b vm.Board) error {
 	}
 	if s.command == Run { // with what lies beside the ring
 		if layout, err = b.Layout(uint64(s.Memory), uint64(s.ShmSize)+call.Size); err != nil {
-			return s.errorOf(err, "memory", "shm-size")
+			return s.errorOf(fmt.Errorf("with the call area's %d bytes behind the ring: %w", call.Size, err),
+				"memory", "shm-size")
 		}
 	}
 	if nodes := s.Topology.Nodes; nodes > 0 {
