@@ -14,15 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/internal/rundir"
 )
 
-const (
-	folderName = "ktstr-vmm"
-	suffix     = ".sock"
-)
-
-// rootFolder is where root's sockets are, who may have no XDG_RUNTIME_DIR.
-const rootFolder = "/run/" + folderName
+const suffix = ".sock"
 
 // maxPath is how long a socket's path can be, in bytes: unix(7), sun_path without its final 0.
 const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
@@ -33,23 +29,12 @@ const (
 	askLimit    = 2 * time.Second
 )
 
-// folders are where sockets are, the one for new ones first.
-func folders() (all []string) {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		all = append(all, filepath.Join(dir, folderName))
-	}
-	if os.Geteuid() == 0 {
-		all = append(all, rootFolder)
-	}
-	return all
-}
-
 // DefaultPath returns where the socket of a run is by default, and makes its folder if need be. It fails where there is
 // no folder for it, or one that is open to others.
 func DefaultPath(id string) (string, error) {
-	all := folders()
+	all := rundir.Folders()
 	if len(all) == 0 {
-		return "", errors.New("XDG_RUNTIME_DIR is not set")
+		return "", rundir.ErrNone
 	}
 	dir := all[0]
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -120,7 +105,11 @@ func (f Found) started() time.Time {
 
 // sockets are those of runs whose IDs begin so.
 func sockets(prefix string) (found []Found, err error) {
-	for _, dir := range folders() {
+	all := rundir.Folders()
+	if len(all) == 0 {
+		return nil, rundir.ErrNone
+	}
+	for _, dir := range all {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

@@ -1,11 +1,12 @@
 package exporter
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/ktstr/ktstr-vmm/internal/rundir"
 )
 
 // Names in the exporter's folder, which is its user's alone.
@@ -15,24 +16,10 @@ const (
 	spoolName  = "spool"
 )
 
-// rootFolder is where the exporter of root is, which may have no XDG_RUNTIME_DIR.
-const rootFolder = "/run/" + folderName
-
-// folders are where an exporter's folder can be, the usual one first.
-func folders() (all []string) {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		all = append(all, filepath.Join(dir, folderName))
-	}
-	if os.Geteuid() == 0 {
-		all = append(all, rootFolder)
-	}
-	return all
-}
-
 // Find returns the socket of the exporter on this host, or "" if there never was one. One that is away has left its
 // spool folder; runs have sockets of their own beside it.
 func Find() string {
-	for _, dir := range folders() {
+	for _, dir := range rundir.Folders() {
 		socket := filepath.Join(dir, socketName)
 		for _, sign := range []string{socket, spoolOf(socket)} {
 			if _, err := os.Stat(sign); err == nil {
@@ -45,13 +32,13 @@ func Find() string {
 
 // DefaultSocket returns where an exporter has its socket by default.
 func DefaultSocket() (string, error) {
-	all := folders()
+	all := rundir.Folders()
 	if dir := os.Getenv("RUNTIME_DIRECTORY"); filepath.IsAbs(dir) { // of systemd's unit
 		dir, _, _ = strings.Cut(dir, ":")
 		all = append([]string{dir}, all...)
 	}
 	if len(all) == 0 {
-		return "", errors.New("XDG_RUNTIME_DIR is not set: say where the exporter's socket is to be, with --socket")
+		return "", fmt.Errorf("%w: say where the exporter's socket is to be, with --socket", rundir.ErrNone)
 	}
 	return filepath.Join(all[0], socketName), nil
 }
