@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,16 +10,23 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"syscall"
 	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/shm"
 )
 
-// maxLine is how long a line of an answer can be, in bytes.
-const maxLine = 4 << 20
+// Bounds of what a client takes of an answer: who answers may be no run.
+const (
+	maxLine      = 4 << 20 // bytes, also of all that is kept of an answer
+	maxRing      = shm.HeaderSize + shm.MaxCapacity
+	silenceLimit = 10 * time.Second // between what comes of an answer that does not follow the run
+)
 
 // Client asks the run that has a socket. Each of its methods is a connection of its own. It fails with an *Error of the
 // run's, ErrNotRunning if nobody listens at the socket, ErrOver if the run ended meanwhile, ErrProtocol if it is no run
-// that answers, and ctx's error when ctx ends.
+// that answers, context.DeadlineExceeded if it falls silent, and ctx's error when ctx ends.
 type Client struct{ Path string }
 
 // Status returns what the run does.
@@ -37,29 +45,36 @@ func (c Client) Status(ctx context.Context) (*Status, error) {
 }
 
 // Tail gives the run's messages to show, and the number of messages to missed that a follower could not be given, which
-// are none of those that the run keeps. If the run is over, the End says how it ended.
+// are none of those that the run keeps. If the run is over, the End says how it ended. Where the run cuts the answer
+// off because show takes long, Tail asks for the rest; what the run does not keep is lost meanwhile, and not counted.
 func (c Client) Tail(ctx context.Context, o TailOptions, show func(Message) error, missed func(uint64)) (End, error) {
-	return c.ask(ctx, asked{head: ask("tail").head, TailOptions: o}, func(l line) error {
+	request := asked{head: ask("tail").head, TailOptions: o}
+	return c.askOn(ctx, &request, func(l line) (took bool, err error) {
 		if l.Omitted > 0 {
 			missed(l.Omitted)
 		}
 		if l.Message == nil {
-			return nil
+			return false, nil
 		}
-		return show(*l.Message)
+		if n := l.Message.Seq; n >= 0 {
+			request.From = uint64(n) + 1
+		}
+		return true, show(*l.Message)
 	})
 }
 
 // Console gives show what the run keeps of the guest's console behind its first from bytes, in pieces, and where each
-// of them begins. If follow is set, it goes on to the run's end.
+// of them begins. If follow is set, it goes on to the run's end. Where the run cuts the answer off because show takes
+// long, Console asks for the rest.
 func (c Client) Console(ctx context.Context, from uint64, follow bool, show func(p []byte, at uint64) error) (End,
 	error) {
 	request := asked{head: ask("console").head, TailOptions: TailOptions{From: from, Follow: follow}}
-	return c.ask(ctx, request, func(l line) error {
+	return c.askOn(ctx, &request, func(l line) (took bool, err error) {
 		if l.At == nil {
-			return nil
+			return false, nil
 		}
-		return show(l.Data, *l.At)
+		request.From = *l.At + uint64(len(l.Data))
+		return true, show(l.Data, *l.At)
 	})
 }
 
@@ -74,6 +89,9 @@ func (c Client) Ring(ctx context.Context, w io.Writer) error {
 	_, err := c.ask(ctx, ask("ring"), func(l line) error {
 		if l.Size != nil {
 			size = *l.Size
+		}
+		if size > maxRing {
+			return fmt.Errorf("%w: a ring of %d bytes, where %d is the most", ErrProtocol, size, maxRing)
 		}
 		if l.At == nil {
 			return nil
@@ -106,6 +124,9 @@ func (zeros) Read(p []byte) (int, error) {
 // Metrics returns the run's metrics in Prometheus's text format.
 func (c Client) Metrics(ctx context.Context) (text string, err error) {
 	_, err = c.ask(ctx, ask("metrics"), func(l line) error {
+		if len(text)+len(l.Text) > maxLine {
+			return fmt.Errorf("%w: metrics of more than %d bytes", ErrProtocol, maxLine)
+		}
 		text += l.Text
 		return nil
 	})
@@ -145,6 +166,27 @@ func (c Client) do(ctx context.Context, request asked) error {
 	return err
 }
 
+// askOn is ask, and asks for the rest of an answer that breaks off, as often as something of it was taken, for which
+// take changes the request.
+func (c Client) askOn(ctx context.Context, request *asked, take func(line) (bool, error)) (End, error) {
+	var brokeOff error
+	for {
+		took := false
+		end, err := c.ask(ctx, *request, func(l line) error {
+			one, err := take(l)
+			took = took || one
+			return err
+		})
+		switch {
+		case errors.Is(err, ErrNotRunning) && brokeOff != nil:
+			return end, brokeOff
+		case !took || !errors.Is(err, ErrOver):
+			return end, err
+		}
+		brokeOff = err
+	}
+}
+
 // ask sends a request and gives the answer's lines to take, but for the last.
 func (c Client) ask(ctx context.Context, request asked, take func(line) error) (End, error) {
 	conn, err := c.dial(ctx)
@@ -159,11 +201,30 @@ func (c Client) ask(ctx context.Context, request asked, take func(line) error) (
 		return End{}, err
 	}
 	_, _ = conn.Write(append(text, '\n')) // one that is refused has an answer all the same
-	end, err := read(conn, take)
+	var answer io.Reader = conn
+	if !request.Follow {
+		answer = prompt{ctx, conn}
+	}
+	end, err := read(answer, take)
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	return end, err
+}
+
+// prompt is an answer that has to come without long pauses.
+type prompt struct {
+	ctx  context.Context
+	conn net.Conn
+}
+
+// Read implements io.Reader.
+func (p prompt) Read(b []byte) (int, error) {
+	_ = p.conn.SetReadDeadline(time.Now().Add(silenceLimit))
+	if err := p.ctx.Err(); err != nil { // after the deadline is set, for its end sets one, too
+		return 0, err
+	}
+	return p.conn.Read(b)
 }
 
 // dial connects to the run.
@@ -187,14 +248,18 @@ func (c Client) dial(ctx context.Context) (net.Conn, error) {
 func read(r io.Reader, take func(line) error) (End, error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 0, 2*chunkSize), maxLine)
+	lines.Split(wholeLines)
 	for first := true; lines.Scan(); first = false {
 		var l line
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
 			return End{}, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		switch {
+		case first && l.Version == 0:
+			return End{}, fmt.Errorf("%w: it has no ktstr_vmm_control", ErrProtocol)
 		case first && l.Version != Version:
-			return End{}, fmt.Errorf("%w: its ktstr_vmm_control is %d, not %d", ErrProtocol, l.Version, Version)
+			return End{}, fmt.Errorf("%w: it is of version %d, and this is version %d: use the ktstr-vmm of the run",
+				ErrProtocol, l.Version, Version)
 		case l.Error != nil:
 			return End{}, l.Error
 		case l.End != nil:
@@ -204,8 +269,19 @@ func read(r io.Reader, take func(line) error) (End, error) {
 			return End{}, err
 		}
 	}
-	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
 		return End{}, fmt.Errorf("%w: a line of it has more than %d bytes", ErrProtocol, maxLine)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return End{}, context.DeadlineExceeded
 	}
-	return End{}, fmt.Errorf("%w before it had answered", ErrOver) // or its process
+	return End{}, fmt.Errorf("the answer broke off: %w, or this client was too slow", ErrOver)
+}
+
+// wholeLines is bufio.ScanLines without a last line that has no end: an answer is cut off anywhere.
+func wholeLines(data []byte, atEOF bool) (advance int, token []byte, err error) {
+	if atEOF && bytes.IndexByte(data, '\n') < 0 {
+		return len(data), nil, nil
+	}
+	return bufio.ScanLines(data, atEOF)
 }

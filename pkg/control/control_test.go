@@ -480,11 +480,40 @@ func TestDefaultPathIsPrivate(t *testing.T) {
 	}
 }
 
-// A run that dies while it is asked ends the answer.
-func TestAnswersThatEnd(t *testing.T) {
+// says is a client of what answers one request with a text, and hangs up if told to.
+func says(t *testing.T, text string, hangUp bool) control.Client {
 	path := filepath.Join(folder(t), "a.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		in := bufio.NewReader(conn)
+		_, _ = in.ReadString('\n')
+		_, _ = io.WriteString(conn, text)
+		if !hangUp {
+			_, _ = in.ReadString('\n')
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+	})
+	return control.Client{Path: path}
+}
+
+// A run that dies while it is asked ends the answer, wherever that is; and what is no answer is none.
+func TestAnswersThatEnd(t *testing.T) {
 	for text, want := range map[string]error{
 		"":                               control.ErrOver,
+		`{"ktstr_vmm_control":1,"sta`:    control.ErrOver,
 		"HTTP/1.1\n":                     control.ErrProtocol,
 		`{"ktstr_vmm_control":2}` + "\n": control.ErrProtocol,
 		`{"ktstr_vmm_control":1,"status":{}}` + "\n":                           control.ErrOver,
@@ -492,26 +521,69 @@ func TestAnswersThatEnd(t *testing.T) {
 		strings.Repeat("x", 5<<20) + "\n":                                      control.ErrProtocol,
 		`{"ktstr_vmm_control":1,"error":{"code":"over","message":"x"}}` + "\n": control.ErrOver,
 	} {
-		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = bufio.NewReader(conn).ReadString('\n')
-			_, _ = io.WriteString(conn, text)
-			_ = conn.Close()
-		}()
-		if _, err := (control.Client{Path: path}).Status(t.Context()); !errors.Is(err, want) {
+		if _, err := says(t, text, true).Status(t.Context()); !errors.Is(err, want) {
 			t.Errorf("%.40q: %v", text, err)
 		}
-		_ = l.Close()
-		<-done
+	}
+}
+
+// full takes a MiB, which is more than what comes of an answer that has no end.
+type full struct{ n int }
+
+func (f *full) Write(p []byte) (int, error) {
+	if f.n += len(p); f.n > 1<<20 {
+		return 0, syscall.ENOSPC
+	}
+	return len(p), nil
+}
+
+// Who answers may be no run: what a client takes of it has bounds, in bytes and in time.
+func TestHostileAnswers(t *testing.T) {
+	t.Parallel() // it waits
+	text := strings.Repeat(`{"ktstr_vmm_control":1,"text":"`+strings.Repeat("x", 1<<20)+`"}`+"\n", 5)
+	if got, err := says(t, text, true).Metrics(t.Context()); !errors.Is(err, control.ErrProtocol) {
+		t.Errorf("metrics of %d bytes: %v", len(got), err)
+	}
+	for _, size := range []uint64{1 << 40, 1<<64 - 1} {
+		ring := fmt.Sprintf(`{"ktstr_vmm_control":1,"size":%d}`+"\n"+`{"end":{}}`+"\n", size)
+		if err := says(t, ring, true).Ring(t.Context(), &full{}); !errors.Is(err, control.ErrProtocol) {
+			t.Errorf("a ring of %d bytes: %v", size, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), hangLimit)
+	defer cancel()
+	err := says(t, `{"ktstr_vmm_control":1,"size":4096}`+"\n", false).Ring(ctx, io.Discard)
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		t.Errorf("one that falls silent: %v, %v", err, ctx.Err())
+	}
+}
+
+// Whoever takes longer over a message than a run waits for its clients is cut off, and gets the rest all the same.
+func TestSlowReaders(t *testing.T) {
+	t.Parallel() // it waits
+	const count = 20000
+	steps := steps(count)
+	c := serve(t, func(ctx context.Context, ring *shm.Writer) {
+		steps(ctx, ring)
+		<-ctx.Done()
+	})
+	until(t, "the messages never came", func() bool {
+		s, err := c.Status(t.Context())
+		return err == nil && s.Kept == count+1
+	})
+	next := 0
+	_, err := c.Tail(t.Context(), control.TailOptions{}, func(m control.Message) error {
+		if m.Seq != next {
+			return fmt.Errorf("%d, where %d was to come", m.Seq, next)
+		}
+		if next == 0 {
+			time.Sleep(control.WriteLimit + time.Second)
+		}
+		next++
+		return nil
+	}, nil)
+	if err != nil || next != count+1 {
+		t.Errorf("%d messages: %v", next, err)
 	}
 }
 

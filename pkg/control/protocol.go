@@ -19,7 +19,7 @@ const (
 	MaxClients   = 64      // that are served at the same time
 	MaxRequest   = 4 << 10 // bytes, the line's end included
 	requestLimit = 5 * time.Second
-	writeLimit   = 5 * time.Second // for a client to take what is written at a time
+	WriteLimit   = 5 * time.Second // for a client to take what is written at a time
 )
 
 // ErrorCode says what kind of error an answer has.

@@ -163,7 +163,7 @@ type patient struct{ *net.UnixConn }
 
 // Write implements io.Writer.
 func (p patient) Write(b []byte) (int, error) {
-	_ = p.SetWriteDeadline(time.Now().Add(writeLimit))
+	_ = p.SetWriteDeadline(time.Now().Add(WriteLimit))
 	return p.UnixConn.Write(b)
 }
 
