@@ -252,6 +252,9 @@ func (o *ctlOptions) metrics() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if isTerminal(c.OutOrStdout()) {
+					text = report.PrintableLines(text)
+				}
 				_, err = io.WriteString(c.OutOrStdout(), text)
 				return err
 			})
@@ -282,12 +285,12 @@ func (o *ctlOptions) status() *cobra.Command {
 func printStatus(w io.Writer, s *control.Status) error {
 	var b strings.Builder
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "  %-11s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(&b, "  %-11s %s\n", name, report.Printable(fmt.Sprintf(format, args...)))
 	}
-	fmt.Fprintf(&b, "%s: %s\n", s.ID, report.Printable(s.Name))
-	row("kernel", "%s", report.Printable(s.Kernel))
+	b.WriteString(report.Printable(s.ID+": "+s.Name) + "\n")
+	row("kernel", "%s", s.Kernel)
 	row("machine", "%s on %s", s.Arch, s.Accelerator)
-	row("process", "%d, version %s", s.PID, report.Printable(s.Version))
+	row("process", "%d, version %s", s.PID, s.Version)
 	row("phase", "%s, after %v of %v", s.Phase, seconds(s.Elapsed).Round(time.Millisecond), seconds(s.Timeout))
 	var types []string
 	for _, name := range slices.Sorted(maps.Keys(s.ByType)) {

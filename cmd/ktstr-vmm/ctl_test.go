@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -406,6 +407,42 @@ func TestControlSocketThatCannotBe(t *testing.T) {
 		if code != 125 || strings.Count(said, "\n") != 1 || !strings.Contains(said, "--control ") ||
 			!strings.Contains(said, says) {
 			t.Errorf("%q: exit code %d, %s", path, code, said)
+		}
+	}
+}
+
+// What answers may be no run: none of its words are for a terminal to act on.
+func TestCtlShowsWhatItIsTold(t *testing.T) {
+	p := newPlace(t)
+	const id = "0123456789abcdef"
+	folder := filepath.Join(p.dir, "ktstr-vmm")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(folder, id+".sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = bufio.NewReader(conn).ReadString('\n')
+			fmt.Fprintln(conn, strings.ReplaceAll(`{"ktstr_vmm_control":1,"status":{"id":"%","name":"%","version":"%",`+
+				`"kernel":"%","arch":"%","accelerator":"%","phase":"%","by_type":{"%":1}}}`, "%", `\u001b[2J\n`)+"\n"+`{"end":{}}`)
+			_ = conn.Close()
+		}
+	}()
+	ps, err := p.command("ps").Output()
+	if err != nil {
+		t.Error(err)
+	}
+	for name, out := range map[string]string{"ps": string(ps), "status": p.does(id, "status")} {
+		if strings.Contains(out, "\x1b") || !strings.Contains(out, `\x1b[2J\n`) {
+			t.Errorf("%s: %q", name, out)
 		}
 	}
 }

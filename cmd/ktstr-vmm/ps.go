@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -58,19 +59,25 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// psTable prints the runs for people. One that has not answered yet is about to start, or its process is stopped.
+// psTable prints the runs for people. One that has not answered is about to start, or its process is stopped.
 func psTable(w io.Writer, found []control.Found) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ID\tNAME\tKERNEL\tARCH\tACCELERATOR\tPHASE\tELAPSED\tMESSAGES\tDROPS\tPID")
 	for _, f := range found {
 		s := f.Status
 		if s == nil {
-			fmt.Fprintf(t, "%s\t-\t-\t-\t-\tno answer\t-\t-\t-\t-\n", f.ID)
+			why := "no answer"
+			if errors.Is(f.Err, control.ErrBusy) {
+				why = "busy"
+			}
+			fmt.Fprintf(t, "%s\t-\t-\t-\t-\t%s\t-\t-\t-\t-\n", f.ID, why)
 			continue
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%v of %v\t%d\t%d\t%d\n", s.ID, report.Printable(s.Name),
-			report.Printable(s.Kernel), s.Arch, s.Accelerator, s.Phase, seconds(s.Elapsed).Round(time.Second),
-			seconds(s.Timeout), s.Messages, s.Drops, s.PID)
+		for _, text := range []string{f.ID, s.Name, s.Kernel, s.Arch, s.Accelerator, s.Phase} {
+			fmt.Fprintf(t, "%s\t", report.Printable(text))
+		}
+		fmt.Fprintf(t, "%v of %v\t%d\t%d\t%d\n", seconds(s.Elapsed).Round(time.Second), seconds(s.Timeout),
+			s.Messages, s.Drops, s.PID)
 	}
 	return t.Flush()
 }

@@ -29,14 +29,23 @@ const (
 	askLimit    = 2 * time.Second
 )
 
-// DefaultPath returns where the socket of a run is by default, and makes its folder if need be. It fails where there is
-// no folder for it, or one that is open to others.
-func DefaultPath(id string) (string, error) {
+// folder is where sockets are by default. Root's runs in the other one are not looked for: it would depend on the runs
+// of everybody who is root whether an ID may be left out.
+func folder() (string, error) {
 	all := rundir.Folders()
 	if len(all) == 0 {
 		return "", rundir.ErrNone
 	}
-	dir := all[0]
+	return all[0], nil
+}
+
+// DefaultPath returns where the socket of a run is by default, and makes its folder if need be. It fails where there is
+// no folder for it, or one that is open to others.
+func DefaultPath(id string) (string, error) {
+	dir, err := folder()
+	if err != nil {
+		return "", err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
@@ -105,20 +114,18 @@ func (f Found) started() time.Time {
 
 // sockets are those of runs whose IDs begin so.
 func sockets(prefix string) (found []Found, err error) {
-	all := rundir.Folders()
-	if len(all) == 0 {
-		return nil, rundir.ErrNone
+	dir, err := folder()
+	if err != nil {
+		return nil, err
 	}
-	for _, dir := range all {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		for _, entry := range entries {
-			id, ok := strings.CutSuffix(entry.Name(), suffix)
-			if ok && IsID(id) && strings.HasPrefix(id, prefix) && entry.Type() == fs.ModeSocket {
-				found = append(found, Found{ID: id, Path: filepath.Join(dir, entry.Name())})
-			}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, entry := range entries {
+		id, ok := strings.CutSuffix(entry.Name(), suffix)
+		if ok && IsID(id) && strings.HasPrefix(id, prefix) && entry.Type() == fs.ModeSocket {
+			found = append(found, Found{ID: id, Path: filepath.Join(dir, entry.Name())})
 		}
 	}
 	return found, nil
