@@ -249,7 +249,7 @@ func (t *tail) kept() error {
 
 // follow sends that and all that comes.
 func (t *tail) follow() error {
-	follower := t.run.Follow(int(t.next))
+	follower := t.run.Follow(int(t.next), slices.Collect(maps.Keys(t.types))...)
 	defer follower.Close()
 	return t.conversation.follow(true, func() error {
 		t.room = min(t.room+sampleRate, maxSample)

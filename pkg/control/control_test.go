@@ -234,6 +234,40 @@ func TestFollowingBulk(t *testing.T) {
 	}
 }
 
+// Who follows a type gets it, and is told of it alone, whatever else there is in bulk.
+func TestFollowingBesideAFlood(t *testing.T) {
+	const flood, count = 50000, 100
+	followed := make(chan struct{})
+	c := serve(t, func(ctx context.Context, ring *shm.Writer) {
+		_ = ring.Write(shm.ScenarioStart, nil)
+		select {
+		case <-followed:
+		case <-ctx.Done():
+		}
+		for i := range flood {
+			_ = ring.WriteWait(ctx, shm.RawOutput, []byte("{}"))
+			if i%(flood/count) == flood/count-1 {
+				_ = ring.WriteWait(ctx, shm.Stderr, []byte("x"))
+			}
+		}
+		code := shm.EncodeCode(0)
+		_ = ring.WriteWait(ctx, shm.Exit, code[:])
+	})
+	got, omitted := 0, uint64(0)
+	types := []string{"SCST", "STDE"}
+	_, err := c.Tail(t.Context(), control.TailOptions{Follow: true, Types: types}, func(m control.Message) error {
+		if m.Type == "SCST" {
+			close(followed)
+		} else {
+			got++
+		}
+		return nil
+	}, func(n uint64) { omitted += n })
+	if err != nil || got != count || omitted != 0 {
+		t.Errorf("%d of %d, and %d were left out: %v", got, count, omitted, err)
+	}
+}
+
 // What is asked from a number on begins there, and the end says where to go on.
 func TestTailFromANumber(t *testing.T) {
 	c := serve(t, func(ctx context.Context, ring *shm.Writer) {

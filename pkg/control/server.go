@@ -29,7 +29,7 @@ type Run interface {
 	ReadRing(p []byte, off uint64) (int, error)
 	Console(from uint64) (p []byte, at uint64)
 	Messages(from int) []run.Message
-	Follow(from int) *run.Follower
+	Follow(from int, types ...shm.Type) *run.Follower
 	Done() <-chan struct{}
 	Result() *run.Result
 }

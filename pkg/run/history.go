@@ -67,7 +67,7 @@ const (
 	maxEvents       = 1 << 10                // of a kind
 	dropsTogether   = 100 * time.Millisecond // drops within that time are one event
 	payloadChunk    = 64 << 10               // bytes
-	maxFollowed     = 1 << 11                // messages that wait for followers
+	maxFollowed     = 1 << 11                // messages of a type that wait for followers
 	maxFollowedRate = 1 << 10                // of them that are let in during a followWindow
 	followWindow    = 50 * time.Millisecond
 )
@@ -95,11 +95,29 @@ type history struct {
 	omittedEvents uint64
 
 	followers atomic.Int32
-	followed  followed
+	followed  map[shm.Type]*followed // of each type that is not kept, so that none takes another's room
 }
 
+// unknown stands for all types that nobody knows.
+const unknown shm.Type = 0
+
 func newHistory(since func() time.Duration) *history {
-	return &history{since: since, counts: map[shm.Type]int{}, eventsOf: map[string]int{}}
+	h := &history{since: since, counts: map[shm.Type]int{}, eventsOf: map[string]int{},
+		followed: map[shm.Type]*followed{unknown: {}}}
+	for _, t := range shm.Types() {
+		if !Keeps(t) {
+			h.followed[t] = &followed{}
+		}
+	}
+	return h
+}
+
+// followedOf returns the window of a type that is not kept.
+func (h *history) followedOf(t shm.Type) *followed {
+	if f := h.followed[t]; f != nil {
+		return f
+	}
+	return h.followed[unknown]
 }
 
 // roomFor returns how many messages of a type are kept; 0 for what commands and schedulers write in bulk, and for types
@@ -121,7 +139,7 @@ func (h *history) message(m shm.Message) monitor.Verdict {
 	limit := roomFor(m.Type)
 	if limit == 0 {
 		if h.followers.Load() > 0 {
-			h.followed.add(h.since, m)
+			h.followedOf(m.Type).add(h.since, m)
 		}
 		return monitor.Continue
 	}
@@ -277,8 +295,9 @@ func eventText(m Message) string {
 	return ""
 }
 
-// followed is a window of the messages that nobody keeps, there while somebody follows them. So that a flood is not
-// slowed down by who follows it, no more than a rate is let in: followers make room again, once in a followWindow.
+// followed is a window of the messages of a type that nobody keeps, there while somebody follows them. So that a flood
+// is not slowed down by who follows it, no more than a rate is let in: followers make room again, once in a
+// followWindow.
 type followed struct {
 	room   atomic.Int32
 	missed atomic.Uint64 // messages that were not let in
@@ -313,6 +332,13 @@ func (f *followed) makeRoom(now time.Duration) {
 		f.roomy = now
 		f.room.Store(maxFollowedRate)
 	}
+}
+
+// end is the number of messages that were let in, and of those that were not.
+func (f *followed) end() (total, missed uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.total, f.missed.Load()
 }
 
 // from returns the messages behind the first n that were let in, up to a time, and how many of them are gone.

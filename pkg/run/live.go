@@ -253,15 +253,27 @@ func (l *Live) Result() *Result {
 }
 
 // Follow returns a Follower of the run's messages: those that the run keeps from a number on, and from now on what
-// guests write in bulk, at a rate that people can follow.
-func (l *Live) Follow(from int) *Follower {
+// guests write in bulk, of some types or of all, at a rate that people can follow. Who follows a type that nobody knows
+// follows all of these.
+func (l *Live) Follow(from int, types ...shm.Type) *Follower {
 	h := l.run.history
 	h.followers.Add(1)
-	h.followed.makeRoom(h.since())
-	f := &Follower{history: h, kept: max(0, from)}
-	h.followed.mu.Lock()
-	defer h.followed.mu.Unlock()
-	f.bulk, f.missed = h.followed.total, h.followed.missed.Load()
+	f := &Follower{history: h, kept: max(0, from), bulk: map[*followed]seen{}}
+	for _, t := range types {
+		if !Keeps(t) {
+			f.bulk[h.followedOf(t)] = seen{}
+		}
+	}
+	if len(types) == 0 {
+		for _, w := range h.followed {
+			f.bulk[w] = seen{}
+		}
+	}
+	for w := range f.bulk {
+		w.makeRoom(h.since())
+		total, missed := w.end()
+		f.bulk[w] = seen{total, missed}
+	}
 	return f
 }
 
@@ -269,16 +281,20 @@ func (l *Live) Follow(from int) *Follower {
 type Follower struct {
 	history *history
 	kept    int
-	bulk    uint64
-	missed  uint64
+	bulk    map[*followed]seen
 }
+
+// seen is how much a Follower knows of.
+type seen struct{ total, missed uint64 }
 
 // Next returns what came since the last call, in order, and how many messages of those that a run does not keep were
 // left out. It returns at most 1024 of those that it keeps; if there are that many, there may be more. It never waits.
 func (f *Follower) Next() (ms []Message, omitted uint64) {
 	h := f.history
 	now := h.since()
-	h.followed.makeRoom(now)
+	for w := range f.bulk {
+		w.makeRoom(now)
+	}
 	// A message gets its time under a lock that is taken here behind it: up to now, all are there. Those that have come
 	// since, and what comes behind messages that are kept but have no room, are for the next call.
 	ms = before(h.messages(f.kept, maxMessages), now)
@@ -286,11 +302,13 @@ func (f *Follower) Next() (ms []Message, omitted uint64) {
 	if len(ms) == maxMessages {
 		now = ms[maxMessages-1].At
 	}
-	bulk, next, gone := h.followed.from(f.bulk, now)
-	missed := h.followed.missed.Load()
-	omitted = gone + missed - f.missed
-	f.bulk, f.missed = next, missed
-	ms = append(ms, bulk...)
+	for w, last := range f.bulk {
+		bulk, next, gone := w.from(last.total, now)
+		missed := w.missed.Load()
+		omitted += gone + missed - last.missed
+		f.bulk[w] = seen{next, missed}
+		ms = append(ms, bulk...)
+	}
 	slices.SortStableFunc(ms, func(a, b Message) int { return cmp.Compare(a.At, b.At) })
 	return ms, omitted
 }
