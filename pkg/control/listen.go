@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func listen(path string) (l *listener, err error) {
 		return nil, fmt.Errorf("%s: the path of a socket has at most %d bytes, this one would need %d", path, maxPath, n)
 	}
 	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if errno := syscall.Errno(0); errors.As(err, &errno) { // the rest of it is of temp
+		return nil, fmt.Errorf("making a socket in %s: %w", dir, errno)
+	}
 	if err != nil {
 		return nil, err
 	}
