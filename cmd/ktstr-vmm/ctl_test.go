@@ -400,7 +400,8 @@ func TestControlSocketThatCannotBe(t *testing.T) {
 	}
 	defer l.Close()
 	for path, says := range map[string]string{
-		file: "no socket", p.dir + "/none/a.sock": "making a socket in " + p.dir + "/none: no such file", l.Addr().String(): "another process listens there",
+		file: "no socket", l.Addr().String(): "another process listens there",
+		p.dir + "/none/a.sock":                 "making a socket in " + p.dir + "/none: no such file",
 		p.dir + "/" + strings.Repeat("x", 108): "at most 107 bytes", "": "auto, none or the path",
 	} {
 		code, said := run("A=b", "--control", path)

@@ -218,7 +218,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	for _, m := range h.messages(0, len(h.kept)) {
 		size += cap(m.Payload)
 	}
-	if size != maxKeptOther*maxKeptPayload || len(h.followed[shm.RawOutput].ring) != 0 {
-		t.Errorf("%d bytes of payloads, %d messages for nobody", size, len(h.followed[shm.RawOutput].ring))
+	if size != maxKeptOther*maxKeptPayload || len(h.followedOf(1).ring) != 0 {
+		t.Errorf("%d bytes of payloads, %d messages for nobody", size, len(h.followedOf(1).ring))
 	}
 }
