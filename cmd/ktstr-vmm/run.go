@@ -43,6 +43,9 @@ func runCommand() *cobra.Command {
 			if o.input, err = openInput(c.InOrStdin(), o.Settings); err != nil {
 				return err
 			}
+			if o.input.readsTerminal() {
+				o.AtTerminal()
+			}
 			g := o.guest()
 			if o.input.keys {
 				g.Window = linux.Window(windowSize(o.input.terminal))

@@ -164,7 +164,7 @@ func (s *Settings) CheckMemory(b vm.Board) error {
 	if err != nil {
 		return s.errorOf(err, "memory", "shm-size")
 	}
-	if s.command == Run { // with what lies beside the ring
+	if s.command == Run { // with what lies beside the ring, which the ring's limits do not count
 		if layout, err = b.Layout(uint64(s.Memory), uint64(s.ShmSize)+call.Size); err != nil {
 			return s.errorOf(fmt.Errorf("with the call area's %d bytes behind the ring: %w", call.Size, err),
 				"memory", "shm-size")

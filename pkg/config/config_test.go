@@ -5,6 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/ktstr/ktstr-vmm/pkg/run"
 )
 
 func set(t *testing.T, s *Settings, text string) error {
@@ -56,6 +59,34 @@ func TestErrorsAreShort(t *testing.T) {
 }
 
 // A document that says nothing is none's mistake.
+// Who sits at a terminal has no deadline that was not asked for, wherever one can be asked for.
+func TestAtTerminal(t *testing.T) {
+	for name, tc := range map[string]struct {
+		env  []string
+		flag string
+		want time.Duration
+	}{
+		"unsaid":         {want: 365 * 24 * time.Hour},
+		"flag":           {flag: "1m", want: time.Minute},
+		"the default":    {flag: run.DefaultTimeout.String(), want: run.DefaultTimeout},
+		"an environment": {env: []string{EnvPrefix + "TIMEOUT=2m"}, want: 2 * time.Minute},
+	} {
+		s := New(Run)
+		if tc.flag != "" {
+			if err := s.Lookup("timeout").Set("--timeout", tc.flag); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Load(nil, tc.env); err != nil {
+			t.Fatal(err)
+		}
+		s.AtTerminal()
+		if err := s.Check(); err != nil || s.Timeout != tc.want {
+			t.Errorf("%s: %v, %v; want %v", name, s.Timeout, err, tc.want)
+		}
+	}
+}
+
 func TestEmptyDocuments(t *testing.T) {
 	for _, text := range []string{"", "\n", "# nothing yet\n", "---\n", "---\n...\n", "~", "{}"} {
 		d, err := Parse("f.yaml", []byte(text))

@@ -192,8 +192,11 @@ func (l *lister) both() {
 	l.size(&s.ShmSize, "shm-size", vm.DefaultReserved, "the ring's region at the top of the RAM, 8K to 1G")
 	l.word(&s.Accel, "accel", string(accel.Auto), accel.Modes(),
 		strings.Join(accel.Modes(), ", ")+": who runs the guest; auto is KVM where it can be used for it")
-	l.duration(&s.Timeout, "timeout", run.DefaultTimeout, time.Millisecond, year,
-		"the hard deadline: the machine is stopped")
+	usage := "the hard deadline: the machine is stopped"
+	if s.command == Run {
+		usage += "; with --interactive at a terminal a year, if nothing else is said" // see AtTerminal
+	}
+	l.duration(&s.Timeout, "timeout", run.DefaultTimeout, time.Millisecond, year, usage)
 	l.duration(&s.Grace, "grace", run.DefaultGrace, 0, year,
 		"how long before that the guest is asked to stop; at most half of --timeout, 0 for never")
 	l.duration(&s.Poll, "poll", monitor.DefaultPoll, minPoll, maxPoll, "how often the ring is read")

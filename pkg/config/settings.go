@@ -100,6 +100,14 @@ func New(c Command) *Settings {
 	return s
 }
 
+// AtTerminal says that a person at a terminal talks to the guest's command: unless a deadline was given, it is as late as
+// one can be.
+func (s *Settings) AtTerminal() {
+	if !s.Lookup("timeout").Changed {
+		s.Timeout = year
+	}
+}
+
 // All returns the settings in the order in which help shows them.
 func (s *Settings) All() []*Setting { return s.list }
 
