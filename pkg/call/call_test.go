@@ -141,6 +141,45 @@ func TestStdinBlocks(t *testing.T) {
 	}
 }
 
+// A Read of stdin that never returns does not hold up the end.
+func TestStopWhileStdinBlocks(t *testing.T) {
+	r, w := io.Pipe()
+	reading := make(chan struct{})
+	h, g := start(t, call.Config{Stdin: io.MultiReader(signaller{reading}, r), OnStdinError: func(err error) {
+		t.Errorf("after the end: %v", err)
+	}})
+	ctx, cancel := context.WithCancel(deadline(t))
+	asked := make(chan error, 1)
+	go func() {
+		_, err := g.Stdin(ctx, call.CommandSession, make([]byte, 10))
+		asked <- err
+	}()
+	<-reading
+	stopped := make(chan struct{})
+	go func() {
+		h.Stop()
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(hangs):
+		t.Error("Stop waits")
+	}
+	cancel()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	w.CloseWithError(os.ErrClosed) // its goroutine ends
+}
+
+// signaller is nothing to read, and tells when somebody does.
+type signaller struct{ reading chan struct{} }
+
+func (s signaller) Read([]byte) (int, error) {
+	close(s.reading)
+	return 0, io.EOF
+}
+
 // serve is a guest that runs sessions which do with a line what answer does.
 func serve(ctx context.Context, g *call.Guest, answer func(line string) (out string, end bool)) {
 	var running sync.WaitGroup

@@ -157,11 +157,17 @@ func (h *Host) Resize(size WindowSize) { h.command.resize(size) }
 func (h *Host) run() {
 	timer := time.NewTimer(idlePoll)
 	defer timer.Stop()
+	worked := time.Duration(0)
 	for pause := idlePoll; ; {
+		start := time.Now()
 		if h.tick() {
 			pause = firstPause
 		} else {
 			pause = min(2*pause, idlePoll)
+		}
+		if worked += time.Since(start); worked >= workLimit {
+			nap(min(restFactor*worked, napLimit))
+			worked = 0
 		}
 		if pause < napLimit && !(pause == firstPause && h.reads()) {
 			nap(pause)
@@ -250,8 +256,11 @@ func (h *Host) accept(s *hostSlot) error {
 	case Winch:
 		c.session, err = decodeSession(k, data)
 	case Next:
-		if len(data) != 0 {
+		switch {
+		case len(data) != 0:
 			err = wrongLength(k, data, 0)
+		case s.room() < maxProgram:
+			err = fmt.Errorf("%w: %v in a slot with room for %d bytes, it takes %d", ErrFormat, k, s.room(), maxProgram)
 		}
 	case Output:
 		c.session, c.data, err = decodeOutput(data)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
@@ -81,6 +83,68 @@ func TestHostileGuest(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
 		t.Errorf("the heap has grown by %d bytes", grown)
 	}
+}
+
+// A guest that calls without end, on a CPU of its own, takes a part of one of the host's.
+func TestFlood(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kind uint32
+		data []byte
+	}{
+		"refused":      {kind: 99, data: make([]byte, 496)},
+		"stdin":        {kind: 1, data: []byte{0, 0, 0, 0, 1, 0, 0, 0}},
+		"no session's": {kind: 2, data: []byte{9, 0, 0, 0}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mem, area := newArea(t)
+			h, err := call.NewHost(call.Config{Area: area, Stdin: zeros{}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			slots := header(mem)
+			for _, s := range slots {
+				_ = area.Write(tc.data, uint64(s.offset)+16)
+			}
+			h.Start()
+			const while = time.Second
+			all, answered := cpuTime(t, unix.RUSAGE_SELF), 0
+			guest := make(chan time.Duration)
+			go func() {
+				runtime.LockOSThread() // which ends with the goroutine
+				for end := time.Now().Add(while); time.Now().Before(end); h.Wake() {
+					for _, s := range slots {
+						w, err := area.Uint32(uint64(s.offset))
+						if err != nil || w.Load() == 1 {
+							continue
+						}
+						answered++
+						store(t, area, s.offset+4, tc.kind)
+						store(t, area, s.offset+8, uint32(len(tc.data)))
+						store(t, area, s.offset+12, crc32.ChecksumIEEE(tc.data))
+						_ = area.Write(tc.data, uint64(s.offset)+16)
+						w.Store(1)
+					}
+				}
+				guest <- cpuTime(t, unix.RUSAGE_THREAD)
+			}()
+			theirs := <-guest
+			host := cpuTime(t, unix.RUSAGE_SELF) - all - theirs
+			h.Stop()
+			t.Logf("%d calls; the host took %v, the guest %v, of %v", answered, host, theirs, while)
+			if host > while*3/4 {
+				t.Errorf("the host took %v of %v", host, while)
+			}
+		})
+	}
+}
+
+// cpuTime is the time that this process, or thread, has run for.
+func cpuTime(t *testing.T, who int) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(who, &u); err != nil {
+		t.Error(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 type zeros struct{}
@@ -154,6 +218,24 @@ func TestVectors(t *testing.T) {
 		if err := <-done; err == nil {
 			t.Errorf("%s was not refused", name)
 		}
+	}
+}
+
+// A slot that may have no room for a session's program and its arguments gets none: it would be lost.
+func TestNextInASmallSlot(t *testing.T) {
+	mem, area := newArea(t)
+	h, err := call.NewHost(call.Config{Area: area})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Start()
+	defer h.Stop()
+	small := header(mem)[3]
+	store(t, area, small.offset+4, 3)
+	store(t, area, small.offset, 1)
+	await(t, area, small, 2)
+	if kind := binary.LittleEndian.Uint32(mem[small.offset+4:]); kind != 0 {
+		t.Errorf("the answer's kind is %d", kind)
 	}
 }
 

@@ -72,6 +72,10 @@ const (
 	// else is going on (netpoll_epoll.go).
 	napLimit = time.Millisecond
 	idlePoll = 10 * time.Millisecond
+	// workLimit is after how much work the host rests for restFactor times as long, so that a guest that calls without
+	// end, or rings the doorbell without end, takes a part of one of the host's CPUs.
+	workLimit  = 50 * time.Microsecond
+	restFactor = 3
 )
 
 // nap sleeps for less than napLimit.
