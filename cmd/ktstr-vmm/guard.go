@@ -21,8 +21,11 @@ type guard struct {
 	pipe *os.File
 }
 
+// guarded are a terminal's settings: what it is to have again, and what this program has made of it.
+type guarded struct{ Saved, Raw unix.Termios }
+
 // startGuard starts one.
-func startGuard(terminal *os.File, saved *unix.Termios) (*guard, error) {
+func startGuard(terminal *os.File, settings guarded) (*guard, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -38,7 +41,7 @@ func startGuard(terminal *os.File, saved *unix.Termios) (*guard, error) {
 	}
 	go func() { _ = cmd.Wait() }()
 	g := &guard{pipe: w}
-	if err := binary.Write(w, binary.NativeEndian, saved); err != nil {
+	if err := binary.Write(w, binary.NativeEndian, settings); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -64,16 +67,22 @@ func restoreCommand() *cobra.Command {
 	}
 }
 
-// restoreWhenOver waits for the end of a pipe. If that is all that comes behind the settings, the terminal gets them.
+// restoreWhenOver waits for the end of a pipe. If that is all that comes behind the settings, the terminal gets those
+// that were saved; unless it has others already, such as those of the shell whose prompt is next.
 func restoreWhenOver(pipe io.Reader, terminal *os.File) error {
 	text, err := io.ReadAll(pipe)
 	if err != nil {
 		return err
 	}
-	var saved unix.Termios
+	var settings guarded
 	in := bytes.NewReader(text)
-	if err := binary.Read(in, binary.NativeEndian, &saved); err != nil || in.Len() > 0 {
+	if err := binary.Read(in, binary.NativeEndian, &settings); err != nil || in.Len() > 0 {
 		return err
 	}
-	return unix.IoctlSetTermios(int(terminal.Fd()), unix.TCSETS, &saved)
+	fd := int(terminal.Fd())
+	now, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil || *now != settings.Raw {
+		return err
+	}
+	return unix.IoctlSetTermios(fd, unix.TCSETS, &settings.Saved)
 }

@@ -42,6 +42,9 @@ func openInput(stdin io.Reader, s *config.Settings) (in input, err error) {
 // given reports whether the command has a stdin.
 func (in *input) given() bool { return in.pipe != nil || in.keys }
 
+// readsTerminal reports whether that is a terminal, by lines or by keys.
+func (in *input) readsTerminal() bool { return in.terminal != nil && in.given() }
+
 func (in *input) close() {
 	if in.pipe != nil {
 		in.pipe.Close()
@@ -66,7 +69,7 @@ func isAnyTerminal(f *os.File) bool {
 
 // pollReader reads a file that may block for ever, such as a terminal or a pipe, until it is closed.
 type pollReader struct {
-	file *os.File
+	file *os.File // which has the fd
 	fd   int
 	quit [2]int // a pipe, whose other end is closed to end a Read
 	once sync.Once
@@ -93,7 +96,16 @@ func (r *pollReader) Read(p []byte) (int, error) {
 		if fds[1].Revents != 0 {
 			return 0, os.ErrClosed
 		}
-		return r.file.Read(p)
+		switch n, err := unix.Read(r.fd, p); {
+		// Who shares the file may have made it nonblocking, and have read what there was.
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,7 +84,8 @@ func (s *session) connect(cfg *run.Config) (giveBack func()) {
 		calls.Stdin = typed
 		calls.OnReady = func(h *call.Host) { t.give(typed, h.Resize, nil) }
 		if err := t.makeRaw(); err != nil {
-			s.fail(fmt.Sprintf("the terminal can't be the guest's: %v", err))
+			s.fail(fmt.Sprintf("the terminal can't be the guest's, so the command's input ends: %v", err))
+			typed.close()
 		}
 	}
 	if s.prompts() {
@@ -167,11 +169,16 @@ func showShell(ctx context.Context, out *report.Stream, shell io.Reader) error {
 	}
 }
 
-// give says who gets the keys from now on, hears of the window, and is left by Ctrl-A x before the run is ended.
+// give says who gets the keys from now on, hears of the window, and is left by Ctrl-A x before the run is ended. Who had
+// the keys before gets no more.
 func (t *guestTerminal) give(to *keys, resize func(call.WindowSize), leave func() bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.keys != nil {
+		t.keys.close()
+	}
 	t.keys, t.resize, t.leave = to, resize, leave
+	t.sayWindow() // it may have changed since it was asked last
 }
 
 // size is the window's.
@@ -209,16 +216,16 @@ func (t *guestTerminal) makeRaw() error {
 	if r.reader, err = newPollReader(t.file); err != nil {
 		return err
 	}
-	if r.guard, err = startGuard(t.file, saved); err != nil {
-		r.reader.Close()
-		return err
-	}
 	raw := *saved
 	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
 	raw.Oflag &^= unix.OPOST
 	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 	raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
 	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+	if r.guard, err = startGuard(t.file, guarded{*saved, raw}); err != nil {
+		r.reader.Close()
+		return err
+	}
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &raw); err != nil {
 		r.reader.Close()
 		r.guard.release()
@@ -250,8 +257,16 @@ func (t *guestTerminal) makeRaw() error {
 func (t *guestTerminal) resized() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.resize != nil {
-		t.resize(t.size())
+	t.sayWindow()
+}
+
+// sayWindow tells who wants to know the window's size, if the terminal has one. t.mu is held.
+func (t *guestTerminal) sayWindow() {
+	if t.resize == nil {
+		return
+	}
+	if size := t.size(); size != (call.WindowSize{}) {
+		t.resize(size)
 	}
 }
 
@@ -307,7 +322,10 @@ func (t *guestTerminal) read(from io.Reader) {
 			escaped = false
 		}
 		t.pass(typed)
-		if err != nil || n == 0 {
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) { // the terminal is gone, and who could have ended the run
+				t.interrupt()
+			}
 			return
 		}
 	}

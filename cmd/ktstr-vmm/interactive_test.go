@@ -2,19 +2,24 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/ktstr/ktstr-vmm/internal/ptytest"
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/config"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 )
@@ -41,7 +46,7 @@ func TestKeys(t *testing.T) {
 		}
 		keys := newKeys()
 		g.give(keys, nil, nil)
-		g.read(strings.NewReader(typed))
+		g.read(io.MultiReader(strings.NewReader(typed), iotest.ErrReader(os.ErrClosed)))
 		keys.close()
 		passed, err := io.ReadAll(keys)
 		if err != nil || string(passed) != want.passed || left != want.left ||
@@ -105,7 +110,8 @@ func TestOpenInput(t *testing.T) {
 		s := config.New(config.Run)
 		s.Interactive, s.TTY = tc.interactive, tc.tty
 		in, err := openInput(tc.stdin, s)
-		if err != nil || (in.pipe != nil) != tc.pipe || in.keys != tc.keys || in.given() != (tc.pipe || tc.keys) {
+		if err != nil || (in.pipe != nil) != tc.pipe || in.keys != tc.keys || in.given() != (tc.pipe || tc.keys) ||
+			in.readsTerminal() != (in.given() && tc.stdin == terminal) {
 			t.Errorf("%s: %+v, %v", name, in, err)
 		}
 		in.close()
@@ -147,6 +153,49 @@ func TestPollReader(t *testing.T) {
 	}
 }
 
+// Others may read the same file, and have made it nonblocking: each byte comes to one of them, and none sees an error.
+func TestPollReaderOfASharedFile(t *testing.T) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(fds[0]), "r"), os.NewFile(uintptr(fds[1]), "w")
+	defer r.Close()
+	defer w.Close()
+	const readers, size = 4, 2000
+	got := make(chan int, readers)
+	for range readers {
+		p, err := newPollReader(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := unix.SetNonblock(fds[0], true); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			all, err := io.ReadAll(p)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- len(all)
+		}()
+	}
+	for range size {
+		if _, err := w.Write([]byte{'x'}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Close()
+	sum := 0
+	for range readers {
+		sum += <-got
+	}
+	if sum != size {
+		t.Errorf("%d bytes came, want %d", sum, size)
+	}
+}
+
 // A run in a terminal whose kernel does not come: the terminal is raw, and has its settings back after Ctrl-A x, and
 // after this program was killed.
 func TestTerminalIsGivenBack(t *testing.T) {
@@ -154,6 +203,7 @@ func TestTerminalIsGivenBack(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	vmm := program(t)
 	for name, end := range map[string]func(*ptytest.Terminal, *exec.Cmd){
 		"Ctrl-A x": func(x *ptytest.Terminal, _ *exec.Cmd) { x.Type("\x01x") },
 		"SIGTERM":  func(_ *ptytest.Terminal, cmd *exec.Cmd) { _ = cmd.Process.Signal(unix.SIGTERM) },
@@ -162,7 +212,7 @@ func TestTerminalIsGivenBack(t *testing.T) {
 		"SIGKILL": func(_ *ptytest.Terminal, cmd *exec.Cmd) { _ = cmd.Process.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(program(t), "run", "-it", "--kernel", fifo, "--", "true")
+			cmd := exec.Command(vmm, "run", "-it", "--kernel", fifo, "--", "true")
 			x := ptytest.Start(t, hangLimit, cmd)
 			x.WantSettings(false)
 			end(x, cmd)
@@ -172,6 +222,107 @@ func TestTerminalIsGivenBack(t *testing.T) {
 				t.Errorf("exit code %d, want %d; %s", code, want, x.Shown())
 			}
 		})
+	}
+}
+
+// A terminal that goes away ends the run, even one that ignores SIGHUP: nobody is left who could.
+func TestTerminalGoesAway(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "kernel")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", `trap "" HUP; exec "$0" run -it --kernel "$1" -- true`, program(t), fifo)
+	x := ptytest.Start(t, hangLimit, cmd)
+	x.WantSettings(false)
+	x.HangUp()
+	if code := ends(t, cmd); code != 130 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// The guard leaves a terminal alone that somebody else has set meanwhile, such as a shell for its prompt.
+func TestGuardAndShell(t *testing.T) {
+	p := newPTY(t, 24, 80, nil)
+	settings := func() unix.Termios {
+		now, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *now
+	}
+	set := func(to unix.Termios) {
+		if err := unix.IoctlSetTermios(int(p.slave.Fd()), unix.TCSETS, &to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was := guarded{Saved: settings(), Raw: settings()}
+	was.Raw.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
+	shells := was.Raw
+	shells.Lflag |= unix.ISIG
+	for name, tc := range map[string]struct {
+		now, want unix.Termios
+		released  bool
+	}{
+		"killed":                   {now: was.Raw, want: was.Saved},
+		"killed, and then a shell": {now: shells, want: shells},
+		"released":                 {now: was.Raw, want: was.Raw, released: true},
+	} {
+		var pipe bytes.Buffer
+		if err := binary.Write(&pipe, binary.NativeEndian, was); err != nil {
+			t.Fatal(err)
+		}
+		if tc.released {
+			pipe.WriteByte(1)
+		}
+		set(tc.now)
+		if err := restoreWhenOver(&pipe, p.slave); err != nil || settings() != tc.want {
+			t.Errorf("%s: %v, %+v, want %+v", name, err, settings(), tc.want)
+		}
+	}
+}
+
+// Who gets the keys next hears of the window's size, which may have changed; and who had them gets no more.
+func TestGive(t *testing.T) {
+	p := newPTY(t, 24, 80, nil)
+	g := &guestTerminal{file: p.slave}
+	var sizes []call.WindowSize
+	first := newKeys()
+	hears := func(size call.WindowSize) { sizes = append(sizes, size) }
+	g.give(first, hears, nil)
+	p.resize(0, 0) // it does not say
+	g.resized()
+	p.resize(30, 90)
+	g.give(newKeys(), hears, nil)
+	if want := []call.WindowSize{{Rows: 24, Cols: 80}, {Rows: 30, Cols: 90}}; !slices.Equal(sizes, want) {
+		t.Errorf("%v, want %v", sizes, want)
+	}
+	if n, err := first.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// A person at a terminal has all the time that there can be, unless told otherwise.
+func TestDeadlineAtATerminal(t *testing.T) {
+	p := newPTY(t, 24, 80, nil)
+	for args, want := range map[string]time.Duration{"": 365 * 24 * time.Hour, "--timeout=60s": time.Minute} {
+		o := newOptions(config.Run)
+		c := &cobra.Command{}
+		o.register(c)
+		if err := c.ParseFlags(strings.Fields("-i " + args)); err != nil {
+			t.Fatal(err)
+		}
+		in, err := openInput(p.slave, o.Settings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.close()
+		if !in.readsTerminal() {
+			t.Error("the terminal is not read")
+		}
+		o.AtTerminal()
+		if o.Timeout != want {
+			t.Errorf("%q: %v, want %v", args, o.Timeout, want)
+		}
 	}
 }
 

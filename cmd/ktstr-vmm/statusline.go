@@ -319,9 +319,9 @@ func (o *outputState) addControl(c byte) {
 }
 
 // wantsStatusLine reports whether a run has a status line on stderr. Nothing else may be written to that terminal that
-// does not go through the line: by who reads a pipe of ours, say.
+// does not go through the line: by who reads a pipe of ours, say, or as the echo of what is typed.
 func (o *options) wantsStatusLine(stdout, stderr io.Writer) bool {
-	if o.Quiet || o.Report == "-" || o.TTY || o.ShellOnFailure || !isTerminal(stderr) {
+	if o.Quiet || o.Report == "-" || o.TTY || o.ShellOnFailure || o.input.readsTerminal() || !isTerminal(stderr) {
 		return false
 	}
 	if info, err := os.Stat(o.Console); o.Console != "" && o.Console != "-" && err == nil && !info.Mode().IsRegular() {

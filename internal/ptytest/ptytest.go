@@ -104,6 +104,9 @@ func (x *Terminal) Type(text string) {
 	}
 }
 
+// HangUp takes the terminal away, as a connection does that is lost.
+func (x *Terminal) HangUp() { x.master.Close() }
+
 // Want waits until a text is shown, behind the one that was wanted before.
 func (x *Terminal) Want(text string) {
 	x.t.Helper()
