@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,10 +18,12 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/ptytest"
 )
 
-// interactive starts a run in a terminal, and returns what waits for its end.
+// interactive starts a run in a terminal, without a deadline for it, and returns what waits for its end.
 func interactive(t *testing.T, args ...string) (x *ptytest.Terminal, cmd *exec.Cmd, ends func(code int)) {
 	t.Helper()
-	cmd = exec.Command(vmm, runArgs(args...)...)
+	run := runArgs(args...)
+	at := slices.Index(run, "--timeout")
+	cmd = exec.Command(vmm, slices.Delete(run, at, at+2)...)
 	cmd.Env = append(os.Environ(), "TERM=vt100")
 	x = ptytest.Start(t, 4*time.Minute, cmd)
 	return x, cmd, func(code int) {
@@ -69,11 +72,16 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A shell in the guest on the user's terminal: its size, Ctrl-C for the command, help, the shell's exit code.
+// A shell in the guest on the user's terminal: its size, Ctrl-C, Ctrl-Z and Ctrl-\ for the command, all the time that
+// there can be, help, the shell's exit code.
 func TestInteractive(t *testing.T) {
 	t.Parallel()
-	x, _, ends := interactive(t, "-it", "--", "busybox", "sh")
+	a := asked{t, t.TempDir()}
+	x, _, ends := interactive(t, "-it", "--control", a.socket(), "--", "busybox", "sh")
 	x.Want("# ")
+	if status := a.ctl("status"); !strings.Contains(status, " of 8760h0m0s\n") {
+		t.Errorf("%s", status)
+	}
 	x.Type("busybox stty size; echo term=$TERM; busybox tty\n")
 	x.Want("33 101")
 	x.Want("term=vt100")
@@ -86,6 +94,15 @@ func TestInteractive(t *testing.T) {
 	x.Type("\x03")
 	x.Type("echo \"code $?\"\n")
 	x.Want("code 130")
+	x.Type("echo be''gun; busybox sleep 1000\n")
+	x.Want("begun")
+	x.Type("\x1a")
+	x.Want("Stopped")
+	x.Type("fg\n")
+	x.Want("sleep")
+	x.Type("\x1c")
+	x.Type("echo \"code $?\"\n")
+	x.Want("code 131")
 	x.Type("\x01h")
 	x.Want("leaves")
 	x.Type("exit 7\n")
