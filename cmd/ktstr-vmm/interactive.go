@@ -169,8 +169,8 @@ func showShell(ctx context.Context, out *report.Stream, shell io.Reader) error {
 	}
 }
 
-// give says who gets the keys from now on, hears of the window, and is left by Ctrl-A x before the run is ended. Who had
-// the keys before gets no more.
+// give says who gets the keys from now on, hears of the window, and is left by Ctrl-A x before the run is ended.
+// Whoever had the keys before gets no more.
 func (t *guestTerminal) give(to *keys, resize func(call.WindowSize), leave func() bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

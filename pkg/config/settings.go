@@ -100,8 +100,8 @@ func New(c Command) *Settings {
 	return s
 }
 
-// AtTerminal says that a person at a terminal talks to the guest's command: unless a deadline was given, it is as late as
-// one can be.
+// AtTerminal says that a person at a terminal talks to the guest's command. Unless a deadline was given, it is the
+// latest that there can be.
 func (s *Settings) AtTerminal() {
 	if !s.Lookup("timeout").Changed {
 		s.Timeout = year

@@ -94,7 +94,7 @@ func TestInteractive(t *testing.T) {
 	x.Type("\x03")
 	x.Type("echo \"code $?\"\n")
 	x.Want("code 130")
-	x.Type("echo be''gun; busybox sleep 1000\n")
+	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // it is stopped, whoever it is by then
 	x.Want("begun")
 	x.Type("\x1a")
 	x.Want("Stopped")
