@@ -94,15 +94,18 @@ func TestInteractive(t *testing.T) {
 	x.Type("\x03")
 	x.Type("echo \"code $?\"\n")
 	x.Want("code 130")
-	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // it is stopped, whoever it is by then
-	x.Want("begun")
-	x.Type("\x1a")
-	x.Want("Stopped")
-	x.Type("fg\n")
-	x.Want("sleep")
-	x.Type("\x1c")
-	x.Type("echo \"code $?\"\n")
-	x.Want("code 131")
+	for _, key := range []struct{ typed, shown, code, after string }{
+		{"\x1a", "Stopped", "code 148", "kill -9 %1\n"},
+		{"\x1c", "Quit", "code 131", ""},
+	} {
+		x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n")
+		x.Want("begun")
+		x.Type(key.typed)
+		x.Want(key.shown)
+		x.Type("echo \"code $?\"\n")
+		x.Want(key.code)
+		x.Type(key.after)
+	}
 	x.Type("\x01h")
 	x.Want("leaves")
 	x.Type("exit 7\n")
