@@ -38,15 +38,17 @@ type request interface {
 
 // requests makes an empty request for each verb.
 var requests = map[string]func() request{
-	"status":  func() request { return new(statusRequest) },
-	"tail":    func() request { return new(tailRequest) },
-	"console": func() request { return new(consoleRequest) },
-	"ring":    func() request { return new(ringRequest) },
-	"metrics": func() request { return new(metricsRequest) },
-	"dump":    func() request { return new(dumpRequest) },
-	"stall":   func() request { return new(stallRequest) },
-	"signal":  func() request { return new(signalRequest) },
-	"stop":    func() request { return new(stopRequest) },
+	"registers": func() request { return new(registersRequest) },
+	"shell":     func() request { return new(shellRequest) },
+	"status":    func() request { return new(statusRequest) },
+	"tail":      func() request { return new(tailRequest) },
+	"console":   func() request { return new(consoleRequest) },
+	"ring":      func() request { return new(ringRequest) },
+	"metrics":   func() request { return new(metricsRequest) },
+	"dump":      func() request { return new(dumpRequest) },
+	"stall":     func() request { return new(stallRequest) },
+	"signal":    func() request { return new(signalRequest) },
+	"stop":      func() request { return new(stopRequest) },
 }
 
 // parse reads a client's line. What it does not know is an error: a client that means something by it would be

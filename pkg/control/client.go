@@ -246,36 +246,60 @@ func (c Client) dial(ctx context.Context) (net.Conn, error) {
 
 // read reads an answer.
 func read(r io.Reader, take func(line) error) (End, error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 2*chunkSize), maxLine)
-	lines.Split(wholeLines)
-	for first := true; lines.Scan(); first = false {
-		var l line
-		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
-			return End{}, fmt.Errorf("%w: %w", ErrProtocol, err)
+	a := newAnswer(r)
+	for {
+		l, err := a.next()
+		if err != nil {
+			return End{}, err
 		}
-		switch {
-		case first && l.Version == 0:
-			return End{}, fmt.Errorf("%w: it has no ktstr_vmm_control", ErrProtocol)
-		case first && l.Version != Version:
-			return End{}, fmt.Errorf("%w: it is of version %d, and this is version %d: use the ktstr-vmm of the run",
-				ErrProtocol, l.Version, Version)
-		case l.Error != nil:
-			return End{}, l.Error
-		case l.End != nil:
+		if l.End != nil {
 			return *l.End, nil
 		}
 		if err := take(l); err != nil {
 			return End{}, err
 		}
 	}
-	switch err := lines.Err(); {
-	case errors.Is(err, bufio.ErrTooLong):
-		return End{}, fmt.Errorf("%w: a line of it has more than %d bytes", ErrProtocol, maxLine)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return End{}, context.DeadlineExceeded
+}
+
+// answer is an answer's lines.
+type answer struct {
+	lines *bufio.Scanner
+	begun bool
+}
+
+func newAnswer(r io.Reader) *answer {
+	a := &answer{lines: bufio.NewScanner(r)}
+	a.lines.Buffer(make([]byte, 0, 2*chunkSize), maxLine)
+	a.lines.Split(wholeLines)
+	return a
+}
+
+// next returns the next line, or the error that it has.
+func (a *answer) next() (l line, err error) {
+	if !a.lines.Scan() {
+		switch err := a.lines.Err(); {
+		case errors.Is(err, bufio.ErrTooLong):
+			return l, fmt.Errorf("%w: a line of it has more than %d bytes", ErrProtocol, maxLine)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return l, context.DeadlineExceeded
+		}
+		return l, fmt.Errorf("the answer broke off: %w, or this client was too slow", ErrOver)
 	}
-	return End{}, fmt.Errorf("the answer broke off: %w, or this client was too slow", ErrOver)
+	if err := json.Unmarshal(a.lines.Bytes(), &l); err != nil {
+		return l, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	first := !a.begun
+	a.begun = true
+	switch {
+	case first && l.Version == 0:
+		return l, fmt.Errorf("%w: it has no ktstr_vmm_control", ErrProtocol)
+	case first && l.Version != Version:
+		return l, fmt.Errorf("%w: it is of version %d, and this is version %d: use the ktstr-vmm of the run",
+			ErrProtocol, l.Version, Version)
+	case l.Error != nil:
+		return l, l.Error
+	}
+	return l, nil
 }
 
 // wholeLines is bufio.ScanLines without a last line that has no end: an answer is cut off anywhere.

@@ -73,8 +73,8 @@ func (m *machine) Close() error                     { return nil }
 
 // start starts a run with a guest and a server at a path, and returns when it can be asked. What it returns waits for
 // the run's end and closes the server.
-func start(path string, guest func(context.Context, *shm.Writer)) (end func(context.Context) (*run.Result, error),
-	err error) {
+func start(path string, guest func(context.Context, *shm.Writer), changes ...func(*run.Config)) (
+	end func(context.Context) (*run.Result, error), err error) {
 	registry := prometheus.NewRegistry()
 	server, err := control.Listen(control.Config{Path: path, Version: "v1", Metrics: registry})
 	if err != nil {
@@ -83,7 +83,7 @@ func start(path string, guest func(context.Context, *shm.Writer)) (end func(cont
 	serves := make(chan struct{})
 	results := make(chan *run.Result, 1)
 	go func() {
-		results <- run.Run(context.Background(), run.Config{
+		cfg := run.Config{
 			ID: "0123456789abcdef", Name: "a test", KernelName: "none",
 			VM:         vm.Config{Kernel: x86.ELF{}, Memory: 64 << 20, Reserved: 1 << 20},
 			NewMachine: func(cfg vm.Config) (run.Machine, error) { return newMachine(cfg, guest) },
@@ -94,7 +94,11 @@ func start(path string, guest func(context.Context, *shm.Writer)) (end func(cont
 				server.Serve(l)
 				close(serves)
 			},
-		})
+		}
+		for _, change := range changes {
+			change(&cfg)
+		}
+		results <- run.Run(context.Background(), cfg)
 	}()
 	<-serves
 	return func(ctx context.Context) (*run.Result, error) {
@@ -114,10 +118,10 @@ func folder(t testing.TB) string {
 }
 
 // serve starts a run that the test's end stops, and returns its client.
-func serve(t *testing.T, guest func(context.Context, *shm.Writer)) control.Client {
+func serve(t *testing.T, guest func(context.Context, *shm.Writer), changes ...func(*run.Config)) control.Client {
 	t.Helper()
 	client := control.Client{Path: filepath.Join(folder(t), "run.sock")}
-	end, err := start(client.Path, guest)
+	end, err := start(client.Path, guest, changes...)
 	if err != nil {
 		t.Fatal(err)
 	}

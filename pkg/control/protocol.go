@@ -30,7 +30,7 @@ const (
 	CodeRequest ErrorCode = "request" // the request is wrong
 	CodeVersion ErrorCode = "version" // the request is of another version of the protocol
 	CodeDenied  ErrorCode = "denied"  // the client is another user's
-	CodeBusy    ErrorCode = "busy"    // MaxClients are served already
+	CodeBusy    ErrorCode = "busy"    // MaxClients are served already, or somebody is at what one client does at a time
 	CodeOver    ErrorCode = "over"    // the run is over
 	CodeFailed  ErrorCode = "failed"  // it could not be done
 )
@@ -73,14 +73,17 @@ type line struct {
 	At      *uint64  `json:"at,omitempty"`      // where in that Data begins
 	Data    []byte   `json:"data,omitempty"`
 	Text    string   `json:"text,omitempty"`
+	CPU     *cpu     `json:"cpu,omitempty"`
+	Opened  bool     `json:"opened,omitempty"` // a session
 	End     *End     `json:"end,omitempty"`
 	Error   *Error   `json:"error,omitempty"`
 }
 
 // End is the end of an answer.
 type End struct {
-	Next   uint64  `json:"next,omitempty"`   // of which message, or byte of the console, to ask from the next time
-	Result *Result `json:"result,omitempty"` // nil while the run goes on
+	Next     uint64  `json:"next,omitempty"`      // of which message, or byte of the console, to ask from the next time
+	ExitCode *int    `json:"exit_code,omitempty"` // of a session that has ended
+	Result   *Result `json:"result,omitempty"`    // nil while the run goes on
 }
 
 // Result is how a run has ended.

@@ -14,11 +14,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/ktstr/ktstr-vmm/pkg/call"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
+	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// Run is a run that is going on, as run.Live is one. Its methods wait for nothing outside.
+// Run is a run that is going on, as run.Live is one. Its methods wait for nothing outside, but for those that have a
+// context.
 type Run interface {
 	Status() run.Status
 	RequestDump(why string) error
@@ -30,6 +33,8 @@ type Run interface {
 	Console(from uint64) (p []byte, at uint64)
 	Messages(from int) []run.Message
 	Follow(from int, types ...shm.Type) *run.Follower
+	Registers(ctx context.Context) ([]vm.Registers, func(address uint64) string, error)
+	Open(ctx context.Context, p call.Program) (*call.Session, error)
 	Done() <-chan struct{}
 	Result() *run.Result
 }
@@ -50,6 +55,8 @@ type Server struct {
 	closing  context.Context
 	close    context.CancelFunc
 
+	registers chan struct{} // who reads the registers
+
 	all   sync.WaitGroup
 	mu    sync.Mutex
 	conns map[*net.UnixConn]bool // nil when they are being closed
@@ -64,7 +71,7 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	s := &Server{cfg: cfg, listener: l, conns: map[*net.UnixConn]bool{}}
+	s := &Server{cfg: cfg, listener: l, conns: map[*net.UnixConn]bool{}, registers: make(chan struct{}, 1)}
 	s.closing, s.close = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -150,12 +157,14 @@ func (s *Server) serve(conn *net.UnixConn) {
 type conversation struct {
 	*Server
 	conn  *net.UnixConn
+	in    *bufio.Reader
 	out   *bufio.Writer
 	begun bool
 }
 
 func newConversation(s *Server, conn *net.UnixConn) *conversation {
-	return &conversation{Server: s, conn: conn, out: bufio.NewWriterSize(patient{conn}, chunkSize)}
+	return &conversation{Server: s, conn: conn, in: bufio.NewReaderSize(conn, MaxRequest),
+		out: bufio.NewWriterSize(patient{conn}, chunkSize)}
 }
 
 // patient is a client to write to, who has a time for each piece.
@@ -173,7 +182,7 @@ func (c *conversation) request() ([]byte, error) {
 	if c.closing.Err() != nil { // after the deadline is set, for Close sets one, too
 		return nil, ErrOver
 	}
-	text, err := bufio.NewReaderSize(c.conn, MaxRequest).ReadSlice('\n')
+	text, err := c.in.ReadSlice('\n')
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return nil, wrong("the request has more than %d bytes before the end of its line", MaxRequest)
@@ -229,7 +238,7 @@ func errorOf(err error) *Error {
 	switch {
 	case errors.As(err, &e):
 		return e
-	case errors.Is(err, run.ErrOver), errors.Is(err, ErrOver):
+	case errors.Is(err, run.ErrOver), errors.Is(err, ErrOver), errors.Is(err, context.Canceled): // by Close
 		return &Error{CodeOver, ErrOver.Error()}
 	case errors.Is(err, run.ErrBusy):
 		return &Error{CodeBusy, err.Error()}

@@ -51,7 +51,7 @@ func (b *built) answerCalls(r *run) error {
 }
 
 // ErrNoCalls means that a guest has no call area: the embedded one has none.
-var ErrNoCalls = errors.New("this guest can't be asked for a session: it has no call area")
+var ErrNoCalls = errors.New("this guest can't be asked for a session: it has no call area; one of ktstr-vmm run has")
 
 // Open starts a program in the guest on a terminal of its own, as call.Host.Open does. It fails with ErrNoCalls, with
 // ErrOver, or as that does.
