@@ -60,7 +60,7 @@ is going on. A run that has another --control is named by the same flag.`,
 	c.PersistentFlags().StringVar(&o.socket, "control", "", "the socket of the run, if it is not where it is by default")
 	c.PersistentFlags().StringVar(&o.id, idFlag, "", "")
 	_ = c.PersistentFlags().MarkHidden(idFlag) // it exists
-	c.AddCommand(o.status(), o.tail(), o.console(), o.ring(), o.metrics(), o.signal(), o.stop(),
+	c.AddCommand(o.status(), o.tail(), o.console(), o.ring(), o.metrics(), o.registers(), o.shell(), o.signal(), o.stop(),
 		o.simple("dump", "Have the guest asked for a dump of its scheduler's state (SysRq-D)", control.Client.Dump),
 		o.simple("stall", "Ask the guest to stall its scheduler", control.Client.Stall))
 	for _, action := range c.Commands() {

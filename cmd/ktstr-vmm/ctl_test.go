@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ktstr/ktstr-vmm/internal/kerneltest"
 	"github.com/ktstr/ktstr-vmm/internal/smaps"
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/pkg/control"
@@ -146,6 +147,10 @@ func TestCtl(t *testing.T) {
 		if out := p.does("console"); out != "" {
 			t.Errorf("console: %q", out)
 		}
+		p.showsRegisters(m.Arch)
+		if code, out, said := p.ctl("shell"); code != 125 || out != "" || !strings.Contains(said, "one of ktstr-vmm run has") {
+			t.Errorf("shell: exit code %d, %s%s", code, out, said)
+		}
 		p.does("dump")
 		p.does("stall")
 		p.does(id, "signal", "1", "0x2a")
@@ -183,6 +188,29 @@ func TestCtl(t *testing.T) {
 			t.Errorf("after the end: %d, %s", code, stderr)
 		}
 	})
+}
+
+// showsRegisters looks at the registers of the only run.
+func (p *place) showsRegisters(arch string) {
+	p.t.Helper()
+	pc := map[string]string{"x86_64": "rip", "arm64": "pc"}[arch]
+	text := p.does("registers")
+	if !strings.HasPrefix(text, "CPU 0: ") || !strings.Contains(text, "pc 0x") || !strings.Contains(text, "  "+pc+" ") {
+		p.t.Errorf("registers:\n%s", text)
+	}
+	var cpus []report.CPURegisters
+	err := json.Unmarshal([]byte(p.does("registers", "--json")), &cpus)
+	if err != nil || len(cpus) == 0 || cpus[0].PC == "" || cpus[0].Registers[pc] != cpus[0].PC {
+		p.t.Errorf("registers --json: %+v, %v", cpus, err)
+	}
+	file := filepath.Join(p.dir, "System.map")
+	kernel := kerneltest.Kernel{Arch: arch}
+	if err := os.WriteFile(file, kernel.SystemMap(), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	if text := p.does("registers", "--symbols", file); !strings.HasPrefix(text, "CPU 0: ") {
+		p.t.Errorf("registers --symbols:\n%s", text)
+	}
 }
 
 // hasAll checks that a follower got all stimuli.
@@ -330,6 +358,8 @@ func TestCtlFindsRuns(t *testing.T) {
 		"slot":      {[]string{a, "signal", "2", "1"}, "demo): signal: the slot 2 is neither 0 nor 1"},
 		"value":     {[]string{a, "signal", "0", "256"}, `the value "256"`},
 		"type":      {[]string{a, "tail", "--type", "NONE"}, `--type: "NONE" is no type`},
+		"symbols":   {[]string{a, "registers", "--symbols", socket + "x"}, "--symbols: open " + socket + "x: "},
+		"no dashes": {[]string{a, "shell", "ls"}, "as in ktstr-vmm ctl shell -- ls"},
 		"argument":  {[]string{a, "dump", "now"}, "now"},
 	} {
 		code, stdout, stderr := p.ctl(tc.args...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,14 +29,15 @@ const (
 	promptPause = 10 * time.Millisecond
 )
 
-const keysHelp = "\n  Ctrl-A x       leaves: the run ends\n  Ctrl-A h       shows this\n" +
+const keysHelp = "\n  Ctrl-A x       leaves: %s\n  Ctrl-A h       shows this\n" +
 	"  Ctrl-A Ctrl-A  sends a Ctrl-A\n"
 
 // guestTerminal is the user's terminal while its keys are a guest's.
 type guestTerminal struct {
 	file      *os.File
 	say       func(format string, args ...any)
-	interrupt func()       // ends the run at once
+	interrupt func()       // ends the run at once, or what else there is to leave
+	leaving   string       // what Ctrl-A x does, for help; "": the run ends
 	raw       *atomic.Bool // whether lines need a CR
 
 	mu     sync.Mutex
@@ -313,7 +315,7 @@ func (t *guestTerminal) read(from io.Reader) {
 			case escaped && (b == 'x' || b == 'X'):
 				t.left()
 			case escaped && (b == 'h' || b == 'H' || b == '?'):
-				t.say(keysHelp)
+				t.say(keysHelp, cmp.Or(t.leaving, "the run ends"))
 			case escaped && b != escape: // for somebody else after all
 				typed = append(typed, escape, b)
 			default:

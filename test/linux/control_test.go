@@ -9,10 +9,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ktstr/ktstr-vmm/internal/ptytest"
 )
+
+// idle is where a kernel's idle CPU is, such as native_safe_halt, default_idle or cpu_do_idle.
+var idle = regexp.MustCompile(`^CPU 0: .*pc \w*(halt|idle)\w*\+0x`)
 
 // asked is a run that others ask by its control socket.
 type asked struct {
@@ -73,6 +79,48 @@ func (a asked) until(text string, printed func() string) {
 	}
 }
 
+// visits has sessions in the guest: one on a terminal, and one by pipes.
+func (a asked) visits() {
+	a.t.Helper()
+	cmd := a.command("shell")
+	cmd.Env = append(os.Environ(), "TERM=vt100")
+	x := ptytest.Start(a.t, 2*time.Minute, cmd)
+	x.Want("# ")
+	x.WantSettings(false)
+	x.Type("busybox stty size; echo term=$TERM\n")
+	x.Want("33 101")
+	x.Want("term=vt100")
+	x.Resize(44, 111)
+	x.Type("until busybox stty size | busybox grep '44 111'; do :; done\n")
+	x.Want("44 111\r\n")
+	x.Type("echo be''gun; busybox sleep 1000\n")
+	x.Want("begun")
+	x.Type("\x03\x01h")
+	x.Want("leaves: the run goes on")
+	x.Type("exit 7\n")
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 7 {
+		a.t.Errorf("the shell: exit code %d, %q", cmd.ProcessState.ExitCode(), x.Shown())
+	}
+	x.WantSettings(true)
+
+	cmd = a.command("shell")
+	x = ptytest.Start(a.t, 2*time.Minute, cmd)
+	x.Want("# ")
+	x.Type("\x01x")
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 129 {
+		a.t.Errorf("left: exit code %d, %q", cmd.ProcessState.ExitCode(), x.Shown())
+	}
+	x.WantSettings(true)
+
+	cmd = a.command("shell", "--", "busybox", "sh", "-c", "read line; echo \"got $line\"; busybox cat; exit 3")
+	cmd.Stdin = strings.NewReader("one\ntwo\n")
+	out, _ := cmd.CombinedOutput()
+	if text := string(out); cmd.ProcessState.ExitCode() != 3 || !strings.Contains(text, "got one\r\n") ||
+		!strings.HasSuffix(text, "two\r\n") {
+		a.t.Errorf("by pipes: exit code %d, %q", cmd.ProcessState.ExitCode(), out)
+	}
+}
+
 // A running guest is asked all that can be asked, and told to stop. Who follows it gets to its end what it says last.
 func TestControl(t *testing.T) {
 	t.Parallel()
@@ -119,6 +167,15 @@ func TestControl(t *testing.T) {
 	if !strings.Contains(string(out), "STIM  24 bytes") {
 		t.Errorf("inspect of the ring: %v, %s", err, out)
 	}
+	for limit := time.Now().Add(2 * time.Minute); ; { // it sleeps most of the time
+		text := a.ctl("registers")
+		if idle.MatchString(text) {
+			break
+		} else if time.Now().After(limit) {
+			t.Fatalf("never idle:\n%s", text)
+		}
+	}
+	a.visits()
 	for _, args := range [][]string{{"dump"}, {"stall"}, {"signal", "1", "7"}, {"stop"}} {
 		a.ctl(args...)
 	}
