@@ -148,7 +148,8 @@ func TestCtl(t *testing.T) {
 			t.Errorf("console: %q", out)
 		}
 		p.showsRegisters(m.Arch)
-		if code, out, said := p.ctl("shell"); code != 125 || out != "" || !strings.Contains(said, "one of ktstr-vmm run has") {
+		code, out, said := p.ctl("shell")
+		if code != 125 || out != "" || !strings.Contains(said, "one of ktstr-vmm run has") {
 			t.Errorf("shell: exit code %d, %s%s", code, out, said)
 		}
 		p.does("dump")
