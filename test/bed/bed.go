@@ -123,6 +123,7 @@ func (b Bed) script(commands []*Command) string {
 /bin/busybox --install -s /bin
 export PATH=` + path + ` HOME=/root TERM=dumb
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
+mkdir -p /dev/pts; mount -t devpts pts /dev/pts
 echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
 ifconfig lo up
 for m in ` + strings.Join(b.Host.modules, " ") + `; do insmod /$m.ko; done
