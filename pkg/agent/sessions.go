@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -135,6 +137,9 @@ func (a *agent) startSession(want call.Program) (s session, err error) {
 	if want.Term != "" {
 		p.env = append(p.env, "TERM="+want.Term)
 	}
+	if p.args, err = a.found(args, p.environment()); err != nil {
+		return s, err
+	}
 	master, terminal, err := openTerminal(call.WindowSize{Rows: want.Rows, Cols: want.Cols})
 	if err != nil {
 		return s, err
@@ -185,6 +190,22 @@ func (a *agent) shell() []string {
 		}
 	}
 	return nil
+}
+
+// found returns a command with its program's path: a name without a slash is looked up in PATH.
+func (a *agent) found(args, env []string) ([]string, error) {
+	if strings.Contains(args[0], "/") {
+		return args, nil
+	}
+	for _, e := range env {
+		list, isPath := strings.CutPrefix(e, "PATH=")
+		for dir := range strings.SplitSeq(list, ":") {
+			if path := filepath.Join(dir, args[0]); isPath && filepath.IsAbs(dir) && a.isProgram(path) {
+				return append([]string{path}, args[1:]...), nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("%s is not in the guest's PATH; --include brings a program along: %w", args[0], fs.ErrNotExist)
 }
 
 func (a *agent) isProgram(path string) bool {
