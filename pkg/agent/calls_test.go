@@ -158,6 +158,19 @@ func TestSessions(t *testing.T) {
 		if !strings.Contains(out, "no such file or directory\r\n") || code != 127 {
 			t.Errorf("code %d, %q", code, out)
 		}
+		g.write("/bin/named", "")
+		if err := os.Chmod(g.path("/bin/named"), 0o755); err != nil {
+			t.Error(err)
+		}
+		// Tests have the host's files: what is found in the guest's folder is not what is started.
+		out, code = openIn(t, h, call.Program{Args: []string{"named"}}, "")
+		if !strings.Contains(out, "/bin/named: no such file or directory\r\n") || code != 127 {
+			t.Errorf("code %d, %q", code, out)
+		}
+		out, code = openIn(t, h, call.Program{Args: []string{"nowhere"}}, "")
+		if !strings.Contains(out, "nowhere is not in the guest's PATH") || code != 127 {
+			t.Errorf("code %d, %q", code, out)
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), hangs)
 		defer cancel()
 		for _, args := range [][]string{{"/bin/cat"}, {"/bin/sh", "-c", "trap '' HUP; while :; do sleep 0.1; done"}} {

@@ -184,20 +184,21 @@ func (a *agent) shell() []string {
 	if a.isProgram("/bin/sh") {
 		return []string{"/bin/sh"}
 	}
-	for _, path := range []string{"/bin/busybox", "/usr/bin/busybox"} {
-		if a.isProgram(path) {
+	for _, path := range []string{"/bin/busybox", "/usr/bin/busybox", a.job.Args[0]} {
+		if filepath.Base(path) == "busybox" && a.isProgram(path) {
 			return []string{path, "sh"}
 		}
 	}
 	return nil
 }
 
-// found returns a command with its program's path: a name without a slash is looked up in PATH.
+// found returns a command with its program's path: a name without a slash is looked up in PATH, and beside the run's own
+// command, which need not be there.
 func (a *agent) found(args, env []string) ([]string, error) {
 	if strings.Contains(args[0], "/") {
 		return args, nil
 	}
-	for _, e := range env {
+	for _, e := range append(env, "PATH="+filepath.Dir(a.job.Args[0])) {
 		list, isPath := strings.CutPrefix(e, "PATH=")
 		for dir := range strings.SplitSeq(list, ":") {
 			if path := filepath.Join(dir, args[0]); isPath && filepath.IsAbs(dir) && a.isProgram(path) {
