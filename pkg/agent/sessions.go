@@ -192,8 +192,8 @@ func (a *agent) shell() []string {
 	return nil
 }
 
-// found returns a command with its program's path: a name without a slash is looked up in PATH, and beside the run's own
-// command, which need not be there.
+// found returns a command with its program's path: a name without a slash is looked up in PATH, and beside the run's
+// own command, which need not be there.
 func (a *agent) found(args, env []string) ([]string, error) {
 	if strings.Contains(args[0], "/") {
 		return args, nil
