@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,10 @@ const (
 )
 
 // ctlOptions say which run is asked.
-type ctlOptions struct{ id, socket string }
+type ctlOptions struct {
+	id, socket string
+	by         string // how the socket was named, if not by --control
+}
 
 func ctlCommand() *cobra.Command {
 	o := &ctlOptions{}
@@ -134,7 +138,7 @@ func (o *ctlOptions) find(ctx context.Context) (asked, error) {
 		client := control.Client{Path: o.socket}
 		status, err := client.Status(ctx)
 		if err != nil {
-			return asked{}, fmt.Errorf("--control %q: %w", o.socket, said(err))
+			return asked{}, fmt.Errorf("%s %q: %w", cmp.Or(o.by, "--control"), o.socket, said(err))
 		}
 		return asked{client, status}, nil
 	}

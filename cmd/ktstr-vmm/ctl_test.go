@@ -114,8 +114,13 @@ func TestCtl(t *testing.T) {
 			"ok,steps=60000,step_ms=1", "--report", file, "--report-format", "json")
 		tails := map[string]*exec.Cmd{}
 		outs := map[string]*[2]bytes.Buffer{}
-		for name, args := range map[string][]string{"lines": nil, "json": {"--json", "--type", "STIM"}} {
-			tail := p.command(append([]string{"ctl", id, "tail", "-f"}, args...)...)
+		socket := filepath.Join(p.dir, "ktstr-vmm", id+".sock")
+		for name, args := range map[string][]string{
+			"lines":   {"ctl", id, "tail", "-f"},
+			"json":    {"ctl", id, "tail", "-f", "--json", "--type", "STIM"},
+			"inspect": {"inspect", "--follow", socket, "--since", "1h", "--json", "--type", "STIM"},
+		} {
+			tail := p.command(args...)
 			outs[name] = &[2]bytes.Buffer{}
 			tail.Stdout, tail.Stderr = &outs[name][0], &outs[name][1]
 			if err := tail.Start(); err != nil {
@@ -184,6 +189,9 @@ func TestCtl(t *testing.T) {
 		hasAll(t, &outs["json"][0], r)
 		if n := strings.Count(outs["lines"][0].String(), "  STIM  step "); n != len(r.Stimuli) {
 			t.Errorf("%d lines of %d stimuli", n, len(r.Stimuli))
+		}
+		if n := strings.Count(outs["inspect"][0].String(), `", "type": "STIM", "type_id": `); n != len(r.Stimuli) {
+			t.Errorf("inspect: %d lines of %d stimuli", n, len(r.Stimuli))
 		}
 		if code, _, stderr := p.ctl("status"); code != 125 || stderr != "ktstr-vmm: no run of this user is going on\n" {
 			t.Errorf("after the end: %d, %s", code, stderr)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ktstr/ktstr-vmm/pkg/control"
 	"github.com/ktstr/ktstr-vmm/pkg/monitor"
 	"github.com/ktstr/ktstr-vmm/pkg/report"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
@@ -83,6 +84,28 @@ func (o *inspection) following(c *cobra.Command, file *os.File, region *io.Secti
 	return err
 }
 
+// followingRun shows the messages of the run that has a control socket, with the times at which the run read them.
+func (o *inspection) followingRun(c *cobra.Command, socket string) error {
+	ctl := &ctlOptions{socket: socket, by: "inspect"}
+	return ctl.follow(c, func(ctx context.Context, run asked, out *output) (control.End, error) {
+		v := &followed{inspection: o, out: out}
+		options := control.TailOptions{Follow: true, Types: o.typeNames}
+		if !o.all && o.since.IsZero() {
+			options.From = uint64(run.Kept)
+		}
+		show := func(m control.Message) error {
+			at := run.StartedAt.Add(seconds(m.At))
+			if at.Before(o.since) {
+				return nil
+			}
+			return v.message(at, shm.Message{Type: shm.Type(m.TypeID), CRCOK: m.CRCOK, Payload: m.Payload}, m.Size)
+		}
+		return run.Tail(ctx, options, show, func(n uint64) {
+			_ = v.note("missed", fmt.Sprintf("%d messages that the run does not keep", n), "messages", n) // show has its error
+		})
+	})
+}
+
 // follow polls a ring as often as a run does by default.
 func (v *followed) follow(ring *shm.Follower, file *os.File, out *report.Stream, signals <-chan os.Signal) error {
 	opened, err := file.Stat()
@@ -101,7 +124,7 @@ func (v *followed) follow(ring *shm.Follower, file *os.File, out *report.Stream,
 				if !shown || !v.wants(m.Type) {
 					return nil
 				}
-				return v.message(m)
+				return v.message(time.Now(), m, len(m.Payload))
 			})
 			if err != nil {
 				return failed(file, err)
@@ -194,14 +217,13 @@ func (v *followed) saw(s shm.Sight) (err error) {
 	return err
 }
 
-// message shows a message.
-func (v *followed) message(m shm.Message) error {
-	now := time.Now()
+// message shows a message that was seen at a time, and whose payload has so many bytes, perhaps more than are there.
+func (v *followed) message(at time.Time, m shm.Message, size int) error {
 	if !v.json {
-		return v.write(fmt.Appendf(nil, "%s  %s\n", now.Format(followTime), messageText(m)))
+		return v.write(fmt.Appendf(nil, "%s  %s\n", at.Format(followTime), messageText(m)))
 	}
 	b := fmt.Appendf(nil, `{"at": "%s", "type": "%s", "type_id": %d, "size": %d, "payload": "`,
-		now.UTC().Format(time.RFC3339Nano), formatName(m.Type), uint32(m.Type), len(m.Payload))
+		at.UTC().Format(time.RFC3339Nano), formatName(m.Type), uint32(m.Type), size)
 	b = hex.AppendEncode(b, m.Payload[:min(len(m.Payload), followPayload)])
 	return v.write(fmt.Appendf(b, `", "crc_ok": %t}`+"\n", m.CRCOK))
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -35,7 +36,10 @@ image of an arm64 guest's RAM; of a device tree alone, what it says of memory is
 
 With --follow the file is one that a writer is at work on, such as the RAM of a guest that
 runs: messages are shown as they come, until Ctrl-C or the file's end. Nothing is written to
-it, and nobody waits for inspect: if it is slower than the writer, it says what it missed.`,
+it, and nobody waits for inspect: if it is slower than the writer, it says what it missed.
+
+Instead of a file it follows a run, too, by its control socket. Then times are those at which
+the run read the messages, and --since may lie before now: see ktstr-vmm ctl tail.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return fmt.Errorf("inspect takes one IMAGE, %d were given", len(args))
@@ -45,6 +49,13 @@ it, and nobody waits for inspect: if it is slower than the writer, it says what 
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := o.check(); err != nil {
 				return err
+			}
+			if info, err := os.Stat(args[0]); err == nil && info.Mode()&fs.ModeSocket != 0 {
+				if !o.follow || c.Flags().Changed("offset") || c.Flags().Changed("size") {
+					return fmt.Errorf("%s is the socket of a run: inspect shows it with --follow, without --offset and --size; "+
+						"ktstr-vmm ctl ring > FILE makes a file of the run's ring", args[0])
+				}
+				return o.followingRun(c, args[0])
 			}
 			f, err := os.Open(args[0])
 			if err != nil {
