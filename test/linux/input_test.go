@@ -40,20 +40,42 @@ func interactive(t *testing.T, args ...string) (x *ptytest.Terminal, cmd *exec.C
 // What is piped into a run comes to its command, to the end, byte for byte.
 func TestStdin(t *testing.T) {
 	t.Parallel()
-	size := 100 << 20
+	most := 100 << 20
 	if testing.Short() {
-		size = 4 << 20
+		most = 4 << 20
 	}
-	cmd := exec.Command(vmm, runArgs("--", "busybox", "cat")...)
-	sum, out := sha256.New(), sha256.New()
-	cmd.Stdin, cmd.Stdout = io.TeeReader(&repeated{text: bytesOf(3), left: size}, sum), out
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	start := time.Now()
-	if err := cmd.Run(); err != nil || !bytes.Equal(sum.Sum(nil), out.Sum(nil)) {
-		t.Errorf("%v, other bytes came out: %s", err, stderr.Bytes())
+	for _, size := range []int{0, 1, most} {
+		cmd := exec.Command(vmm, runArgs("--", "busybox", "cat")...)
+		sum, out := sha256.New(), sha256.New()
+		cmd.Stdin, cmd.Stdout = io.TeeReader(&repeated{text: bytesOf(3), left: size}, sum), out
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		start := time.Now()
+		if err := cmd.Run(); err != nil || !bytes.Equal(sum.Sum(nil), out.Sum(nil)) {
+			t.Errorf("%d bytes: %v, other bytes came out: %s", size, err, stderr.Bytes())
+		}
+		t.Logf("%d bytes in %v, the boot included", size, time.Since(start))
 	}
-	t.Logf("%d bytes in %v, the boot included", size, time.Since(start))
+}
+
+// A command that reads nothing of an endless stdin ends at its deadline.
+func TestStdinThatIsNotRead(t *testing.T) {
+	if testing.Short() {
+		t.Skip("in the long form")
+	}
+	t.Parallel()
+	cmd := exec.Command(vmm, runArgs("--timeout", "20s", "--", "busybox", "sleep", "1000")...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(in, &repeated{text: bytesOf(3), left: 1 << 40}) }() // to the end of who reads it
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 124 {
+		t.Errorf("exit code %d", cmd.ProcessState.ExitCode())
+	}
 }
 
 // repeated is a text again and again.
