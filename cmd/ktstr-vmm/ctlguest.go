@@ -21,8 +21,28 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// endOfText is what Ctrl-D types.
-const endOfText = 'D' - '@'
+// typist types what is written to it, and ends it as a terminal's user does.
+type typist struct {
+	to   io.Writer
+	last byte
+}
+
+// Write implements io.Writer.
+func (t *typist) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		t.last = p[len(p)-1]
+	}
+	return t.to.Write(p)
+}
+
+// end types Ctrl-D: twice behind a line that has no end, which the first one only passes on (termios(3), VEOF).
+func (t *typist) end() {
+	end := []byte{'D' - '@', 'D' - '@'}
+	if t.last == 0 || t.last == '\n' {
+		end = end[1:]
+	}
+	_, _ = t.to.Write(end) // the shell may be over
+}
 
 func (o *ctlOptions) registers() *cobra.Command {
 	var asJSON bool
@@ -226,8 +246,9 @@ func (v *visit) pipe(file *os.File, shell *control.Shell, _ func()) (giveBack fu
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if _, err := io.Copy(shell, in); err == nil {
-			_, _ = shell.Write([]byte{endOfText})
+		t := &typist{to: shell}
+		if _, err := io.Copy(t, in); err == nil {
+			t.end()
 		}
 	}()
 	return func() {
