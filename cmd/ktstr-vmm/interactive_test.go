@@ -88,11 +88,7 @@ func TestOpenInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed.Close()
-	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer terminal.Close()
+	terminal, _ := ptytest.Open(t)
 	for name, tc := range map[string]struct {
 		stdin            io.Reader
 		interactive, tty bool

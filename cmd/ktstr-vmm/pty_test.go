@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"sync"
@@ -9,9 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/ktstr/ktstr-vmm/internal/testenv"
+	"github.com/ktstr/ktstr-vmm/internal/ptytest"
 )
 
 // pty is a terminal, and what was written to it.
@@ -29,22 +26,7 @@ type pty struct {
 // newPTY makes a terminal that does with output what a terminal does: "\n" becomes "\r\n".
 func newPTY(t *testing.T, rows, columns int, onGot func([]byte)) *pty {
 	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		testenv.Missing(t, "a pseudoterminal", err)
-	}
-	fd := int(master.Fd())
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	master, slave := ptytest.Open(t)
 	p := &pty{t: t, master: master, slave: slave, onGot: onGot}
 	p.resize(rows, columns)
 	p.reading.Go(p.read)
@@ -58,10 +40,7 @@ func newPTY(t *testing.T, rows, columns int, onGot func([]byte)) *pty {
 
 func (p *pty) resize(rows, columns int) {
 	p.t.Helper()
-	size := &unix.Winsize{Row: uint16(rows), Col: uint16(columns)}
-	if err := unix.IoctlSetWinsize(int(p.master.Fd()), unix.TIOCSWINSZ, size); err != nil {
-		p.t.Fatal(err)
-	}
+	ptytest.Resize(p.t, p.master, uint16(rows), uint16(columns))
 }
 
 // read reads until no program has the terminal any more.

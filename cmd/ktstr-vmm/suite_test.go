@@ -18,6 +18,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/sys/unix"
 
+	"github.com/ktstr/ktstr-vmm/internal/ptytest"
 	"github.com/ktstr/ktstr-vmm/internal/testenv"
 	"github.com/ktstr/ktstr-vmm/internal/vmtest"
 	"github.com/ktstr/ktstr-vmm/pkg/suite"
@@ -291,10 +292,8 @@ func TestSuiteOnAFullDisk(t *testing.T) {
 func TestSuiteWithoutItsTerminal(t *testing.T) {
 	t.Parallel()
 	s := suiteOf(t, "- {scenario: ok, matrix: {timeout: [11s, 12s, 13s, 14s, 15s, 16s, 17s, 18s]}}\n", "--jobs", "4")
-	master, slave := terminal(t)
-	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 4, Col: 20}); err != nil {
-		t.Fatal(err)
-	}
+	master, slave := ptytest.Open(t)
+	ptytest.Resize(t, master, 4, 20)
 	s.Stdout = slave
 	s.Env = append(os.Environ(), "TERM=xterm")
 	s.start(t)
@@ -329,7 +328,7 @@ func TestSuiteThatNobodyReads(t *testing.T) {
 func TestSuiteOnATerminal(t *testing.T) {
 	t.Parallel()
 	s := suiteOf(t, "- {name: a, scenario: ok}\n- {name: b, scenario: fail}\n", "--jobs", "1")
-	master, slave := terminal(t)
+	master, slave := ptytest.Open(t)
 	s.Stdout = slave
 	s.Env = append(os.Environ(), "TERM=xterm")
 	s.start(t)
@@ -351,28 +350,6 @@ func TestSuiteOnATerminal(t *testing.T) {
 	if code != 1 {
 		t.Errorf("exit code %d", code)
 	}
-}
-
-// terminal makes a pseudoterminal.
-func terminal(t *testing.T) (master, slave *os.File) {
-	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		testenv.Missing(t, "a pseudoterminal", err)
-	}
-	t.Cleanup(func() { _ = master.Close() })
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return master, slave
 }
 
 // A new user's first suite is green with one command, with KVM where there is one and without.

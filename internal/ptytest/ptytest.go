@@ -1,4 +1,4 @@
-// Package ptytest runs a program in a terminal, as a user does.
+// Package ptytest makes terminals for tests, and runs programs in them as a user does.
 package ptytest
 
 import (
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ktstr/ktstr-vmm/internal/testenv"
 )
 
 // Terminal is a program's terminal, and the user in front of it.
@@ -33,20 +35,8 @@ type Terminal struct {
 func Start(t *testing.T, limit time.Duration, cmd *exec.Cmd) *Terminal {
 	t.Helper()
 	x := &Terminal{t: t, limit: limit}
-	var err error
-	if x.master, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
-		t.Fatal(err)
-	}
-	x.control(func(fd int) error { return unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0) })
-	number := 0
-	x.control(func(fd int) (err error) {
-		number, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
-		return err
-	})
+	x.master, x.tty = Open(t)
 	x.Resize(33, 101)
-	if x.tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
-		t.Fatal(err)
-	}
 	x.before = x.settings()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = x.tty, x.tty, x.tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -76,25 +66,50 @@ func Start(t *testing.T, limit time.Duration, cmd *exec.Cmd) *Terminal {
 	return x
 }
 
-func (x *Terminal) control(f func(fd int) error) {
-	x.t.Helper()
-	conn, err := x.master.SyscallConn()
+// Open returns a new terminal's two sides, the user's and the programs'. It skips the test where there can be none.
+func Open(t *testing.T) (master, tty *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		x.t.Fatal(err)
+		testenv.Missing(t, "a pseudoterminal", err)
+	}
+	t.Cleanup(func() { _ = master.Close() }) // a test may have closed either side
+	control(t, master, func(fd int) error { return unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0) })
+	number := 0
+	control(t, master, func(fd int) (err error) {
+		number, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
+		return err
+	})
+	if tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tty.Close() })
+	return master, tty
+}
+
+// Resize gives the window of a terminal's user another size.
+func Resize(t *testing.T, master *os.File, rows, cols uint16) {
+	t.Helper()
+	control(t, master, func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	})
+}
+
+// control asks a terminal for something, and leaves it to the runtime's poller, so that a Close ends a Read.
+func control(t *testing.T, master *os.File, f func(fd int) error) {
+	t.Helper()
+	conn, err := master.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
 	}
 	var failure error
 	if err := errors.Join(conn.Control(func(fd uintptr) { failure = f(int(fd)) }), failure); err != nil {
-		x.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
 // Resize gives the terminal's window another size.
-func (x *Terminal) Resize(rows, cols uint16) {
-	x.t.Helper()
-	x.control(func(fd int) error {
-		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
-	})
-}
+func (x *Terminal) Resize(rows, cols uint16) { Resize(x.t, x.master, rows, cols) }
 
 // Type types on the terminal.
 func (x *Terminal) Type(text string) {
