@@ -241,8 +241,8 @@ func TestArm64InspectTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := exec.Command(vmm, "inspect", tree).CombinedOutput()
-	want := "RAM        0x20000000 bytes at 0x40000000\n" +
-		"reserved   0x1000000 bytes at 0x5f000000, shm@5f000000, no-map\n"
+	want := "RAM        0x20000000 bytes at 0x40000000\n" + // the ring, and the call area behind it
+		"reserved   0x1010000 bytes at 0x5eff0000, shm@5eff0000, no-map\n"
 	if err != nil || string(got) != want {
 		t.Errorf("%v, %s; want %s", err, got, want)
 	}
