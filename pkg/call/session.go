@@ -142,9 +142,13 @@ func (s *Session) Wait(ctx context.Context) (code int, err error) {
 }
 
 // Close hangs up, if the session has not ended: its processes get a SIGHUP. It returns at once; Wait waits for the end.
+// What a session has shown that has ended can still be read.
 func (s *Session) Close() error {
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
+	if s.ended {
+		return nil
+	}
 	s.hungUp, s.in, s.out = true, nil, nil
 	s.h.changed.Broadcast()
 	s.h.Wake()

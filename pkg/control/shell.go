@@ -105,10 +105,14 @@ func (c *conversation) open(p program) (*call.Session, error) {
 func (c *conversation) over() (*End, error) {
 	select {
 	case <-c.run.Done():
-		return c.result(0), nil
 	case <-c.closing.Done():
-		return nil, ErrOver
+		select {
+		case <-c.run.Done():
+		default:
+			return nil, ErrOver
+		}
 	}
+	return c.result(0), nil
 }
 
 // shown sends what the session's terminal shows, no faster than the client takes it, until the session ends or is hung
@@ -142,6 +146,9 @@ func (c *conversation) typed(s *call.Session) error {
 		d.DisallowUnknownFields()
 		if err := d.Decode(&f); err != nil {
 			return wrong("shell: a frame is no JSON object with data, or rows and cols: %v", err)
+		}
+		if _, err := d.Token(); err != io.EOF {
+			return wrong("shell: a line has more than one frame")
 		}
 		if f.Rows > 0 && f.Cols > 0 {
 			s.Resize(f.Rows, f.Cols)

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,6 +151,12 @@ func TestShellHangsUp(t *testing.T) {
 				t.Errorf("%.200s, %v", all, err)
 			}
 		},
+		"two on a line": func(t *testing.T, conn *net.UnixConn) {
+			_, _ = io.WriteString(conn, `{"data":"YQ=="}{"data":"Yg=="}`+"\n")
+			if all, err := io.ReadAll(conn); err != nil || !strings.Contains(string(all), "more than one frame") {
+				t.Errorf("%.200s, %v", all, err)
+			}
+		},
 		"a long line": func(t *testing.T, conn *net.UnixConn) {
 			_, _ = io.WriteString(conn, strings.Repeat(" ", control.MaxRequest))
 			if all, err := io.ReadAll(conn); err != nil || !strings.Contains(string(all), "more than 4096 bytes") {
@@ -221,6 +230,63 @@ func TestShellsOfARunThatEnds(t *testing.T) {
 		}
 	}
 	if _, err := end(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Who is slow gets, when the run is over and its server closes, all the same what the session has shown, and how the run
+// ended.
+func TestShellsOfARunThatHasEnded(t *testing.T) {
+	var shown [call.MaxSessions]atomic.Int64
+	guest, change := withSessions(t, func(ctx context.Context, g *call.Guest, number uint32, p call.Program) {
+		i, _ := strconv.Atoi(p.Args[0])
+		for g.Output(ctx, number, make([]byte, call.FewBytes)) == nil {
+			shown[i].Add(call.FewBytes)
+		}
+	})
+	c := control.Client{Path: filepath.Join(folder(t), "run.sock")}
+	end, err := start(c.Path, guest, change)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shells []*control.Shell
+	for i := range shown {
+		s, err := c.Shell(t.Context(), call.Program{Args: []string{strconv.Itoa(i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = s.Close() }()
+		shells = append(shells, s)
+	}
+	until(t, "the shells show too little", func() bool {
+		least := int64(math.MaxInt64)
+		for i := range shown {
+			least = min(least, shown[i].Load())
+		}
+		return least > 128<<10 // more than a session keeps: its client's connection is full
+	})
+	if err := c.Stop(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	closed := make(chan error, 1)
+	go func() {
+		_, err := end(t.Context())
+		closed <- err
+	}()
+	until(t, "the server does not close", func() bool {
+		_, err := c.Status(t.Context())
+		return errors.Is(err, control.ErrNotRunning)
+	})
+	for i, s := range shells {
+		n, err := io.Copy(io.Discard, s)
+		if want := shown[i].Load(); err != nil || n < want {
+			t.Errorf("%d bytes of %d, %v", n, want, err)
+		}
+		if _, err := s.Wait(); !errors.Is(err, control.ErrOver) || !strings.Contains(err.Error(), "interrupted: ") {
+			t.Error(err)
+		}
+	}
+	if err := <-closed; err != nil {
 		t.Error(err)
 	}
 }
