@@ -592,6 +592,11 @@ func TestHostileAnswers(t *testing.T) {
 	if got, err := says(t, text, true).Metrics(t.Context()); !errors.Is(err, control.ErrProtocol) {
 		t.Errorf("metrics of %d bytes: %v", len(got), err)
 	}
+	cpus := strings.Repeat(`{"ktstr_vmm_control":1,"cpu":{"pc":"1","sp":"2","registers":[{"value":"3","symbol":"`+
+		strings.Repeat("x", 1<<20)+`"}]}}`+"\n", 5)
+	if got, _, err := says(t, cpus, true).Registers(t.Context()); !errors.Is(err, control.ErrProtocol) {
+		t.Errorf("registers of %d CPUs: %v", len(got), err)
+	}
 	for _, size := range []uint64{1 << 40, 1<<64 - 1} {
 		ring := fmt.Sprintf(`{"ktstr_vmm_control":1,"size":%d}`+"\n"+`{"end":{}}`+"\n", size)
 		if err := says(t, ring, true).Ring(t.Context(), &full{}); !errors.Is(err, control.ErrProtocol) {

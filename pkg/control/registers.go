@@ -80,13 +80,27 @@ func newCPU(r vm.Registers, name func(uint64) string) *cpu {
 	return c
 }
 
+// size is about as many bytes as c takes.
+func (c *cpu) size() int {
+	const each = 32 // beside the texts
+	n := each + len(c.State) + len(c.Symbol) + len(c.Error)
+	for _, r := range c.Registers {
+		n += each + len(r.Name) + len(r.Symbol)
+	}
+	return n
+}
+
 // Registers returns what is in the registers of each of the guest's processors, and what the run calls the addresses in
 // them, as run.Live's method does.
 func (c Client) Registers(ctx context.Context) (all []vm.Registers, name func(address uint64) string, err error) {
 	names := map[uint64]string{}
+	kept := 0
 	_, err = c.ask(ctx, ask("registers"), func(l line) error {
 		if l.CPU == nil {
 			return nil
+		}
+		if kept += l.CPU.size(); kept > maxLine {
+			return fmt.Errorf("%w: registers of more than %d bytes", ErrProtocol, maxLine)
 		}
 		r := vm.Registers{CPU: l.CPU.Number, State: l.CPU.State, PC: uint64(l.CPU.PC), SP: uint64(l.CPU.SP)}
 		if l.CPU.Error != "" {

@@ -50,12 +50,12 @@ func WriteRegisters(w io.Writer, all []vm.Registers, name func(address uint64) s
 			b.WriteByte('\n')
 		}
 		if r.Err != nil {
-			fmt.Fprintf(&b, "CPU %d: %v\n", r.CPU, r.Err)
+			fmt.Fprintf(&b, "CPU %d: %s\n", r.CPU, Printable(r.Err.Error()))
 			continue
 		}
 		fmt.Fprintf(&b, "CPU %d: %s\n", r.CPU, where(r, name))
 		for i, v := range r.Values {
-			fmt.Fprintf(&b, "  %-9s %016x", v.Name, v.Value)
+			fmt.Fprintf(&b, "  %-9s %016x", Printable(v.Name), v.Value)
 			if i%3 == 2 || i == len(r.Values)-1 {
 				b.WriteByte('\n')
 			}
@@ -69,7 +69,7 @@ func WriteRegisters(w io.Writer, all []vm.Registers, name func(address uint64) s
 func where(r vm.Registers, name func(uint64) string) string {
 	parts := []string{"pc " + named(r.PC, name)}
 	if r.State != "" {
-		parts = append([]string{string(r.State)}, parts...)
+		parts = append([]string{Printable(string(r.State))}, parts...)
 	}
 	for _, v := range r.Values {
 		if link := name(v.Value); v.Name == "x30" && link != "" {
