@@ -472,7 +472,9 @@ func TestCtlShowsWhatItIsTold(t *testing.T) {
 			}
 			_, _ = bufio.NewReader(conn).ReadString('\n')
 			fmt.Fprintln(conn, strings.ReplaceAll(`{"ktstr_vmm_control":1,"status":{"id":"%","name":"%","version":"%",`+
-				`"kernel":"%","arch":"%","accelerator":"%","phase":"%","by_type":{"%":1}}}`, "%", `\u001b[2J\n`)+"\n"+`{"end":{}}`)
+				`"kernel":"%","arch":"%","accelerator":"%","phase":"%","by_type":{"%":1}},"cpu":{"state":"%","pc":"1","sp":"2",`+
+				`"registers":[{"name":"%","value":"3"}]}}`+"\n"+`{"cpu":{"pc":"1","sp":"2","error":"%"}}`, "%", `\u001b[2J\n`)+
+				"\n"+`{"end":{}}`)
 			_ = conn.Close()
 		}
 	}()
@@ -480,7 +482,8 @@ func TestCtlShowsWhatItIsTold(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	for name, out := range map[string]string{"ps": string(ps), "status": p.does(id, "status")} {
+	for name, out := range map[string]string{"ps": string(ps), "status": p.does(id, "status"),
+		"registers": p.does(id, "registers")} {
 		if strings.Contains(out, "\x1b") || !strings.Contains(out, `\x1b[2J\n`) {
 			t.Errorf("%s: %q", name, out)
 		}

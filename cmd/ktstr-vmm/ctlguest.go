@@ -21,27 +21,31 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
 
-// typist types what is written to it, and ends it as a terminal's user does.
-type typist struct {
-	to   io.Writer
-	last byte
-}
-
-// Write implements io.Writer.
-func (t *typist) Write(p []byte) (int, error) {
-	if len(p) > 0 {
-		t.last = p[len(p)-1]
+// typeAll types what comes from a file, and its end as a terminal's user does: a Ctrl-D, or two behind a line that has
+// no end, which the first one only passes on (termios(3), VEOF). It fails if the file can't be read.
+func typeAll(to io.Writer, from io.Reader) error {
+	buf, last := make([]byte, 32<<10), byte('\n')
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			last = buf[n-1]
+			if _, err := to.Write(buf[:n]); err != nil {
+				return nil // the shell is over
+			}
+		}
+		if err == nil {
+			continue
+		}
+		end := []byte{'D' - '@', 'D' - '@'}
+		if last == '\n' {
+			end = end[1:]
+		}
+		_, _ = to.Write(end) // the shell may be over
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) {
+			err = nil
+		}
+		return err
 	}
-	return t.to.Write(p)
-}
-
-// end types Ctrl-D: twice behind a line that has no end, which the first one only passes on (termios(3), VEOF).
-func (t *typist) end() {
-	end := []byte{'D' - '@', 'D' - '@'}
-	if t.last == 0 || t.last == '\n' {
-		end = end[1:]
-	}
-	_, _ = t.to.Write(end) // the shell may be over
 }
 
 func (o *ctlOptions) registers() *cobra.Command {
@@ -127,6 +131,9 @@ shell's.`,
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
 			run, err := o.find(ctx)
+			if ctx.Err() != nil {
+				return &exitError{code: codeLeft}
+			}
 			if err != nil {
 				return err
 			}
@@ -216,19 +223,29 @@ func (v *visit) keys(file *os.File, shell *control.Shell, leave func()) (giveBac
 		say: func(format string, args ...any) { fmt.Fprintf(stderr, format, args...) },
 	}
 	typed := newKeys()
-	t.give(typed, func(size call.WindowSize) { _ = shell.Resize(size.Rows, size.Cols) }, nil)
+	sizes := make(chan call.WindowSize, 1) // the latest one: who reads the keys does not wait for the run to take it
+	t.give(typed, func(size call.WindowSize) {
+		select {
+		case <-sizes:
+		default:
+		}
+		sizes <- size
+	}, nil)
 	if err := t.makeRaw(); err != nil {
 		return nil, fmt.Errorf("the terminal can't be the guest's: %w", err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(shell, typed) // until the keys or the shell end
-	}()
+	var all sync.WaitGroup
+	all.Go(func() { _, _ = io.Copy(shell, typed) }) // until the keys or the shell end
+	all.Go(func() {
+		for size := range sizes {
+			_ = shell.Resize(size.Rows, size.Cols) // the shell may be over
+		}
+	})
 	return func() {
 		_ = shell.Close()
 		t.close()
-		<-done
+		close(sizes)
+		all.Wait()
 	}, nil
 }
 
@@ -246,9 +263,8 @@ func (v *visit) pipe(file *os.File, shell *control.Shell, _ func()) (giveBack fu
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		t := &typist{to: shell}
-		if _, err := io.Copy(t, in); err == nil {
-			t.end()
+		if err := typeAll(shell, in); err != nil {
+			fmt.Fprintf(v.err, "ktstr-vmm: what is typed ends early: %v\n", err)
 		}
 	}()
 	return func() {
