@@ -234,8 +234,8 @@ func TestShellsOfARunThatEnds(t *testing.T) {
 	}
 }
 
-// Who is slow gets, when the run is over and its server closes, all the same what the session has shown, and how the run
-// ended.
+// Who is slow gets, when the run is over and its server closes, all the same what the session has shown, and how the
+// run ended.
 func TestShellsOfARunThatHasEnded(t *testing.T) {
 	var shown [call.MaxSessions]atomic.Int64
 	guest, change := withSessions(t, func(ctx context.Context, g *call.Guest, number uint32, p call.Program) {
