@@ -180,15 +180,19 @@ func TestControlBytes(t *testing.T) {
 			}
 			c.RequestDump()
 			defer c.RequestStall()
-			var err error
-			for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
-				if at, e := idlesAt(ctx, live); e != nil {
-					err = e
-				} else if at != "" {
-					idle = at
+			for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+				var err error
+				if idle, err = idlesAt(ctx, live); err != nil {
+					return err
+				}
+				mu.Lock()
+				release, _, whole := strings.Cut(string(stdout), "\n")
+				mu.Unlock()
+				if idle != "" || whole && unreadable(release) {
+					break
 				}
 			}
-			return err
+			return nil
 		},
 	})
 	mu.Lock()
