@@ -111,7 +111,7 @@ func TestInteractive(t *testing.T) {
 	x.Resize(44, 111)
 	x.Type("until busybox stty size | busybox grep '44 111'; do :; done\n")
 	x.Want("44 111\r\n")
-	x.Type("echo be''gun; busybox sleep 1000\n")
+	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // not the shell, which Ctrl-C would not end
 	x.Want("begun")
 	x.Type("\x03")
 	x.Type("echo \"code $?\"\n")
