@@ -118,7 +118,7 @@ func TestCtl(t *testing.T) {
 		for name, args := range map[string][]string{
 			"lines":   {"ctl", id, "tail", "-f"},
 			"json":    {"ctl", id, "tail", "-f", "--json", "--type", "STIM"},
-			"inspect": {"inspect", "--follow", socket, "--since", "1h", "--json", "--type", "STIM"},
+			"inspect": {"inspect", "--follow", socket, "--since", "1h", "--json", "--type", "stim"},
 		} {
 			tail := p.command(args...)
 			outs[name] = &[2]bytes.Buffer{}
