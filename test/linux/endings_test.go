@@ -28,26 +28,26 @@ func bootLimit() time.Duration {
 	return 30 * time.Second
 }
 
-// What a command wrote before the deadline is all there.
-func TestDeadline(t *testing.T) {
-	t.Parallel()
-	e := vmmRun(t, "--timeout", bootLimit().String(), "--grace", "0s", "--", "busybox", "sh", "-c",
-		"trap '' TERM; echo before; busybox sleep 1000; echo after")
-	if e.code != 124 || string(e.stdout) != "before\n" ||
-		!strings.Contains(string(e.stderr), "timeout: the hard deadline passed") {
-		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
-	}
-}
-
-// Asked to stop at the soft deadline, the command gets a TERM and its last words are read.
-func TestSoftDeadline(t *testing.T) {
+// What a command wrote before the deadline is all there, and nothing waits for one that does not read an endless stdin.
+// Asked to stop at the soft deadline, a command gets a TERM and its last words are read. Both are waited for at once.
+func TestDeadlines(t *testing.T) {
 	t.Parallel()
 	const grace = 20 * time.Second
-	e := vmmRun(t, "--timeout", (bootLimit() + grace).String(), "--grace", grace.String(), "--", "busybox", "sh", "-c",
-		"trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
-	if e.code != 124 || string(e.stdout) != "bye\n" ||
-		!strings.Contains(string(e.stderr), "the guest exited with code 5") {
-		t.Errorf("exit code %d, stdout %q, stderr %s", e.code, e.stdout, e.stderr)
+	endless := &repeated{text: bytesOf(3), left: 1 << 40}
+	hard := vmmStart(t, t.TempDir(), endless, "--timeout", bootLimit().String(), "--grace", "0s", "--",
+		"busybox", "sh", "-c", "trap '' TERM; echo before; busybox sleep 1000; echo after")
+	soft := vmmStart(t, t.TempDir(), nil, "--timeout", (bootLimit() + grace).String(), "--grace", grace.String(), "--",
+		"busybox", "sh", "-c", "trap 'echo bye; exit 5' TERM; while :; do busybox sleep 0.1; done")
+	for _, of := range []struct {
+		ended        ended
+		stdout, says string
+	}{
+		{hard(), "before\n", "timeout: the hard deadline passed"},
+		{soft(), "bye\n", "the guest exited with code 5"},
+	} {
+		if e := of.ended; e.code != 124 || string(e.stdout) != of.stdout || !strings.Contains(string(e.stderr), of.says) {
+			t.Errorf("exit code %d, stdout %q, stderr %s; want 124, %q, %q", e.code, e.stdout, e.stderr, of.stdout, of.says)
+		}
 	}
 }
 

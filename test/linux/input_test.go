@@ -58,26 +58,6 @@ func TestStdin(t *testing.T) {
 	}
 }
 
-// A command that reads nothing of an endless stdin ends at its deadline.
-func TestStdinThatIsNotRead(t *testing.T) {
-	if testing.Short() {
-		t.Skip("in the long form")
-	}
-	t.Parallel()
-	cmd := exec.Command(vmm, runArgs("--timeout", "20s", "--", "busybox", "sleep", "1000")...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _, _ = io.Copy(in, &repeated{text: bytesOf(3), left: 1 << 40}) }() // to the end of who reads it
-	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 124 {
-		t.Errorf("exit code %d", cmd.ProcessState.ExitCode())
-	}
-}
-
 // repeated is a text again and again.
 type repeated struct {
 	text []byte

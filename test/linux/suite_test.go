@@ -11,6 +11,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -121,17 +122,29 @@ func vmmRun(t *testing.T, args ...string) ended {
 // vmmRunIn does so in a folder.
 func vmmRunIn(t *testing.T, dir string, args ...string) ended {
 	t.Helper()
+	return vmmStart(t, dir, nil, args...)()
+}
+
+// vmmStart starts a command in a guest, with what it can read from its stdin, and returns what waits for its end.
+func vmmStart(t *testing.T, dir string, stdin io.Reader, args ...string) (wait func() ended) {
+	t.Helper()
 	cmd := exec.Command(vmm, runArgs(args...)...)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Stdin = dir, stdin
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	start := time.Now()
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return ended{stdout.Bytes(), stderr.Bytes(), cmd.ProcessState.ExitCode(), time.Since(start)}
+	return func() ended {
+		t.Helper()
+		err := cmd.Wait()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return ended{stdout.Bytes(), stderr.Bytes(), cmd.ProcessState.ExitCode(), time.Since(start)}
+	}
 }
 
 func (e ended) want(t *testing.T, code int, stdout string) {
