@@ -8,21 +8,17 @@ import (
 	"testing"
 )
 
-// The binary of a release, works in a guest that has nothing else for it. There it finds neither KVM nor QEMU, and says
+// The binary of a release works in a guest that has nothing else for it. There it finds neither KVM nor QEMU, and says
 // how a host of its architecture gets them.
 func TestRelease(t *testing.T) {
 	t.Parallel()
-	goarch, getKVM, install := "amd64", "load the kvm_intel or kvm_amd module", "apt install qemu-system-x86"
+	getKVM, install := "load the kvm_intel or kvm_amd module", "apt install qemu-system-x86"
 	if arch == "arm64" {
-		goarch, getKVM, install = "arm64", "the firmware has to start it at EL2", "apt install qemu-system-arm"
+		getKVM, install = "the firmware has to start it at EL2", "apt install qemu-system-arm"
 	}
-	e := vmmRun(t, "--", guestVMM, "version")
-	if e.code != 0 || !regexp.MustCompile(`^ktstr-vmm \S+ go1\S* linux/`+goarch+`\n$`).Match(e.stdout) {
-		t.Errorf("version: exit code %d, stdout %q, %s", e.code, e.stdout, e.stderr)
-	}
-	e = vmmRun(t, "--", guestVMM, "doctor")
+	e := vmmRun(t, "--", guestVMM, "doctor")
 	if e.code != 125 {
-		t.Errorf("doctor: exit code %d, %s", e.code, e.stderr)
+		t.Errorf("exit code %d, %s", e.code, e.stderr)
 	}
 	for line, says := range map[string]string{
 		"warn  KVM ": getKVM, "warn  emulator     for " + arch: install, "fail  Linux guests ": "",
