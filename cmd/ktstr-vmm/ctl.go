@@ -376,7 +376,7 @@ that it does not know. With --follow some of those to come are shown, more if --
 them; the others are counted. Of messages that a run keeps, none is left out.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, name := range options.Types {
-				if _, err := control.ParseType(name); err != nil {
+				if _, err := shm.ParseType(name); err != nil {
 					return fmt.Errorf("--type: %w", err)
 				}
 			}

@@ -117,7 +117,7 @@ func TestCtl(t *testing.T) {
 		socket := filepath.Join(p.dir, "ktstr-vmm", id+".sock")
 		for name, args := range map[string][]string{
 			"lines":   {"ctl", id, "tail", "-f"},
-			"json":    {"ctl", id, "tail", "-f", "--json", "--type", "STIM"},
+			"json":    {"ctl", id, "tail", "-f", "--json", "--type", "stim"},
 			"inspect": {"inspect", "--follow", socket, "--since", "1h", "--json", "--type", "stim"},
 		} {
 			tail := p.command(args...)

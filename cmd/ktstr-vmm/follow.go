@@ -89,10 +89,7 @@ func (o *inspection) followingRun(c *cobra.Command, socket string) error {
 	ctl := &ctlOptions{socket: socket, by: "inspect"}
 	return ctl.follow(c, func(ctx context.Context, run asked, out *output) (control.End, error) {
 		v := &followed{inspection: o, out: out}
-		options := control.TailOptions{Follow: true}
-		for t := range o.types { // by their own names, which a run takes
-			options.Types = append(options.Types, t.String())
-		}
+		options := control.TailOptions{Follow: true, Types: o.typeNames}
 		if !o.all && o.since.IsZero() {
 			options.From = uint64(run.Kept)
 		}

@@ -312,7 +312,7 @@ func (r *tailRequest) types() (types map[shm.Type]bool, bulk bool, err error) {
 	}
 	types = map[shm.Type]bool{}
 	for _, name := range r.Types {
-		t, err := ParseType(name)
+		t, err := shm.ParseType(name)
 		if err != nil {
 			return nil, false, wrong("tail: %v", err)
 		}
@@ -323,21 +323,6 @@ func (r *tailRequest) types() (types map[shm.Type]bool, bulk bool, err error) {
 		bulk = bulk || !run.Keeps(t)
 	}
 	return types, bulk, nil
-}
-
-// ParseType returns the type with a name, as shm.Type's String returns it.
-func ParseType(name string) (shm.Type, error) {
-	for _, t := range shm.Types() {
-		if t.String() == name {
-			return t, nil
-		}
-	}
-	var n uint32
-	if _, err := fmt.Sscanf(name, "0x%08x", &n); err == nil && fmt.Sprintf("0x%08x", n) == name {
-		return shm.Type(n), nil
-	}
-	return 0, fmt.Errorf("%q is no type of messages: it is one like %v, or a number like 0x%08x", name, shm.Stimulus,
-		uint32(shm.Stimulus))
 }
 
 func newMessage(m run.Message) *Message {

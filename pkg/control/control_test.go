@@ -70,7 +70,7 @@ func TestWrongRequests(t *testing.T) {
 		v(1, `"signal","slot":0`):               {"request", "a slot and a value"},
 		v(1, `"signal","slot":2,"value":1`):     {"request", "the slot 2"},
 		v(1, `"signal","slot":0,"value":256`):   {"request", "the value 256"},
-		v(1, `"tail","types":["STIM","stim"]`):  {"request", `\"stim\" is no type`},
+		v(1, `"tail","types":["STIM","sti"]`):   {"request", `\"sti\" is no type`},
 		v(1, `"tail","types":["RAWO"]`):         {"request", "type RAWO: follow it"},
 		v(1, `"tail","from":-1`):                {"request", "tail: "},
 		strings.Repeat(" ", control.MaxRequest): {"request", "more than 4096 bytes"},
@@ -166,7 +166,7 @@ func TestFollowersMissNothing(t *testing.T) {
 	for range followers {
 		all.Go(func() {
 			next := 0
-			last, err := c.Tail(t.Context(), control.TailOptions{Follow: true, Types: []string{"STIM"}},
+			last, err := c.Tail(t.Context(), control.TailOptions{Follow: true, Types: []string{"stim"}},
 				func(m control.Message) error {
 					s, err := shm.DecodeStimulus(m.Payload)
 					if err != nil || s.TotalIterations != uint64(next) || m.Seq != next || !m.CRCOK {
