@@ -191,17 +191,23 @@ type Shell struct {
 }
 
 // Shell starts a program in the guest, or its shell. It fails as other methods do, and the connection lasts until Close
-// is called or ctx ends.
+// is called or ctx ends. A session that is open may be silent for as long as it likes.
 func (c Client) Shell(ctx context.Context, p call.Program) (*Shell, error) {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &Shell{conn: conn, answer: newAnswer(conn), ctx: ctx}
+	_ = conn.SetDeadline(time.Now().Add(openLimit + silenceLimit)) // the run itself waits for its guest
 	s.stop = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	request := shellRequest{ask("shell").head, program{p.Args, p.Term, p.Rows, p.Cols}}
 	_ = s.write(request) // one that is refused has an answer all the same
-	if err := s.next(); err != nil {
+	err = s.next()
+	_ = conn.SetDeadline(time.Time{})
+	if ctx.Err() != nil { // after the deadline is cleared, for its end sets one, too
+		err = ctx.Err()
+	}
+	if err != nil {
 		_ = s.Close()
 		if err == io.EOF {
 			err = ErrProtocol

@@ -291,6 +291,17 @@ func TestShellsOfARunThatHasEnded(t *testing.T) {
 	}
 }
 
+// Who takes a request for a session and says nothing is waited for no longer than a limit.
+func TestSilentShell(t *testing.T) {
+	t.Parallel() // it waits
+	ctx, cancel := context.WithTimeout(t.Context(), hangLimit)
+	defer cancel()
+	_, err := says(t, "", false).Shell(ctx, call.Program{})
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		t.Errorf("%v, %v", err, ctx.Err())
+	}
+}
+
 // A guest that takes on no sessions, or has no way to, is an error that says so.
 func TestNoShell(t *testing.T) {
 	c := serve(t, idle)
