@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -281,7 +282,10 @@ func (s *Shell) Wait() (code int, err error) {
 	case s.end == nil:
 		return 0, s.err
 	case s.end.ExitCode != nil:
-		return *s.end.ExitCode, nil
+		if code = *s.end.ExitCode; code < 0 || code > math.MaxUint8 {
+			return 0, fmt.Errorf("%w: a session's exit code is %d, it can be 0 to %d", ErrProtocol, code, math.MaxUint8)
+		}
+		return code, nil
 	case s.end.Result != nil:
 		return 0, fmt.Errorf("%w: %s: %s", ErrOver, s.end.Result.Outcome, s.end.Result.Reason)
 	}

@@ -302,6 +302,22 @@ func TestSilentShell(t *testing.T) {
 	}
 }
 
+// An exit code that no shell has would become another one, 256 that of success, where a process exits with it.
+func TestShellExitCodes(t *testing.T) {
+	for code, want := range map[int]error{0: nil, 255: nil, 256: control.ErrProtocol, -1: control.ErrProtocol,
+		math.MaxInt: control.ErrProtocol} {
+		text := fmt.Sprintf(`{"ktstr_vmm_control":1,"opened":true}`+"\n"+`{"end":{"exit_code":%d}}`+"\n", code)
+		s, err := says(t, text, true).Shell(t.Context(), call.Program{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = s.Close() }()
+		if got, err := s.Wait(); !errors.Is(err, want) || err == nil && got != code {
+			t.Errorf("%d: %d, %v", code, got, err)
+		}
+	}
+}
+
 // A guest that takes on no sessions, or has no way to, is an error that says so.
 func TestNoShell(t *testing.T) {
 	c := serve(t, idle)
