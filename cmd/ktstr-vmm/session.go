@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ func (o *options) run(c *cobra.Command, cfg run.Config, m machine) error {
 	cfg.VM.Memory, cfg.VM.Reserved = uint64(o.Memory), uint64(o.ShmSize)
 	cfg.VM.Topology, cfg.VM.Pin = o.Topology, o.Pinned
 	cfg.Prepare = func() (vm.Config, io.Closer, error) { return s.prepare(m) }
-	cfg.Suite, cfg.Invocation = s.Suite, invocation()
+	cfg.Name, cfg.Suite, cfg.Invocation = cmp.Or(s.Name, cfg.Name), s.Suite, invocation()
 	s.id, s.registry = run.NewID(), prometheus.NewRegistry()
 	cfg.ID, cfg.Registry = s.id, s.registry
 	s.sums.prepare(s, &cfg)

@@ -116,6 +116,53 @@ func (s *suiteRun) running(t *testing.T, n int) (runs []int) {
 	}
 }
 
+// While a suite's runs go on, and in their reports, they have their names in the suite.
+func TestSuiteNames(t *testing.T) {
+	t.Parallel()
+	p := newPlace(t)
+	s := suiteOf(t, "- {name: hangs, scenario: hang, grace: 0s, matrix: {timeout: [50s, 60s]}}", "--jobs", "2")
+	s.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+p.dir)
+	s.start(t)
+	want := []string{"hangs[timeout=50s]", "hangs[timeout=60s]"}
+	var got []string
+	for limit := time.Now().Add(hangLimit); !slices.Equal(got, want); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("ps has the runs %q, want %q", got, want)
+		}
+		got = nil
+		for _, run := range p.ps() {
+			got = append(got, run.Name)
+		}
+		slices.Sort(got)
+	}
+	table, err := p.command("ps").Output()
+	for _, name := range want {
+		if err != nil || !strings.Contains(string(table), "  "+name+"  ") {
+			t.Errorf("ps: %v, %s", err, table)
+		}
+	}
+	if err := s.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, s.Cmd)
+	for _, x := range s.report(t).Runs {
+		if r := readReport(t, filepath.Join(s.dir, x.Folder, "report.json")); r.Name != x.Name {
+			t.Errorf("the report of %s is of %q", x.Name, r.Name)
+		}
+	}
+}
+
+// No name is too long for a run, though Linux has limits of what a process is told.
+func TestSuiteLongName(t *testing.T) {
+	t.Parallel()
+	s := suiteOf(t, "- {name: "+strings.Repeat("x", 200<<10)+", scenario: ok}")
+	s.start(t)
+	code := ends(t, s.Cmd)
+	if r := s.report(t); code != 0 || len(r.Runs) != 1 || r.Runs[0].Status != suite.Passed {
+		t.Errorf("exit code %d, %.500s", code, r.Runs[0].Reason)
+	}
+}
+
 // One run's process is killed: the suite says so, and goes on; another attempt may pass, and is flaky then.
 func TestSuiteKilledRun(t *testing.T) {
 	t.Parallel()

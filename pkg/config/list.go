@@ -214,6 +214,7 @@ func (l *lister) both() {
 	l.text(&s.Control, "control", ControlAuto, "the socket for ktstr-vmm ctl; auto is where ps and ctl look for it; none").
 		check = s.checkControl
 	l.text(&s.Suite, "suite", "", "what metrics of the run, summed over many, have as the label suite")
+	l.text(&s.Name, "name", "", "what ps and reports call the run; the command, or demo, if nothing is said")
 	l.flag(&s.Quiet, "quiet", "", "show nothing but the command's output and what went wrong")
 	l.words(&s.LogLevel, "log-level", "info", "debug", "info", "warn", "error")
 	l.words(&s.LogFormat, "log-format", "console", "console", "json")

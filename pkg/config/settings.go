@@ -42,6 +42,7 @@ type Settings struct {
 	Exporter            string // ExporterAuto, ExporterNone or a socket's path
 	Control             string // ControlAuto, ControlNone or a socket's path
 	Suite               string
+	Name                string
 	Quiet               bool
 	LogLevel, LogFormat string
 

@@ -22,7 +22,7 @@ const schema = 1
 type Report struct {
 	Schema        int                `json:"schema"`
 	ID            string             `json:"id"`
-	Name          string             `json:"name"` // what ran
+	Name          string             `json:"name"` // what ran, or what its user calls it
 	Suite         string             `json:"suite,omitempty"`
 	Version       string             `json:"version"`
 	Arch          string             `json:"arch"`

@@ -14,7 +14,7 @@ import (
 // there was.
 type Result struct {
 	ID        string
-	Name      string // what ran
+	Name      string // as Config has it
 	Kernel    string
 	Suite     string // which the run is one of, or ""
 	StartedAt time.Time

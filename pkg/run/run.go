@@ -74,7 +74,7 @@ type Config struct {
 	NewMachine func(vm.Config) (Machine, error)
 
 	ID         string        // of the run; "": a NewID
-	Name       string        // what runs in the guest, for reports
+	Name       string        // what runs in the guest, or what its user calls it, for reports
 	KernelName string        // for reports and metrics
 	Suite      string        // which the run is one of, for reports
 	Version    string        // of the program, for metrics

@@ -56,7 +56,7 @@ const maxRuns = 10000
 
 // own are the settings that a suite makes for each run.
 var own = []string{"report", "report-format", "console", "ring", "metrics-listen", "metrics-linger", "metrics-textfile",
-	"metrics-push", "exporter", "control", "suite"}
+	"metrics-push", "exporter", "control", "suite", "name"}
 
 // Keys of a suite's file, and of a run in it beside the settings.
 var (

@@ -240,6 +240,9 @@ func (e *ended) interrupted() bool {
 func (w *work) flags(x *Run, dir string) []string {
 	file := func(key, name string) string { return "--" + key + "=" + filepath.Join(dir, name) }
 	flags := []string{file("report", runReport), "--report-format=json", file("ring", runRing), "--suite=" + w.report.Name}
+	if len(x.Name) < maxName {
+		flags = append(flags, "--name="+x.Name)
+	}
 	if x.Command == config.Run {
 		flags = append(flags, file("console", runConsole))
 	}
@@ -248,6 +251,10 @@ func (w *work) flags(x *Run, dir string) []string {
 	}
 	return append(flags, w.Extra...)
 }
+
+// maxName is how long a name is, in bytes, that a run is told: Linux takes an argument of less than 128 KiB, and a run
+// that is called after its command calls itself so, too.
+const maxName = 64 << 10
 
 // unset are the environment variables that no run gets: what they say is in the suite's file, or for the suite to say.
 var unset = func() []string {
