@@ -333,6 +333,8 @@ func TestRefused(t *testing.T) {
 		"output of the command":      g.Output(ctx, call.CommandSession, []byte("x")),
 		"output of nobody's session": g.Output(ctx, 77, []byte("x")),
 		"the end of nobody's":        g.Closed(ctx, 77, 0),
+		"a command's exit code":      g.Closed(ctx, call.CommandSession, 256),
+		"another's":                  g.Closed(ctx, call.CommandSession, -1),
 		"no bytes":                   func() error { _, err := g.Stdin(ctx, 0, nil); return err }(),
 	} {
 		if !errors.Is(err, call.ErrRefused) {

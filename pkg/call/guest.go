@@ -112,7 +112,7 @@ func (g *Guest) Output(ctx context.Context, session uint32, p []byte) error {
 // Closed says that a session has ended, with the exit code that a shell would give it. That of the command returns when
 // the guest may end.
 func (g *Guest) Closed(ctx context.Context, session uint32, code int) error {
-	_, err := g.call(ctx, Closed, closedRequest{session, int32(code)}.encode(), nil)
+	_, err := g.call(ctx, Closed, closedRequest{session, uint32(code)}.encode(), nil)
 	return err
 }
 

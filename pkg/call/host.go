@@ -81,7 +81,7 @@ type pending struct {
 	session uint32
 	max     uint32
 	data    []byte
-	code    int32
+	code    uint32
 }
 
 // stdin is what was read for the command.

@@ -207,7 +207,7 @@ func TestVectors(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"winch-request":  func() error { _, _, err := g.Winch(ctx, 2); return err },
 		"output-request": func() error { return g.Output(ctx, 3, []byte("text\n")) },
-		"closed-request": func() error { return g.Closed(ctx, 4, -1) },
+		"closed-request": func() error { return g.Closed(ctx, 4, 137) },
 	} {
 		go func() { done <- call() }()
 		await(t, area, small, 1)

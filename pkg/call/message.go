@@ -3,6 +3,7 @@ package call
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -112,22 +113,25 @@ func decodeOutput(b []byte) (session uint32, p []byte, err error) {
 	return le.Uint32(b), b[4:], nil
 }
 
-// closedRequest says with which exit code a session has ended, as a shell has it. The response has no data. That for
-// session 0 comes when the guest may end.
+// closedRequest says with which exit code a session has ended, as a shell has it: 0 to 255. The response has no
+// data. That for session 0 comes when the guest may end.
 type closedRequest struct {
 	Session uint32
-	Code    int32
+	Code    uint32
 }
 
 func (r closedRequest) encode() []byte {
-	return le.AppendUint32(le.AppendUint32(nil, r.Session), uint32(r.Code))
+	return le.AppendUint32(le.AppendUint32(nil, r.Session), r.Code)
 }
 
 func decodeClosedRequest(b []byte) (r closedRequest, err error) {
 	if len(b) != 8 {
 		return r, wrongLength(Closed, b, 8)
 	}
-	return closedRequest{le.Uint32(b), int32(le.Uint32(b[4:]))}, nil
+	if r = (closedRequest{le.Uint32(b), le.Uint32(b[4:])}); r.Code > math.MaxUint8 {
+		return r, fmt.Errorf("%w: %v with exit code %d, it is 0 to %d", ErrFormat, Closed, r.Code, math.MaxUint8)
+	}
+	return r, nil
 }
 
 func wrongLength(k Kind, b []byte, want int) error {
