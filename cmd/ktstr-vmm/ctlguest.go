@@ -219,7 +219,7 @@ func (v *visit) keys(file *os.File, shell *control.Shell, leave func()) (giveBac
 		stderr = &lineEnds{w: stderr, raw: &v.raw}
 	}
 	t := &guestTerminal{
-		file: file, raw: &v.raw, leaving: "the run goes on", interrupt: leave,
+		file: file, raw: &v.raw, leaving: "the run goes on", interrupt: func(string) { leave() },
 		say: func(format string, args ...any) { fmt.Fprintf(stderr, format, args...) },
 	}
 	typed := newKeys()

@@ -36,9 +36,9 @@ const keysHelp = "\n  Ctrl-A x       leaves: %s\n  Ctrl-A h       shows this\n" 
 type guestTerminal struct {
 	file      *os.File
 	say       func(format string, args ...any)
-	interrupt func()       // ends the run at once, or what else there is to leave
-	leaving   string       // what Ctrl-A x does, for help; "": the run ends
-	raw       *atomic.Bool // whether lines need a CR
+	interrupt func(by string) // ends the run at once, or what else there is to leave
+	leaving   string          // what Ctrl-A x does, for help; "": the run ends
+	raw       *atomic.Bool    // whether lines need a CR
 
 	mu     sync.Mutex
 	keys   *keys                      // who gets them; nil: nobody
@@ -47,6 +47,15 @@ type guestTerminal struct {
 	active *rawTerminal               // nil: it is as it was
 	closed bool                       // and stays so
 }
+
+// leaveRequest stands for a SIGINT where the terminal's user ends the run: it says how.
+type leaveRequest string
+
+// Signal implements os.Signal.
+func (leaveRequest) Signal() {}
+
+// String implements os.Signal.
+func (l leaveRequest) String() string { return string(l) }
 
 // rawTerminal is a terminal that passes on each key.
 type rawTerminal struct {
@@ -72,10 +81,10 @@ func (s *session) connect(cfg *run.Config) (giveBack func()) {
 	t := &guestTerminal{
 		file: s.input.terminal, raw: &s.raw,
 		say: func(format string, args ...any) { fmt.Fprintf(s.stderr, format, args...) },
-		interrupt: func() {
+		interrupt: func(by string) {
 			for range 2 { // the second one does not wait for the guest
 				select {
-				case s.signals <- os.Interrupt:
+				case s.signals <- leaveRequest(by):
 				default: // it has had enough
 				}
 			}
@@ -326,7 +335,7 @@ func (t *guestTerminal) read(from io.Reader) {
 		t.pass(typed)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) { // the terminal is gone, and who could have ended the run
-				t.interrupt()
+				t.interrupt("the end of the terminal")
 			}
 			return
 		}
@@ -348,7 +357,7 @@ func (t *guestTerminal) left() {
 	leave := t.leave
 	t.mu.Unlock()
 	if leave == nil || !leave() {
-		t.interrupt()
+		t.interrupt("Ctrl-A x")
 	}
 }
 

@@ -42,7 +42,7 @@ func TestKeys(t *testing.T) {
 		left := 0
 		g := &guestTerminal{
 			say:       func(format string, args ...any) { fmt.Fprintf(&said, format, args...) },
-			interrupt: func() { left++ },
+			interrupt: func(string) { left++ },
 		}
 		keys := newKeys()
 		g.give(keys, nil, nil)
@@ -214,6 +214,9 @@ func TestTerminalIsGivenBack(t *testing.T) {
 			end(x, cmd)
 			code := ends(t, cmd)
 			x.WantSettings(true)
+			if name == "Ctrl-A x" {
+				x.Want("interrupted by Ctrl-A x")
+			}
 			if want := map[string]int{"Ctrl-A x": 130, "SIGTERM": 143, "SIGQUIT": 2, "SIGKILL": -1}[name]; code != want {
 				t.Errorf("exit code %d, want %d; %s", code, want, x.Shown())
 			}

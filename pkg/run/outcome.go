@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Outcome is how a run ended, in one word.
@@ -64,7 +66,8 @@ func Decide(e Evidence) (Outcome, int, string) {
 	case e.Err != nil:
 		return Failed, CodeFailed, e.Err.Error()
 	case e.Signal != nil:
-		return Interrupted, signalCode(e.Signal), fmt.Sprintf("the run was interrupted by %v%s", e.Signal, e.guestSaid())
+		return Interrupted, signalCode(e.Signal),
+			fmt.Sprintf("the run was interrupted by %s%s", signalName(e.Signal), e.guestSaid())
 	case e.Crash != nil:
 		return Crashed, CodeCrashed, "the guest crashed" + crashLine(*e.Crash) + e.guestSaid()
 	case e.SchedulerExit != nil:
@@ -116,6 +119,16 @@ func exitCode(guest int32) int {
 		return codeOutOfRange
 	}
 	return int(guest)
+}
+
+// signalName is what a signal is called: SIGINT, not the "interrupt" of its String.
+func signalName(s os.Signal) string {
+	if n, ok := s.(syscall.Signal); ok {
+		if name := unix.SignalName(n); name != "" {
+			return name
+		}
+	}
+	return s.String()
 }
 
 func signalCode(s os.Signal) int {

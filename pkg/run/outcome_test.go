@@ -44,8 +44,9 @@ func TestDecide(t *testing.T) {
 		{"crash", run.Evidence{Crash: &crash, SchedulerExit: gone}, run.Crashed, 122,
 			"the guest crashed: Kernel panic - not syncing: boom"},
 		{"crash without a word", run.Evidence{Crash: new(string)}, run.Crashed, 122, "the guest crashed"},
-		{"SIGINT", run.Evidence{Signal: os.Interrupt, Crash: &crash}, run.Interrupted, 130, "interrupt"},
-		{"SIGTERM", run.Evidence{Signal: syscall.SIGTERM, GuestExit: code(0)}, run.Interrupted, 143, "terminated"},
+		{"SIGINT", run.Evidence{Signal: os.Interrupt, Crash: &crash}, run.Interrupted, 130, "interrupted by SIGINT"},
+		{"SIGTERM", run.Evidence{Signal: syscall.SIGTERM, GuestExit: code(0)}, run.Interrupted, 143,
+			"interrupted by SIGTERM"},
 		{"host error", run.Evidence{Err: errors.New("no memory"), Signal: os.Interrupt, GuestExit: code(0)},
 			run.Failed, 125, "no memory"},
 	} {
