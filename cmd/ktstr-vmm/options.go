@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -42,11 +45,15 @@ func (o *options) register(c *cobra.Command) {
 
 // load takes what flags left unsaid from the environment and the files, and judges all values.
 func (o *options) load() error {
-	files := o.files
+	files, from := o.files, "--config"
 	if name := os.Getenv(config.EnvConfig); name != "" && len(files) == 0 {
-		files = []string{name}
+		files, from = []string{name}, config.EnvConfig
 	}
 	if err := o.Load(files, os.Environ()); err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			err = fmt.Errorf("%s: %w", from, err)
+		}
 		return err
 	}
 	return o.Check()

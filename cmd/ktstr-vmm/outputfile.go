@@ -36,9 +36,14 @@ func createTemp(dir string) (*os.File, error) {
 	for {
 		path := filepath.Join(dir, ".ktstr-vmm-output-"+rand.Text())
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
-		if !errors.Is(err, fs.ErrExist) {
-			return f, err
+		if errors.Is(err, fs.ErrExist) {
+			continue
 		}
+		var failed *fs.PathError
+		if errors.As(err, &failed) { // nobody asked for a file of that name
+			err = &fs.PathError{Op: "making a file in", Path: dir, Err: failed.Err}
+		}
+		return f, err
 	}
 }
 
