@@ -69,7 +69,7 @@ is going on. A run that has another --control is named by the same flag.`,
 		o.simple("stall", "Ask the guest to stall its scheduler", control.Client.Stall))
 	for _, action := range c.Commands() {
 		if action.Args == nil {
-			action.Args = cobra.NoArgs
+			action.Args = noArguments
 		}
 		if action.ValidArgsFunction == nil {
 			action.ValidArgsFunction = cobra.NoFileCompletions

@@ -114,7 +114,7 @@ func readSymbols(path string) (introspect.Symbols, error) {
 
 func (o *ctlOptions) shell() *cobra.Command {
 	return &cobra.Command{
-		Use:   "shell [-- COMMAND ARG...]",
+		Use:   "shell [flags] [-- COMMAND ARG...]",
 		Short: "Start a shell in the guest, or another command, on a terminal of its own",
 		Long: `Start a shell in the guest, or another command, on a terminal of its own.
 

@@ -45,7 +45,7 @@ func exporterCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "exporter",
 		Short: "Sum the metrics of all runs of a user on this host, and serve the sum to Prometheus",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE:  func(c *cobra.Command, _ []string) error { return o.run(c) },
 	}
 	f := c.Flags()

@@ -22,7 +22,7 @@ func psCommand() *cobra.Command {
 		Long: `List the runs of this user that are going on: those that have their sockets in
 $XDG_RUNTIME_DIR/ktstr-vmm, as is the default of --control; root's are in /run/ktstr-vmm
 if the variable names no folder of root's.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			found, err := control.List(c.Context(), "")
 			if err != nil {

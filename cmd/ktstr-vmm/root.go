@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -46,7 +47,55 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(demoCommand(), runCommand(), inspectCommand(), doctorCommand(), kernelCommand(), suiteCommand(),
 		exporterCommand(), psCommand(), ctlCommand(), reportCommand(), versionCommand(), restoreCommand())
+	root.Version = version() // so that there is --version
+	root.SetVersionTemplate(versionLine())
+	root.Flags().Bool("version", false, "print what the command version prints")
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = helpTopic
+		case "completion":
+			refuseShells(c)
+		}
+	}
 	return root
+}
+
+// helpTopic checks what help is asked for: cobra's would print other help, and exit with 0.
+func helpTopic(c *cobra.Command, args []string) error {
+	found, rest, err := c.Root().Find(args)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("unknown command %q for %q", rest[0], found.CommandPath())
+	}
+	return err
+}
+
+// refuseShells makes completion fail for a shell that it does not know: cobra's would print help, which who asked would
+// source.
+func refuseShells(c *cobra.Command) {
+	var shells []string
+	for _, sub := range c.Commands() {
+		if sub.Name() == "powershell" { // there is none where this program runs
+			c.RemoveCommand(sub)
+			continue
+		}
+		shells = append(shells, sub.Name())
+	}
+	c.Args = nil
+	c.RunE = func(*cobra.Command, []string) error {
+		return fmt.Errorf("completion takes a shell: %s", strings.Join(shells, ", "))
+	}
+}
+
+// noArguments is for commands that take none.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no arguments, %q was given",
+			strings.TrimPrefix(c.CommandPath(), c.Root().Name()+" "), args[0])
+	}
+	return nil
 }
 
 // execute runs the program and returns its exit code.
