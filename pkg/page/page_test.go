@@ -135,13 +135,13 @@ func TestBounds(t *testing.T) {
 // What a suite's file says of itself is not believed where its runs say otherwise.
 func TestSuiteAgainstItself(t *testing.T) {
 	p, err := Read([]string{write(t, filepath.Join(t.TempDir(), "suite.json"), `{"schema": 1, "name": "s",
-		"counts": {"passed": 99}, "interrupted": "terminated", "runs": [
+		"counts": {"passed": 99}, "interrupted": "SIGTERM", "runs": [
 		{"name": "a", "status": "passed"}, {"name": "b", "status": "skipped"}]}`)}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := forms(t, p)
-	if !strings.Contains(text, "s: 1 passed, 1 skipped in 0.00s; ended early by terminated") {
+	if !strings.Contains(text, "s: 1 passed, 1 skipped in 0.00s; ended early by SIGTERM") {
 		t.Error("it counts wrongly")
 	}
 	if !strings.Contains(text, "<title>✗ s</title>") {

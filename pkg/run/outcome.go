@@ -67,7 +67,7 @@ func Decide(e Evidence) (Outcome, int, string) {
 		return Failed, CodeFailed, e.Err.Error()
 	case e.Signal != nil:
 		return Interrupted, signalCode(e.Signal),
-			fmt.Sprintf("the run was interrupted by %s%s", signalName(e.Signal), e.guestSaid())
+			fmt.Sprintf("the run was interrupted by %s%s", SignalName(e.Signal), e.guestSaid())
 	case e.Crash != nil:
 		return Crashed, CodeCrashed, "the guest crashed" + crashLine(*e.Crash) + e.guestSaid()
 	case e.SchedulerExit != nil:
@@ -121,8 +121,8 @@ func exitCode(guest int32) int {
 	return int(guest)
 }
 
-// signalName is what a signal is called: SIGINT, not the "interrupt" of its String.
-func signalName(s os.Signal) string {
+// SignalName is what a signal is called: SIGINT, not the "interrupt" of its String.
+func SignalName(s os.Signal) string {
 	if n, ok := s.(syscall.Signal); ok {
 		if name := unix.SignalName(n); name != "" {
 			return name

@@ -53,7 +53,7 @@ func TestAskedToStop(t *testing.T) {
 		"by the soft deadline": {
 			2 * time.Second, nil, run.TimedOut, 124, "the soft deadline passed, 1s before the hard one at 2s",
 		},
-		"by a signal": {time.Hour, syscall.SIGTERM, run.Interrupted, 143, "terminated"},
+		"by a signal": {time.Hour, syscall.SIGTERM, run.Interrupted, 143, "SIGTERM"},
 	} {
 		var f *fake
 		f = newFake(t, obeys(t, &f))

@@ -104,8 +104,8 @@ func (w *work) all() {
 		case e := <-w.done:
 			w.end(e)
 		case sig := <-w.Signals:
-			w.report.Interrupted = sig.String()
-			w.over = fmt.Sprintf("the suite was ended by %v", sig)
+			w.report.Interrupted = run.SignalName(sig)
+			w.over = "the suite was ended by " + w.report.Interrupted
 			if sig != syscall.SIGINT {
 				sig = syscall.SIGTERM
 			}
@@ -309,7 +309,7 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 // where SIGHUP, SIGINT or SIGTERM ended the suite.
 func (r *Report) ExitCode() int {
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		if r.Interrupted == sig.String() {
+		if r.Interrupted == run.SignalName(sig) {
 			return 128 + int(sig)
 		}
 	}

@@ -120,7 +120,7 @@ func TestInterruptedRetry(t *testing.T) {
 		}
 	})
 	x := r.Runs[0]
-	const want = "it was not tried again: the suite was ended by terminated"
+	const want = "it was not tried again: the suite was ended by SIGTERM"
 	if x.Status != suite.Lost || !strings.Contains(x.Reason, want) || len(x.Earlier) != 0 || r.ExitCode() != 143 {
 		t.Errorf("%+v, exit code %d", x, r.ExitCode())
 	}

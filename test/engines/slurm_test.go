@@ -304,7 +304,7 @@ func slurmCancel(t *testing.T, c *cluster, bySignal bool) {
 func endsEarly(t *testing.T, s *process, folder string, ran bool) {
 	t.Helper()
 	out, code := s.end(t)
-	if code != 143 || !strings.Contains(out, "ended early by terminated") {
+	if code != 143 || !strings.Contains(out, "ended early by SIGTERM") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
 	merged := folders(t, filepath.Join(folder, "*", "merged"))[0]
