@@ -21,7 +21,7 @@ func psCommand() *cobra.Command {
 		Short: "List the runs of this user that are going on",
 		Long: `List the runs of this user that are going on: those that have their sockets in
 $XDG_RUNTIME_DIR/ktstr-vmm, as is the default of --control; root's are in /run/ktstr-vmm
-if the variable names no folder of root's.`,
+if the variable names no folder of root's. Long names are shortened; not with --json.`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
 			found, err := control.List(c.Context(), "")
@@ -74,12 +74,22 @@ func psTable(w io.Writer, found []control.Found) error {
 			continue
 		}
 		for _, text := range []string{f.ID, s.Name, s.Kernel, s.Arch, s.Accelerator, s.Phase} {
-			fmt.Fprintf(t, "%s\t", report.Printable(text))
+			fmt.Fprintf(t, "%s\t", shortened(report.Printable(text)))
 		}
 		fmt.Fprintf(t, "%v of %v\t%d\t%d\t%d\n", seconds(s.Elapsed).Round(time.Second), seconds(s.Timeout),
 			s.Messages, s.Drops, s.PID)
 	}
 	return t.Flush()
+}
+
+// maxCell is how many characters of a name ps shows: a command may be of any length, and a run is a line.
+const maxCell = 40
+
+func shortened(text string) string {
+	if runes := []rune(text); len(runes) > maxCell {
+		return string(runes[:maxCell-1]) + "…"
+	}
+	return text
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

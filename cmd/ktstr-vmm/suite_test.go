@@ -120,10 +120,12 @@ func (s *suiteRun) running(t *testing.T, n int) (runs []int) {
 func TestSuiteNames(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t)
-	s := suiteOf(t, "- {name: hangs, scenario: hang, grace: 0s, matrix: {timeout: [50s, 60s]}}", "--jobs", "2")
+	long := "a run " + strings.Repeat("with a long name ", 20)
+	s := suiteOf(t, "- {name: hangs, scenario: hang, grace: 0s, matrix: {timeout: [50s, 60s]}}\n"+
+		"- {name: "+long+", scenario: hang, grace: 0s}", "--jobs", "3")
 	s.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+p.dir)
 	s.start(t)
-	want := []string{"hangs[timeout=50s]", "hangs[timeout=60s]"}
+	want := []string{strings.TrimSpace(long), "hangs[timeout=50s]", "hangs[timeout=60s]"}
 	var got []string
 	for limit := time.Now().Add(hangLimit); !slices.Equal(got, want); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(limit) {
@@ -136,7 +138,7 @@ func TestSuiteNames(t *testing.T) {
 		slices.Sort(got)
 	}
 	table, err := p.command("ps").Output()
-	for _, name := range want {
+	for _, name := range append(want[1:], want[0][:39]+"…") { // a run is a line
 		if err != nil || !strings.Contains(string(table), "  "+name+"  ") {
 			t.Errorf("ps: %v, %s", err, table)
 		}
