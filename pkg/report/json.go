@@ -3,6 +3,8 @@
 package report
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"io"
@@ -259,7 +261,56 @@ func JSON(w io.Writer, version string, r *run.Result) error {
 		j.Omitted = &jsonOmitted{r.Omitted.Faults, r.Omitted.Stimuli, r.Omitted.TestResults, r.Omitted.CrashBytes,
 			r.Omitted.ConsoleBytes, r.Omitted.OutputBytes, r.Omitted.DumpRequests, r.Omitted.Events}
 	}
-	return EncodeJSON(w, j)
+	return j.encode(w)
+}
+
+// encode writes the report. json.Indent puts two blanks for each level in front of each of a result's values, which
+// makes gigabytes of a few nested brackets: results are written here, and those for which that is much in one line.
+func (j Report) encode(w io.Writer) error {
+	results := j.Results
+	j.Results = []json.RawMessage{}
+	var b bytes.Buffer
+	if err := EncodeJSON(&b, j); err != nil {
+		return err
+	}
+	const key = "\n  \"results\": ["
+	before, behind, found := bytes.Cut(b.Bytes(), []byte(key)) // texts in it have no such line
+	if !found || len(results) == 0 {
+		_, err := w.Write(b.Bytes())
+		return err
+	}
+	out := bufio.NewWriter(w) // which keeps its first error
+	_, _ = out.Write(before)
+	_, _ = out.WriteString(key)
+	for i, result := range results {
+		if i > 0 {
+			_ = out.WriteByte(',')
+		}
+		_, _ = out.WriteString("\n    ")
+		_, _ = out.Write(indented(result))
+	}
+	_, _ = out.WriteString("\n  ")
+	_, _ = out.Write(behind)
+	return out.Flush()
+}
+
+// Bounds of a result that is more than a line in a report, in bytes.
+const (
+	maxIndents  = 1 << 10 // as it is
+	maxIndented = 4 << 10 // as it is then
+)
+
+// indented is a result as it is in a report.
+func indented(result json.RawMessage) []byte {
+	var b bytes.Buffer
+	if len(result) <= maxIndents && json.Indent(&b, result, "    ", "  ") == nil && b.Len() <= maxIndented {
+		return b.Bytes()
+	}
+	b.Reset()
+	if json.Compact(&b, result) != nil { // which it is not: testResult has seen to that
+		return []byte("null")
+	}
+	return b.Bytes()
 }
 
 // addHistory adds what happened when, and where.
@@ -300,13 +351,37 @@ func EncodeJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// testResult is a TEST payload as it is where it is JSON, else {"base64": …}. JSON is UTF-8 (RFC 8259, 8.1), which
-// json.Valid does not look at.
+// maxNesting is how deep a result is nested at most. Readers of JSON have limits, and one that meets a deeper result
+// takes nothing of the report: Python's stops before 1000 levels, some versions of jq at 256.
+const maxNesting = 64
+
+// testResult is a TEST payload as it is where it is JSON that all can read, else {"base64": …}. JSON is UTF-8 (RFC
+// 8259, 8.1), which json.Valid does not look at.
 func testResult(payload []byte) json.RawMessage {
-	if utf8.Valid(payload) && json.Valid(payload) {
+	if utf8.Valid(payload) && json.Valid(payload) && nesting(payload) <= maxNesting {
 		return payload
 	}
 	// strings always marshal
 	text, _ := json.Marshal(map[string]string{"base64": base64.StdEncoding.EncodeToString(payload)})
 	return text
+}
+
+// nesting is how many lists and objects of a JSON text are in each other.
+func nesting(text []byte) (deepest int) {
+	depth, quoted := 0, false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '[', c == '{':
+			depth++
+			deepest = max(deepest, depth)
+		case c == ']', c == '}':
+			depth--
+		}
+	}
+	return deepest
 }

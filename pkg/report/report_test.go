@@ -137,6 +137,53 @@ func TestJSONIsUTF8WhateverAGuestSends(t *testing.T) {
 	}
 }
 
+// Results that are nested make a report neither long nor unreadable: one level more than others read is no JSON, and
+// no level costs more than its brackets.
+func TestJSONOfNestedResults(t *testing.T) {
+	nested := func(levels int, inside string) string {
+		return strings.Repeat("[", levels) + inside + strings.Repeat("]", levels)
+	}
+	r := result()
+	r.TestResults = testResults(nested(64, `"\\\"[[[["`), nested(65, ""), nested(9999, ""), nested(1<<20, ""),
+		`{ "a": [1, {}] }`)
+	var out bytes.Buffer
+	if err := report.JSON(&out, "v1", r); err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ Results []any }
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true, true, true, false} {
+		object, _ := got.Results[i].(map[string]any)
+		if _, is := object["base64"]; is != want {
+			t.Errorf("result %d is in Base64: %v, want %v", i, is, want)
+		}
+	}
+	short := "\n    {\n      \"a\": [\n        1,\n        {}\n      ]\n    }\n  ],\n"
+	if !strings.Contains(out.String(), short) {
+		t.Errorf("a short one is not as people read it: %.500s", out.String()[max(0, out.Len()-2000):])
+	}
+	r.TestResults = nil
+	var without bytes.Buffer
+	if err := report.JSON(&without, "v1", r); err != nil {
+		t.Fatal(err)
+	}
+	wide := nested(60, strings.Repeat("0,", 1<<20)+"0")
+	for range 4 << 10 {
+		r.TestResults = append(r.TestResults, testResults(nested(64, ""))...)
+	}
+	r.TestResults = append(r.TestResults, testResults(wide, wide)...)
+	out.Reset()
+	if err := report.JSON(&out, "v1", r); err != nil {
+		t.Fatal(err)
+	}
+	if most := 32 << 20; out.Len()-without.Len() > most {
+		t.Errorf("results of %d bytes take %d of a report, want at most %d", 2*len(wide)+len(r.TestResults)*128,
+			out.Len()-without.Len(), most)
+	}
+}
+
 // Each result is a case of its own, with its failure's text; the same test in another package or on another kernel is
 // another case.
 func TestJUnitHasACaseForEachResult(t *testing.T) {
