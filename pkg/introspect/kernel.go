@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ktstr/ktstr-vmm/internal/elffile"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 )
 
@@ -92,7 +93,7 @@ func (k *Kernel) check() error {
 // ReadVmlinux reads the symbols and types of a kernel from its vmlinux, an ELF file. It fails with ErrSymbols or
 // ErrTypes for one that has been stripped of them; with ErrTypes it returns the kernel all the same, for its symbols.
 func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
-	f, err := elf.NewFile(file)
+	f, err := elffile.Open(file)
 	if err != nil {
 		return nil, fmt.Errorf("%w: no ELF file: %w", ErrSymbols, err)
 	}
@@ -101,15 +102,8 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if k.arch, err = archOf(machines[f.Machine]); err != nil {
 		return nil, err
 	}
-	symbols, err := f.Symbols()
-	if err != nil {
+	if err := k.readSymbols(f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSymbols, err)
-	}
-	wanted := k.arch.wanted()
-	for _, s := range symbols {
-		if slices.Contains(wanted, s.Name) && s.Section != elf.SHN_UNDEF {
-			k.symbols[s.Name] = s.Value
-		}
 	}
 	if err := k.check(); err != nil {
 		return nil, err
@@ -117,12 +111,11 @@ func ReadVmlinux(file io.ReaderAt) (*Kernel, error) {
 	if k.banner, err = readBanner(f, k.symbols[symBanner]); err != nil {
 		return nil, err
 	}
-	k.code = codeSymbols(f, symbols)
 	types := f.Section(".BTF")
 	if types == nil || types.Size > maxBTF {
 		return k, fmt.Errorf("%w are not in its vmlinux", ErrTypes)
 	}
-	data, err := types.Data()
+	data, err := elffile.Data(types, maxBTF)
 	if err != nil {
 		return k, fmt.Errorf("%w: %w", ErrTypes, err)
 	}

@@ -2,14 +2,18 @@ package introspect
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
+
+	"github.com/ktstr/ktstr-vmm/internal/elffile"
 )
 
 // Symbols name the addresses of a kernel's functions. They may be used concurrently. The zero value names nothing.
@@ -24,6 +28,7 @@ const (
 	maxNames    = 32 << 20 // bytes of all names: those of distributions have 4 MiB
 	maxFunction = 1 << 20  // bytes: what lies further behind a symbol is not its function
 	maxMap      = 64 << 20 // bytes of a System.map: those of distributions have 8 MiB
+	maxTable    = 64 << 20 // bytes of a vmlinux's symbols, and of their names: those of distributions have 5 MiB
 )
 
 // ends are the symbols behind which there are no functions, up to the next one.
@@ -74,22 +79,61 @@ func (s Symbols) Name(address uint64) string {
 // isCode reports whether a symbol is in a kernel's code, by its type's letter as nm(1) has it.
 func isCode(letter byte) bool { return strings.IndexByte("tTwW", letter) >= 0 }
 
-// codeSymbols returns the symbols of an ELF file's code.
-func codeSymbols(f *elf.File, symbols []elf.Symbol) (s Symbols) {
-	code := make([]bool, len(f.Sections))
-	for i, section := range f.Sections {
-		code[i] = section.Flags&elf.SHF_EXECINSTR != 0
+// symbol is a symbol of a kernel's file.
+type symbol struct {
+	address uint64
+	name    []byte
+}
+
+// keep keeps symbols of code, in the order of their addresses.
+func (k *Kernel) keep(code []symbol) {
+	slices.SortStableFunc(code, func(a, b symbol) int { return cmp.Compare(a.address, b.address) })
+	for _, c := range code {
+		k.code.add(c.address, c.name)
 	}
-	symbols = slices.DeleteFunc(slices.Clone(symbols), func(e elf.Symbol) bool {
-		kind := elf.ST_TYPE(e.Info)
-		return int(e.Section) >= len(code) || !code[e.Section] || kind != elf.STT_FUNC && kind != elf.STT_NOTYPE ||
-			e.Name == "" || e.Name[0] == '$' || e.Name[0] == '.' // what assemblers make
-	})
-	slices.SortStableFunc(symbols, func(a, b elf.Symbol) int { return cmp.Compare(a.Value, b.Value) })
-	for _, e := range symbols {
-		s.add(e.Value, []byte(e.Name[:min(len(e.Name), maxName)]))
+}
+
+// readSymbols reads the symbols of an ELF file: those that are wanted, and its functions'. debug/elf would copy the
+// name of each, however long it is.
+func (k *Kernel) readSymbols(f *elf.File) error {
+	table := f.SectionByType(elf.SHT_SYMTAB)
+	if table == nil || int64(table.Link) >= int64(len(f.Sections)) {
+		return elf.ErrNoSymbols
 	}
-	return s
+	entries, err := elffile.Data(table, maxTable)
+	if err != nil {
+		return err
+	}
+	names, err := elffile.Data(f.Sections[table.Link], maxTable)
+	if err != nil {
+		return err
+	}
+	wanted := k.arch.wanted()
+	var code []symbol
+	for le := binary.LittleEndian; len(entries) >= elf.Sym64Size; entries = entries[elf.Sym64Size:] {
+		// As elf.Sym64 has it: name, info, other, section, value, size.
+		info, section, address := entries[4], int(le.Uint16(entries[6:])), le.Uint64(entries[8:])
+		name := names[min(uint64(le.Uint32(entries)), uint64(len(names))):]
+		name = name[:min(len(name), maxName+1)]
+		if end := bytes.IndexByte(name, 0); end >= 0 {
+			name = name[:end]
+		}
+		if section == int(elf.SHN_UNDEF) || len(name) == 0 {
+			continue
+		}
+		if i := slices.Index(wanted, string(name)); i >= 0 {
+			k.symbols[wanted[i]] = address
+		}
+		if section >= len(f.Sections) || f.Sections[section].Flags&elf.SHF_EXECINSTR == 0 ||
+			name[0] == '$' || name[0] == '.' || len(code) == maxSymbols { // the first two are what assemblers make
+			continue
+		}
+		if kind := elf.ST_TYPE(info); kind == elf.STT_FUNC || kind == elf.STT_NOTYPE {
+			code = append(code, symbol{address, name[:min(len(name), maxName)]})
+		}
+	}
+	k.keep(code)
+	return nil
 }
 
 // ReadSystemMap reads the symbols of a kernel from its System.map. It has no types, so there is no looking at CPUs with
@@ -97,10 +141,6 @@ func codeSymbols(f *elf.File, symbols []elf.Symbol) (s Symbols) {
 // find the kernel in a guest's memory.
 func ReadSystemMap(r io.Reader) (*Kernel, error) {
 	k := &Kernel{symbols: map[string]uint64{}}
-	type symbol struct {
-		address uint64
-		name    string
-	}
 	var code []symbol
 	var wanted []string
 	for _, a := range arches {
@@ -119,7 +159,7 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 			k.symbols[name] = address
 		}
 		if isCode(kind[0]) && len(code) < maxSymbols {
-			code = append(code, symbol{address, name[:min(len(name), maxName)]})
+			code = append(code, symbol{address, []byte(name[:min(len(name), maxName)])})
 		}
 	}
 	if err := lines.Err(); err != nil {
@@ -129,10 +169,7 @@ func ReadSystemMap(r io.Reader) (*Kernel, error) {
 	if _, ok := k.symbols[symArm64Virt]; ok {
 		k.arch = arches[1]
 	}
-	slices.SortStableFunc(code, func(a, b symbol) int { return cmp.Compare(a.address, b.address) })
-	for _, c := range code {
-		k.code.add(c.address, []byte(c.name))
-	}
+	k.keep(code)
 	if err := k.check(); err != nil {
 		return nil, err
 	}

@@ -2,8 +2,12 @@ package introspect_test
 
 import (
 	"bytes"
+	"compress/zlib"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -120,6 +124,52 @@ func TestVmlinuxWithoutTypes(t *testing.T) {
 	}
 	if got := v.Symbols().Name(kernel.Address(27)); got != "function_bb+0x0/0x1" {
 		t.Errorf("%q", got)
+	}
+}
+
+// A vmlinux whose symbols all have the same long name, or are packed, takes no more memory than it has bytes, about.
+func TestVmlinuxTakesLittle(t *testing.T) {
+	kernel := running("x86_64")
+	good := kernel.Vmlinux(t)
+	const sections, table, names = 64, 3, 4 // see kerneltest
+	header := func(file []byte, section int) []byte { return file[sections+64*section:] }
+	le := binary.LittleEndian
+	long := bytes.Clone(good)
+	at := uint64(len(long))
+	for range 1 << 10 {
+		long = append(long, le.AppendUint64(le.AppendUint64(le.AppendUint64(nil, 1|5<<48), kernel.Address(1)), 0)...)
+	}
+	le.PutUint64(header(long, table)[24:], at)
+	le.PutUint64(header(long, table)[32:], uint64(len(long))-at)
+	at = uint64(len(long))
+	long = append(long, append(bytes.Repeat([]byte("x"), 256<<10), 0)...)
+	le.PutUint64(header(long, names)[24:], at)
+	le.PutUint64(header(long, names)[32:], uint64(len(long))-at)
+
+	packed := bytes.Clone(good)
+	at = uint64(len(packed))
+	packed = le.AppendUint64(packed, uint64(elf.COMPRESS_ZLIB)) // Chdr64: type, size, alignment
+	packed = le.AppendUint64(le.AppendUint64(packed, 48<<20), 8)
+	var zeros bytes.Buffer
+	z := zlib.NewWriter(&zeros)
+	_, _ = z.Write(make([]byte, 48<<20)) // a Buffer takes all
+	_ = z.Close()
+	packed = append(packed, zeros.Bytes()...)
+	le.PutUint64(header(packed, table)[8:], uint64(elf.SHF_COMPRESSED))
+	le.PutUint64(header(packed, table)[24:], at)
+	le.PutUint64(header(packed, table)[32:], uint64(len(packed))-at)
+
+	for name, file := range map[string][]byte{"long names": long, "packed": packed} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := introspect.ReadVmlinux(bytes.NewReader(file))
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, introspect.ErrSymbols) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
+			t.Errorf("%s: %d bytes of memory for a file of %d", name, took, len(file))
+		}
 	}
 }
 

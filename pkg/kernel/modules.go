@@ -3,7 +3,6 @@ package kernel
 import (
 	"bufio"
 	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
+
+	"github.com/ktstr/ktstr-vmm/internal/elffile"
 )
 
 // ErrModule means that a kernel has no module of a name, or one that can't be used.
@@ -179,7 +180,7 @@ func readModule(file string) ([]byte, error) {
 // dependencies are the modules that one needs, as its section .modinfo names them: Linux, scripts/mod/modpost.c,
 // add_depends.
 func dependencies(content []byte) ([]string, error) {
-	file, err := elf.NewFile(bytes.NewReader(content))
+	file, err := elffile.Open(bytes.NewReader(content))
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +188,7 @@ func dependencies(content []byte) ([]string, error) {
 	if section == nil {
 		return nil, errors.New("it has no section .modinfo")
 	}
-	info, err := section.Data()
+	info, err := elffile.Data(section, maxModule)
 	if err != nil {
 		return nil, err
 	}

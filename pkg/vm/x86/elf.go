@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/ktstr/ktstr-vmm/internal/elffile"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -28,7 +29,7 @@ func (ELF) Board() vm.Board { return Board{} }
 
 // Load implements vm.Loader; it fails with vm.ErrKernel.
 func (e ELF) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
-	f, err := elf.NewFile(e.File)
+	f, err := elffile.Headers(e.File)
 	if err != nil {
 		return k, fmt.Errorf("%w: no ELF file: %w", vm.ErrKernel, err)
 	}
