@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -129,6 +130,27 @@ func TestBounds(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("there is no %q", want)
 		}
+	}
+}
+
+// Lists of lists with an element for every three bytes make no page that takes much more memory than the report.
+func TestListsInLists(t *testing.T) {
+	looks := strings.Repeat(`{"cpus": [`+strings.Repeat("{},", 60000)+`{}]},`, 20)
+	text := `{"schema": 1, "outcome": "exited", "cpus": {"looks": [` + looks + `{}]}}`
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	s, err := decodeSource(strings.NewReader(text))
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > int64(len(text)) {
+		t.Errorf("%d bytes are kept of a report of %d", kept, len(text))
+	}
+	tables := s.looks()
+	if len(tables) != maxLooks || tables[0].Note != "the first 500 of 60001; the report has more" {
+		t.Errorf("%d tables, the first one with the note %q", len(tables), tables[0].Note)
 	}
 }
 

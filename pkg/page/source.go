@@ -121,14 +121,14 @@ type dumpRequest struct {
 }
 
 type processors struct {
-	Looks list[look] `json:"looks"`
-	Error string     `json:"error"`
+	Looks few[look] `json:"looks"`
+	Error string    `json:"error"`
 }
 
 type look struct {
-	When string    `json:"when"`
-	At   float64   `json:"at_seconds"`
-	CPUs list[cpu] `json:"cpus"`
+	When string   `json:"when"`
+	At   float64  `json:"at_seconds"`
+	CPUs few[cpu] `json:"cpus"`
 }
 
 type cpu struct {
@@ -202,7 +202,16 @@ type list[T any] struct {
 }
 
 // UnmarshalJSON decodes a list, or null.
-func (l *list[T]) UnmarshalJSON(text []byte) error {
+func (l *list[T]) UnmarshalJSON(text []byte) error { return l.decode(text, maxElements) }
+
+// few is a list of which no more elements are kept than a table shows. Lists in lists are few: a list of lists that
+// have an element for every three bytes would take much more memory than its text.
+type few[T any] struct{ list[T] }
+
+// UnmarshalJSON decodes a list, or null.
+func (l *few[T]) UnmarshalJSON(text []byte) error { return l.decode(text, maxRows) }
+
+func (l *list[T]) decode(text []byte, most int) error {
 	*l = list[T]{}
 	if string(text) == "null" {
 		return nil
@@ -213,7 +222,7 @@ func (l *list[T]) UnmarshalJSON(text []byte) error {
 	}
 	for d.More() {
 		var x T
-		if len(l.All) == maxElements {
+		if len(l.All) == most {
 			var rest json.RawMessage
 			if err := d.Decode(&rest); err != nil {
 				return err
