@@ -126,7 +126,7 @@ func ReadReport(path string) (*Report, error) {
 	}
 	defer f.Close()
 	r := &Report{}
-	if err := json.NewDecoder(io.LimitReader(f, maxReport)).Decode(r); err != nil {
+	if err := json.NewDecoder(&fewObjects{r: io.LimitReader(f, maxReport)}).Decode(r); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrReport, path, err)
 	}
 	if err := r.check(); err != nil {
@@ -134,6 +134,39 @@ func ReadReport(path string) (*Report, error) {
 	}
 	r.count() // the file's own counts are not believed
 	return r, nil
+}
+
+// maxObjects is how many objects a report has at most: a run has one, one of what was expected, and one for each
+// attempt before.
+const maxObjects = 64 * maxRuns
+
+// fewObjects is a JSON text to read that has no more than maxObjects: an empty one takes two bytes there, and hundreds
+// of them where it is decoded.
+type fewObjects struct {
+	r               io.Reader
+	objects         int
+	quoted, escaped bool
+}
+
+// Read implements io.Reader.
+func (f *fewObjects) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	for _, c := range p[:n] {
+		switch {
+		case f.escaped:
+			f.escaped = false
+		case f.quoted && c == '\\':
+			f.escaped = true
+		case c == '"':
+			f.quoted = !f.quoted
+		case c == '{' && !f.quoted:
+			f.objects++
+		}
+	}
+	if f.objects > maxObjects {
+		return 0, fmt.Errorf("it has more than %d objects", maxObjects)
+	}
+	return n, err
 }
 
 // openFile opens a plain file. Anything else might never be read to its end.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -309,6 +310,26 @@ func TestResultsFolders(t *testing.T) {
 	}
 	if _, err := suite.ReadReport(fifo); !errors.Is(err, suite.ErrReport) {
 		t.Errorf("a FIFO: %v", err)
+	}
+}
+
+// A report with an object for every three bytes takes hardly more memory than its text.
+func TestReportOfManyObjects(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "suite.json")
+	text := `{"schema": 1, "name": "\"{", "runs": [{"status": "flaky", "earlier": [` + strings.Repeat("{},", 1<<20) +
+		`{}]}]}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := suite.ReadReport(path)
+	runtime.ReadMemStats(&after)
+	if !errors.Is(err, suite.ErrReport) || !strings.Contains(err.Error(), "640000 objects") {
+		t.Error(err)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 8*uint64(len(text)) {
+		t.Errorf("%d bytes of memory for a report of %d", took, len(text))
 	}
 }
 
