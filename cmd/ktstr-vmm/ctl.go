@@ -422,7 +422,7 @@ func showJSON(w io.Writer, m control.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(text, '\n'))
+	_, err = w.Write(append(report.PrintableJSON(text), '\n'))
 	return err
 }
 

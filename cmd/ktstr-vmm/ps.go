@@ -55,7 +55,7 @@ func printJSON(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(text, '\n'))
+	_, err = w.Write(append(report.PrintableJSON(text), '\n'))
 	return err
 }
 

@@ -2,11 +2,14 @@
 package junit
 
 import (
+	"bytes"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Suite is a test suite.
@@ -101,16 +104,34 @@ func Write(w io.Writer, s Suite) error {
 		}
 		x.Cases = append(x.Cases, xc)
 	}
-	if _, err := io.WriteString(w, xml.Header); err != nil {
-		return err
-	}
-	e := xml.NewEncoder(w)
+	var b bytes.Buffer
+	b.WriteString(xml.Header)
+	e := xml.NewEncoder(&b)
 	e.Indent("", "  ")
 	if err := e.Encode(x); err != nil {
 		return err
 	}
-	_, err := io.WriteString(w, "\n")
+	b.WriteString("\n")
+	_, err := w.Write(printable(b.Bytes()))
 	return err
+}
+
+// printable makes references of characters that a terminal would act on, or that are not shown where they are:
+// encoding/xml leaves those from U+007F on. Only texts and values of attributes have such characters.
+func printable(text []byte) []byte {
+	shown := func(c rune) bool { return c < 0x7f || unicode.IsPrint(c) }
+	if bytes.IndexFunc(text, func(c rune) bool { return !shown(c) }) < 0 {
+		return text
+	}
+	out := make([]byte, 0, len(text))
+	for _, c := range string(text) {
+		if shown(c) {
+			out = utf8.AppendRune(out, c)
+		} else {
+			out = fmt.Appendf(out, "&#x%x;", c)
+		}
+	}
+	return out
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }

@@ -7,9 +7,12 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/ktstr/ktstr-vmm/pkg/run"
@@ -287,7 +290,7 @@ func (j Report) encode(w io.Writer) error {
 			_ = out.WriteByte(',')
 		}
 		_, _ = out.WriteString("\n    ")
-		_, _ = out.Write(indented(result))
+		_, _ = out.Write(PrintableJSON(indented(result)))
 	}
 	_, _ = out.WriteString("\n  ")
 	_, _ = out.Write(behind)
@@ -343,12 +346,40 @@ func (j *Report) addHistory(r *run.Result) {
 	}
 }
 
-// EncodeJSON writes a value as JSON that people can read, too.
+// EncodeJSON writes a value as JSON that people can read, too, also on a terminal.
 func EncodeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(PrintableJSON(b.Bytes()))
+	return err
+}
+
+// PrintableJSON returns the same JSON without characters that a terminal would act on, or that are not shown where they
+// are. Only strings have such characters, and there each has an escape; encoding/json makes use of those up to U+001F
+// alone.
+func PrintableJSON(text []byte) []byte {
+	shown := func(c rune) bool { return c < 0x7f || unicode.IsPrint(c) }
+	if bytes.IndexFunc(text, func(c rune) bool { return !shown(c) }) < 0 {
+		return text
+	}
+	out := make([]byte, 0, len(text))
+	for _, c := range string(text) {
+		switch {
+		case shown(c):
+			out = utf8.AppendRune(out, c)
+		case c > 0xffff:
+			high, low := utf16.EncodeRune(c)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, c)
+		}
+	}
+	return out
 }
 
 // maxNesting is how deep a result is nested at most. Readers of JSON have limits, and one that meets a deeper result

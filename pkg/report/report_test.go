@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -134,6 +135,65 @@ func TestJSONIsUTF8WhateverAGuestSends(t *testing.T) {
 	want := []map[string]string{{"base64": "eyJuYW1lIjoi/yJ9"}, {"base64": "Iu2ggCI="}, {"name": "ü"}}
 	if diff := cmp.Diff(want, got.Results); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A terminal that shows a report as JSON acts on nothing that a guest wrote, and a reader of it gets all of that.
+func TestJSONIsHarmless(t *testing.T) {
+	const guest = "\u009b2J\u007f\u202e\ufeff\u2028\U000e0041ü€"
+	r := result()
+	r.Console = []byte(guest)
+	r.TestResults = testResults(`{"name": "` + guest + `"}`)
+	var out bytes.Buffer
+	if err := report.JSON(&out, "v1", r); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range out.String() {
+		if c != '\n' && !unicode.IsPrint(c) {
+			t.Fatalf("%q is in %q", c, out.String())
+		}
+	}
+	var got struct {
+		Console string `json:"console_tail"`
+		Results []struct{ Name string }
+	}
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Console != guest || got.Results[0].Name != guest {
+		t.Errorf("%q, %q", got.Console, got.Results[0].Name)
+	}
+	if !strings.Contains(out.String(), "ü€") {
+		t.Error("what is printable is escaped")
+	}
+}
+
+// The same goes for JUnit's XML.
+func TestJUnitIsHarmless(t *testing.T) {
+	const guest = "\u009b2J\u007f\u202e\ufeff\u2028\U000e0041ü€"
+	r := result()
+	r.Console = []byte(guest)
+	r.TestResults = testResults(`{"name": "` + guest + `", "passed": true}`)
+	var out bytes.Buffer
+	if err := report.JUnit(&out, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range out.String() {
+		if c != '\n' && !unicode.IsPrint(c) {
+			t.Fatalf("%q is in %q", c, out.String())
+		}
+	}
+	var got struct {
+		Out   string `xml:"system-out"`
+		Cases []struct {
+			Name string `xml:"name,attr"`
+		} `xml:"testcase"`
+	}
+	if err := xml.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Out != guest || got.Cases[1].Name != guest {
+		t.Errorf("%q, %q", got.Out, got.Cases[1].Name)
 	}
 }
 
