@@ -200,11 +200,18 @@ func (m *Monitor) payForRing() {
 }
 
 // Finish reads what is left in the ring. It must be called when the loop has ended, or was never started, and the guest
-// writes no more. A message that a handler has no room for is offered again until ctx ends, and then omitted.
+// writes no more. A message that a handler has no room for is offered again until ctx ends, and then omitted. Should
+// the guest go on all the same, because its machine could not be stopped, what a ring holds is read when ctx has ended,
+// and no more.
 func (m *Monitor) Finish(ctx context.Context) {
-	for {
+	for left := m.reader.Capacity(); ; {
 		d := m.drain()
+		if ctx.Err() != nil {
+			left -= min(left, d.Bytes)
+		}
 		switch {
+		case left == 0:
+			return
 		case d.More:
 			continue
 		case !d.Held:

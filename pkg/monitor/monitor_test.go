@@ -114,6 +114,34 @@ func TestHandlersGetTheirMessages(t *testing.T) {
 	}
 }
 
+// A guest that can't be stopped and writes without end does not hold up the end.
+func TestFinishWhileTheGuestWrites(t *testing.T) {
+	const before = 1 << 17 // more than are read in one go
+	b := newBench(t, 4<<20, time.Hour)
+	b.mux.HandleFunc(shm.Stdout, func(shm.Message) monitor.Verdict {
+		_ = b.writer.Write(shm.Stdout, []byte("more")) // there may be no room
+		return monitor.Continue
+	})
+	for range before {
+		b.write(shm.Stdout, "more")
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	finished := make(chan struct{})
+	go func() {
+		b.monitor.Finish(over)
+		close(finished)
+	}()
+	select {
+	case <-finished:
+	case <-time.After(hangLimit):
+		t.Fatal("it goes on for as long as the guest writes")
+	}
+	if n := b.monitor.Stats().Messages; n < before {
+		t.Errorf("%d messages were read of those that there were", n)
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	b := newBench(t, 4096, time.Millisecond)
 	stop := errors.New("seen enough")
