@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,7 +58,8 @@ the run read the messages, and --since may lie before now: see ktstr-vmm ctl tai
 				}
 				return o.followingRun(c, args[0])
 			}
-			f, err := os.Open(args[0])
+			// A named pipe is no image, whether it has a writer or not.
+			f, err := os.OpenFile(args[0], os.O_RDONLY|syscall.O_NONBLOCK, 0)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,6 +92,25 @@ func TestInspectAnyImage(t *testing.T) {
 	inspectEnds(t, "noise", noise, 125)
 	copy(noise, image[:12]) // a ring's first fields, then noise
 	inspectEnds(t, "noisy ring", noise, 0, 1)
+}
+
+// A named pipe is no image, and inspect does not wait for who opens its other end.
+func TestInspectPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code := make(chan int, 1)
+	var out, errOut limited
+	go func() { code <- execute([]string{"inspect", path}, &out, &errOut) }()
+	select {
+	case got := <-code:
+		if got != 125 || !strings.Contains(string(errOut.text), "copy it to a file first") {
+			t.Errorf("exit code %d: %s", got, errOut.text)
+		}
+	case <-time.After(hangLimit):
+		t.Fatal("inspect waits for a writer")
+	}
 }
 
 // The same for an arm64 guest's device tree and RAM.

@@ -106,6 +106,9 @@ func (c Client) Ring(ctx context.Context, w io.Writer) error {
 		written += uint64(n)
 		return err
 	})
+	if err == nil && (size == 0 || written > size) {
+		err = fmt.Errorf("%w: %d bytes of a ring of %d", ErrProtocol, written, size)
+	}
 	if err != nil {
 		return err
 	}

@@ -603,6 +603,15 @@ func TestHostileAnswers(t *testing.T) {
 			t.Errorf("a ring of %d bytes: %v", size, err)
 		}
 	}
+	for name, ring := range map[string]string{
+		"no size": `{"ktstr_vmm_control":1,"end":{}}` + "\n",
+		"a new one": `{"ktstr_vmm_control":1,"size":9,"at":5,"data":"AAAA"}` + "\n" + `{"size":4}` + "\n" +
+			`{"end":{}}` + "\n",
+	} {
+		if err := says(t, ring, true).Ring(t.Context(), io.Discard); !errors.Is(err, control.ErrProtocol) {
+			t.Errorf("a ring with %s: %v", name, err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), hangLimit)
 	defer cancel()
 	err := says(t, `{"ktstr_vmm_control":1,"size":4096}`+"\n", false).Ring(ctx, io.Discard)
