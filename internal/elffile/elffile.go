@@ -87,22 +87,3 @@ func Data(s *elf.Section, most uint64) ([]byte, error) {
 	}
 	return s.Data()
 }
-
-// Headers opens a file without its sections, which a loader has no need of.
-func Headers(r io.ReaderAt) (*elf.File, error) { return elf.NewFile(headers{r}) }
-
-// headers is a file whose header names no sections.
-type headers struct{ io.ReaderAt }
-
-// ReadAt implements io.ReaderAt.
-func (h headers) ReadAt(p []byte, off int64) (int, error) {
-	n, err := h.ReaderAt.ReadAt(p, off)
-	hide := func(at, size int64) { // of a 64-bit file
-		for i := max(at, off); i < min(at+size, off+int64(n)); i++ {
-			p[i-off] = 0
-		}
-	}
-	hide(offShoff, 8)
-	hide(offShnum, 4) // and e_shstrndx
-	return n, err
-}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/ktstr/ktstr-vmm/internal/elffile"
 	"github.com/ktstr/ktstr-vmm/pkg/guestmem"
 	"github.com/ktstr/ktstr-vmm/pkg/vm"
 )
@@ -29,7 +28,7 @@ func (ELF) Board() vm.Board { return Board{} }
 
 // Load implements vm.Loader; it fails with vm.ErrKernel.
 func (e ELF) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
-	f, err := elffile.Headers(e.File)
+	f, err := elfHeaders(e.File)
 	if err != nil {
 		return k, fmt.Errorf("%w: no ELF file: %w", vm.ErrKernel, err)
 	}
@@ -38,12 +37,34 @@ func (e ELF) Load(ram *guestmem.Memory) (k vm.Kernel, err error) {
 		return k, err
 	}
 	for _, p := range segments { // what the file leaves out is zero already: RAM is fresh
-		if err := ram.Fill(p.Open(), guestmem.Addr(p.Paddr), p.Filesz); err != nil {
+		content := io.NewSectionReader(e.File, int64(p.Off), int64(p.Filesz))
+		if err := ram.Fill(content, guestmem.Addr(p.Paddr), p.Filesz); err != nil {
 			return k, fmt.Errorf("%w: a segment of 0x%x bytes at file offset 0x%x: %w; the file is cut short",
 				vm.ErrKernel, p.Filesz, p.Off, err)
 		}
 	}
 	return vm.Kernel{Entry: guestmem.Addr(f.Entry), End: end}, nil
+}
+
+// elfHeaders reads the ELF header and the program headers of a file. debug/elf wants the section headers too, which are
+// at the end of the file, and whose names may be of any length: it is shown a file without them.
+func elfHeaders(file io.ReaderAt) (*elf.File, error) { return elf.NewFile(withoutSections{file}) }
+
+// withoutSections is a 64-bit ELF file whose header names no sections.
+type withoutSections struct{ file io.ReaderAt }
+
+// ReadAt implements io.ReaderAt.
+func (w withoutSections) ReadAt(p []byte, off int64) (int, error) {
+	const offShoff, offShnum, headerEnd = 0x28, 0x3c, 0x40
+	n, err := w.file.ReadAt(p, off)
+	hide := func(from, to int64) {
+		for i := max(from, off); i < min(to, off+int64(n)); i++ {
+			p[i-off] = 0
+		}
+	}
+	hide(offShoff, offShoff+8)
+	hide(offShnum, headerEnd) // e_shnum, e_shstrndx
+	return n, err
 }
 
 // loadable returns the segments of an x86_64 kernel that are to be loaded, sorted by their place in memory, and where

@@ -25,9 +25,10 @@ func loadELFStream(r io.Reader, ram *guestmem.Memory) (entry, end guestmem.Addr,
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF { // those by themselves mean a small file
 		return 0, 0, fmt.Errorf("%w: %w", vm.ErrKernel, err)
 	}
-	f, err := elfHeaders(head[:n])
+	f, err := elfHeaders(bytes.NewReader(head[:n]))
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, fmt.Errorf("%w: no ELF file with its headers in its first %d bytes: %w", vm.ErrKernel, headerRoom,
+			err)
 	}
 	segments, end, err := loadable(f, ram)
 	if err != nil {
@@ -41,22 +42,6 @@ func loadELFStream(r io.Reader, ram *guestmem.Memory) (entry, end guestmem.Addr,
 		return 0, 0, fmt.Errorf("%w: behind its segments: %w", vm.ErrKernel, err)
 	}
 	return guestmem.Addr(f.Entry), end, nil
-}
-
-// elfHeaders reads the ELF header and the program headers from a file's first bytes. debug/elf wants
-// the section headers too, which are at the file's end: it is shown a file without them.
-func elfHeaders(head []byte) (*elf.File, error) {
-	const offShoff, offShnum, headerEnd = 0x28, 0x3c, 0x40 // of a 64-bit file
-	if len(head) >= headerEnd {
-		head = bytes.Clone(head)
-		clear(head[offShoff : offShoff+8])
-		clear(head[offShnum:headerEnd]) // e_shnum, e_shstrndx
-	}
-	f, err := elf.NewFile(bytes.NewReader(head))
-	if err != nil {
-		return nil, fmt.Errorf("%w: no ELF file with its headers in its first %d bytes: %w", vm.ErrKernel, headerRoom, err)
-	}
-	return f, nil
 }
 
 // fillSegments reads segments from a stream of the whole file into ram. What the file leaves out of a
