@@ -196,10 +196,8 @@ func TestDoctorFix(t *testing.T) {
 	t.Run("access by other means", func(t *testing.T) {
 		h := newSickHost(t, path)
 		h.file("dev/kvm", "")
-		for _, dir := range []string{filepath.Dir(filepath.Dir(path)), filepath.Dir(h.dir)} { // of tests, and nobody else's
-			if err := os.Chmod(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
+		if err := os.Chmod(filepath.Dir(h.dir), 0o755); err != nil { // of tests, and nobody else's
+			t.Fatal(err)
 		}
 		access := func(mode os.FileMode, group int, want string) {
 			t.Helper()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -20,7 +21,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"ktstr-vmm": main})
+	testscript.Main(tests{m}, map[string]func(){"ktstr-vmm": main})
+}
+
+// tests are this package's, after which what they have built is removed.
+type tests struct{ *testing.M }
+
+func (m tests) Run() int {
+	defer func() { _ = os.RemoveAll(built.dir) }()
+	return m.M.Run()
 }
 
 // TestScripts runs the command as a user does, where no machine is needed. Beside testscript's own commands
@@ -68,6 +77,7 @@ func TestScripts(t *testing.T) {
 
 // TestMachineScripts does so with machines, on each back end and for each architecture.
 func TestMachineScripts(t *testing.T) {
+	t.Parallel()
 	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		traits := vmtest.TraitsOf(m.Arch)
 		scripts(t, "machine", map[string]string{
@@ -113,18 +123,39 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// program builds the command for tests that need a process of its own: signals, pipes, scrapes. Where
-// there is no go command, as in the bed, it is built already.
+// built is the command as program has built it. It is built once: each time takes seconds of a processor.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// program is the command for tests that need a process of its own: signals, pipes, scrapes. Where there is no go
+// command, as in the bed, it is built already.
 func program(t *testing.T) string {
 	t.Helper()
 	if path := os.Getenv("KTSTR_TEST_VMM"); path != "" {
 		return path
 	}
-	path := filepath.Join(t.TempDir(), "ktstr-vmm")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	built.once.Do(func() { built.err = build() })
+	if built.err != nil {
+		t.Fatal(built.err)
 	}
-	return path
+	return filepath.Join(built.dir, "ktstr-vmm")
+}
+
+// build builds the command in a folder that every user can look into.
+func build() (err error) {
+	if built.dir, err = os.MkdirTemp("", "ktstr-vmm"); err != nil {
+		return err
+	}
+	if err := os.Chmod(built.dir, 0o755); err != nil {
+		return err
+	}
+	if out, err := exec.Command("go", "build", "-o", built.dir, ".").CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // limited keeps the first bytes that are written to it.
