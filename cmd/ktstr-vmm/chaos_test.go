@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,7 @@ func fill(t *testing.T, w *os.File) (n int) {
 
 // A reader of stderr that is stuck holds up neither a usage error, nor a run, nor its last words.
 func TestStuckStderr(t *testing.T) {
+	t.Parallel()
 	path := program(t)
 	b := testenv.Backend(t)
 	for want, args := range map[int][]string{
@@ -177,8 +179,9 @@ func TestChaos(t *testing.T) {
 	leavesNothing(t)
 	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		runs := map[string]int{"kvm": 300, "emulator": 150}[m.Backend.Name()]
-		if testing.Short() {
-			runs /= 5
+		atOnce := 20 * runtime.GOMAXPROCS(0) // most of them wait for their deadlines or readers
+		if testing.Short() {                 // also in the bed, whose processors are slow
+			runs, atOnce = runs/5, 12*runtime.GOMAXPROCS(0)
 		}
 		r := rand.New(rand.NewPCG(seed, 0))
 		dir := t.TempDir()
@@ -186,7 +189,6 @@ func TestChaos(t *testing.T) {
 		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		const atOnce = 12 // most of them wait for their deadlines or readers
 		var running sync.WaitGroup
 		slots := make(chan struct{}, atOnce)
 		for i := range runs {

@@ -13,6 +13,7 @@ import (
 
 // In each shell, what a user begins to type becomes what there is: types, scenarios, kernels of the cache.
 func TestCompletionInShells(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Symlink(program(t), filepath.Join(dir, "ktstr-vmm")); err != nil {
 		t.Fatal(err)

@@ -170,6 +170,7 @@ func TestReadmeHasFlags(t *testing.T) {
 
 // Reports are as their schema says, however a run ended; and the configs that are shipped are taken.
 func TestReportsMatchTheirSchema(t *testing.T) {
+	t.Parallel()
 	configs := filepath.Join("..", "..", "configs")
 	schema, err := jsonschema.NewCompiler().Compile(filepath.Join(configs, "schema", "report.json"))
 	if err != nil {

@@ -107,6 +107,7 @@ func (p *place) does(args ...string) string {
 // Each action, against a run that goes on until it is told to stop; its followers get to its end all that is in its
 // report.
 func TestCtl(t *testing.T) {
+	t.Parallel()
 	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		p := newPlace(t)
 		file := filepath.Join(p.dir, "report.json")
@@ -313,6 +314,7 @@ func (p *place) isLeft(id string) {
 
 // A guest that listens is asked to stop, and its run is one that was interrupted all the same.
 func TestCtlStopAsksTheGuest(t *testing.T) {
+	t.Parallel()
 	testenv.EachMachine(t, func(t *testing.T, m testenv.Machine) {
 		p := newPlace(t)
 		file := filepath.Join(p.dir, "report.json")
@@ -330,6 +332,7 @@ func TestCtlStopAsksTheGuest(t *testing.T) {
 
 // What is asked of no run, or of one of many, is one line that says what to do.
 func TestCtlFindsRuns(t *testing.T) {
+	t.Parallel()
 	accel := testenv.Backend(t).Name()
 	p := newPlace(t)
 	_, _, a := p.start("demo", "--accel", accel, "--scenario", "hang")
@@ -404,6 +407,7 @@ func TestCtlFindsRuns(t *testing.T) {
 
 // A socket that nobody has asked for is no reason to fail, nor to say anything; one that was asked for is.
 func TestControlSocketThatCannotBe(t *testing.T) {
+	t.Parallel()
 	accel := testenv.Backend(t).Name()
 	p := newPlace(t)
 	run := func(env string, args ...string) (int, string) {
@@ -453,6 +457,7 @@ func TestControlSocketThatCannotBe(t *testing.T) {
 
 // What answers may be no run: none of its words are for a terminal to act on.
 func TestCtlShowsWhatItIsTold(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t)
 	const id = "0123456789abcdef"
 	folder := filepath.Join(p.dir, "ktstr-vmm")

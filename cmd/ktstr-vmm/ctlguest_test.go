@@ -49,6 +49,7 @@ func pretends(t *testing.T, session func(in *bufio.Reader, conn net.Conn)) *exec
 
 // Ctrl-A x leaves a run that takes nothing of what is typed, nor the window's size.
 func TestCtlShellThatTakesNothing(t *testing.T) {
+	t.Parallel()
 	cmd := pretends(t, func(*bufio.Reader, net.Conn) { <-t.Context().Done() })
 	x := ptytest.Start(t, hangLimit, cmd)
 	x.Want("open")
@@ -70,6 +71,7 @@ func TestCtlShellThatTakesNothing(t *testing.T) {
 
 // What is typed has an end, whatever it ends with, and even if it can't be read.
 func TestCtlShellTypesAnEnd(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for text, want := range map[string]string{
 		"": "\x04", "a\n": "a\n\x04", "a": "a\x04\x04", "\x00": "\x00\x04\x04", "a folder": "\x04",
@@ -114,6 +116,7 @@ func TestCtlShellTypesAnEnd(t *testing.T) {
 
 // Who leaves before there is a shell has left it.
 func TestCtlShellIsLeftBefore(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t)
 	socket := filepath.Join(p.dir, "run.sock")
 	l, err := net.Listen("unix", socket)

@@ -140,6 +140,7 @@ func (f *follower) ends(sig syscall.Signal, code int) {
 
 // One process writes a ring, another one follows it.
 func TestFollow(t *testing.T) {
+	t.Parallel()
 	path := program(t)
 	for name, test := range map[string]func(*testing.T, string){
 		"file": testFollowFile, "JSON": testFollowJSON, "broken file": testFollowBrokenFile,

@@ -195,6 +195,7 @@ func TestPollReaderOfASharedFile(t *testing.T) {
 // A run in a terminal whose kernel does not come: the terminal is raw, and has its settings back after Ctrl-A x, and
 // after this program was killed.
 func TestTerminalIsGivenBack(t *testing.T) {
+	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "kernel")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
@@ -226,6 +227,7 @@ func TestTerminalIsGivenBack(t *testing.T) {
 
 // A terminal that goes away ends the run, even one that ignores SIGHUP: nobody is left who could.
 func TestTerminalGoesAway(t *testing.T) {
+	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "kernel")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)

@@ -84,6 +84,7 @@ func get(t *testing.T, url, accept string) (body string, contentType string) {
 
 // While a guest runs, a scrape has every metric of the contract, and promtool has nothing to say.
 func TestMetricsWhileAGuestRuns(t *testing.T) {
+	t.Parallel()
 	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cmd, url := serve(t, "demo", "--accel", b.Name(), "--scenario", "hang", "--grace", "0s")
 		body, _ := get(t, url, "text/plain")
@@ -124,6 +125,7 @@ func TestMetricsWhileAGuestRuns(t *testing.T) {
 
 // After the run its metrics linger, until somebody has enough.
 func TestMetricsLinger(t *testing.T) {
+	t.Parallel()
 	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		cmd, url := serve(t, "demo", "--accel", b.Name(), "--scenario", "fail", "--metrics-linger", "1h")
 		deadline := time.Now().Add(hangLimit)
@@ -147,6 +149,7 @@ func TestMetricsLinger(t *testing.T) {
 
 // Signals: the guest is asked to stop and its last words are in the report.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		for signal, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
 			cmd := exec.Command(program(t), "demo", "--accel", b.Name(), "--scenario", "graceful", "--report", "-",
@@ -184,6 +187,7 @@ func TestInterrupted(t *testing.T) {
 
 // However the program ends, its emulator ends with it.
 func TestKilledProgramLeavesNoChild(t *testing.T) {
+	t.Parallel()
 	testenv.Emulator(t)
 	cmd, url := serve(t, "demo", "--accel", "emulator", "--scenario", "hang")
 	get(t, url, "text/plain")
@@ -210,6 +214,7 @@ func TestKilledProgramLeavesNoChild(t *testing.T) {
 
 // Nobody reads the output, or who read it went away: the run ends all the same, with its own code.
 func TestOutputThatNobodyReads(t *testing.T) {
+	t.Parallel()
 	testenv.EachBackend(t, func(t *testing.T, b vm.Backend) {
 		path := program(t)
 		w := pipe(t, stuck)
@@ -302,6 +307,7 @@ func TestHostWithoutAnything(t *testing.T) {
 
 // On this host, whatever it has, one back end works, and auto takes one that does.
 func TestDoctorAndAuto(t *testing.T) {
+	t.Parallel()
 	path := program(t)
 	out, err := exec.Command(path, "doctor").Output()
 	if err != nil && testenv.EmulatorMissing() == nil {

@@ -303,6 +303,7 @@ func (x *tmux) wait(what string) string {
 
 // The real program in a terminal whose size changes.
 func TestStatusLineInTmux(t *testing.T) {
+	t.Parallel()
 	testenv.Emulator(t)
 	x := newTmux(t, "sh", "-c",
 		// What is above the line is more than a split of it takes: tmux lets a screen's first lines go.
@@ -333,6 +334,7 @@ func TestStatusLineInTmux(t *testing.T) {
 
 // Ctrl-Z takes the line away, and a run in the background leaves the shell's prompt alone.
 func TestStatusLineOfAJob(t *testing.T) {
+	t.Parallel()
 	testenv.Emulator(t)
 	x := newTmux(t, testenv.Tool(t, "bash"), "--norc", "--noprofile")
 	file := t.TempDir() + "/pid"
@@ -367,6 +369,7 @@ func TestStatusLineOfAJob(t *testing.T) {
 
 // Without a terminal a run says nothing of how it stands unless it is verbose, and quiet ones say nothing at all.
 func TestStatusInALog(t *testing.T) {
+	t.Parallel()
 	testenv.Emulator(t)
 	path := program(t)
 	output := func(args ...string) (stdout, stderr string, code int) {
@@ -398,6 +401,7 @@ func TestStatusInALog(t *testing.T) {
 
 // What a verbose run says in the log of how it stands.
 func TestVerboseStatus(t *testing.T) {
+	t.Parallel()
 	log, err := os.Create(t.TempDir() + "/log")
 	if err != nil {
 		t.Fatal(err)
