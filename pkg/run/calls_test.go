@@ -113,6 +113,7 @@ func TestNoCalls(t *testing.T) {
 
 // While somebody is at a prompt no deadline passes, and afterwards it goes on.
 func TestPromptHoldsDeadlines(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		exits   bool
 		outcome run.Outcome

@@ -50,6 +50,7 @@ func facts() []introspect.CPU {
 
 // A guest that hangs is looked at when it is asked to stop, and when it was stopped.
 func TestLooks(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, hangs)
 	cfg := f.withKernel(t)
 	cfg.Timeout, cfg.Grace = 4*time.Second, 2*time.Second
@@ -68,6 +69,7 @@ func TestLooks(t *testing.T) {
 
 // A scenario that has stalled is looked at, and the guest goes on.
 func TestLookAtStall(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, func(w *shm.Writer, stopped <-chan struct{}) {
 		_ = w.TryWrite(shm.ScenarioStart, nil)
 		<-stopped
@@ -94,6 +96,7 @@ func TestNoLooks(t *testing.T) {
 
 // A kernel's file on a file system that does not answer delays no deadline, and the end of a run by 2 s.
 func TestLooksDoNotWaitForFiles(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, hangs)
 	cfg := f.withKernel(t)
 	cfg.Timeout = time.Second

@@ -139,6 +139,7 @@ func ended(t *testing.T, ctx context.Context, cfg run.Config, outcome run.Outcom
 
 // A reader that takes nothing moves no deadline.
 func TestDeadlinesDoNotWaitForReaders(t *testing.T) {
+	t.Parallel()
 	for _, grace := range []time.Duration{-1, 100 * time.Millisecond} {
 		cfg := newFake(t, floods).config()
 		cfg.Timeout, cfg.Grace, cfg.OnMessage = 300*time.Millisecond, grace, noRoom
@@ -151,6 +152,7 @@ func TestDeadlinesDoNotWaitForReaders(t *testing.T) {
 
 // Nor does it keep signals and a cancelled context from being seen.
 func TestSignalsDoNotWaitForReaders(t *testing.T) {
+	t.Parallel()
 	cfg := newFake(t, floods).config()
 	cfg.OnMessage, cfg.Grace = noRoom, time.Hour
 	signals := make(chan os.Signal, 2)
@@ -215,6 +217,7 @@ func TestOutputWaitsForItsReader(t *testing.T) {
 
 // The building of a machine may wait for ever: for a file, say. The run does not.
 func TestStuckBuildDoesNotHoldUpTheEnd(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		timeout time.Duration
 		signal  os.Signal

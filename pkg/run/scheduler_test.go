@@ -107,6 +107,7 @@ func awaitDump(f *fake, most time.Duration) bool {
 
 // Each stall has one dump, and only a scenario can stall.
 func TestDumpAtAStall(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		stall run.Stall
 		why   string
@@ -161,6 +162,7 @@ func stimulusMessage() message {
 
 // At the soft deadline the dump is asked for before the guest is asked to stop, where it is wanted.
 func TestDumpAtSoftDeadline(t *testing.T) {
+	t.Parallel()
 	for _, wanted := range []bool{true, false} {
 		t.Run(fmt.Sprint(wanted), func(t *testing.T) {
 			var f *fake

@@ -43,6 +43,7 @@ func hangs(_ *shm.Writer, stopped <-chan struct{}) { <-stopped }
 // A guest that is asked to stop at the soft deadline or by a signal has its last words kept, and they do not make
 // the run a success.
 func TestAskedToStop(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		timeout time.Duration
 		signal  os.Signal
@@ -73,6 +74,7 @@ func TestAskedToStop(t *testing.T) {
 
 // What was written before the soft deadline counts, though it was not read yet.
 func TestExitBeforeTheSoftDeadline(t *testing.T) {
+	t.Parallel()
 	cfg := newFake(t, sends(false, coded(shm.Exit, 6))).config()
 	cfg.Timeout, cfg.Grace, cfg.Poll = time.Second, time.Second, time.Hour
 	if r := ended(t, t.Context(), cfg, run.Exited); r.ExitCode != 6 {
@@ -83,6 +85,7 @@ func TestExitBeforeTheSoftDeadline(t *testing.T) {
 // A signal ends a guest that does not listen: when the grace is over, or at once where there is none. A signal
 // that is none of syscall's has SIGINT's code.
 func TestSignalsEndDeafGuests(t *testing.T) {
+	t.Parallel()
 	for grace, signal := range map[time.Duration]os.Signal{20 * time.Millisecond: odd{}, -1: syscall.SIGINT} {
 		cfg := newFake(t, hangs).config()
 		signals := make(chan os.Signal, 1)
@@ -147,6 +150,7 @@ func TestMachinesOwnEnd(t *testing.T) {
 
 // A kernel's panic ends the run though the machine does not, when it has had time to say why.
 func TestPanicEndsARun(t *testing.T) {
+	t.Parallel()
 	var f *fake
 	f = newFake(t, func(_ *shm.Writer, stopped <-chan struct{}) {
 		_, _ = io.WriteString(f.console, "boot\r\nBUG: it breaks\r\nKernel panic - not syncing: broken\r\n")
@@ -294,6 +298,7 @@ func TestHandlers(t *testing.T) {
 // Where one reader took nothing until the time for slow ones was over, there is a moment left to write out what was
 // read last for another: that has a reader.
 func TestFlushHasAMoment(t *testing.T) {
+	t.Parallel()
 	cfg := newFake(t, sends(true, message{shm.Stdout, "for nobody"}, message{shm.Stderr, "for a reader"})).config()
 	cfg.OnMessage, cfg.FlushLimit = noRoom, time.Second
 	read := false
