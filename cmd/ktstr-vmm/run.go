@@ -72,7 +72,7 @@ func (o *options) guest() *linux.Guest {
 
 // machine makes a guest's machine, and says what it leaves out.
 func (o *options) machine(g *linux.Guest, say func(string, ...any)) (vm.Config, io.Closer, error) {
-	g.OnSkip = func(s initramfs.Skipped) { say("left out of the guest: %q, %s", s.Path, s.Kind()) }
+	g.OnLeftOut = func(what string) { say("left out of the guest: %s", what) }
 	cfg, files, err := g.Config()
 	err = o.bySetting(err)
 	if g.Sysroot == "" && (errors.Is(err, initramfs.ErrForeign) || errors.Is(err, initramfs.ErrLibrary)) {

@@ -109,7 +109,7 @@ func (l *lister) run() {
 	l.text(&s.CmdlineOnly, "cmdline-only", "", "all of it, but for the ring's parameters")
 	l.text(&s.Sysroot, "sysroot", "",
 		"a folder in which the programs and what they need are looked up, as for another architecture")
-	l.texts(&s.Include, "include", "SRC[:DST], a file or a folder that the guest gets")
+	l.texts(&s.Include, "include", "SRC[:DST], a file or a folder that the guest gets; a program brings its libraries")
 	scheduler := l.text(&s.Scheduler, "scheduler", "",
 		"'PATH ARG...', the scheduler under test: started before the command, and watched")
 	scheduler.check = func() error {

@@ -453,6 +453,45 @@ func TestMissingLibraryIsNamed(t *testing.T) {
 	}
 }
 
+// A program that is included brings its libraries, if they are there; that they are not is said.
+func TestAddLibraries(t *testing.T) {
+	loader := "/lib64/ld-linux-x86-64.so.2"
+	root := system(t, map[string]any{
+		loader:           program{},
+		"lib/l.so":       program{},
+		"mine/p":         program{interp: loader, needed: []string{"l.so"}},
+		"mine/lacks":     program{interp: loader, needed: []string{"l.so", "gone.so.7"}},
+		"mine/static":    program{},
+		"mine/elsewhere": program{machine: elf.EM_AARCH64, interp: "/lib/ld-linux-aarch64.so.1"},
+		"mine/text":      []byte("#!/bin/none\n"),
+	})
+	for name, want := range map[string]struct {
+		files   []string
+		leftOut string
+	}{
+		"p":         {[]string{strings.TrimPrefix(loader, "/"), "lib/l.so"}, ""},
+		"lacks":     {nil, "gone.so.7, which " + root + "/mine/lacks needs, is not found in "},
+		"static":    {},
+		"elsewhere": {},
+		"text":      {},
+	} {
+		a := initramfs.New()
+		a.Sysroot, a.Arch = root, "x86_64"
+		if err := a.AddLibraries(filepath.Join(root, "mine", name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		_, records := archived(t, a)
+		for _, file := range []string{strings.TrimPrefix(loader, "/"), "lib/l.so"} {
+			if _, ok := records[file]; ok != slices.Contains(want.files, file) {
+				t.Errorf("%s: %v", name, slices.Sorted(maps.Keys(records)))
+			}
+		}
+		if said := strings.Join(a.LeftOut(), "; "); !strings.Contains(said, want.leftOut) || want.leftOut == "" && said != "" {
+			t.Errorf("%s: %q, want %q", name, said, want.leftOut)
+		}
+	}
+}
+
 // A program for another architecture is refused, whatever it needs and wherever it is.
 func TestForeignPrograms(t *testing.T) {
 	root := system(t, map[string]any{

@@ -32,7 +32,7 @@ type Archive struct {
 	LibraryPath, Dir string
 
 	entries []*entry
-	skipped []Skipped
+	leftOut []string
 	laidOut []cpio.Record
 	base    struct {
 		io.ReaderAt
@@ -122,15 +122,6 @@ func status(info fs.FileInfo) syscall.Stat_t {
 	return syscall.Stat_t{Mode: uint32(info.Mode().Perm())}
 }
 
-// Skipped is a file that was left out of a tree, because nothing of the host would be behind it in a guest.
-type Skipped struct {
-	Path string
-	Type fs.FileMode
-}
-
-// Kind returns what it is, in words.
-func (s Skipped) Kind() string { return kind(s.Type) }
-
 func kind(mode fs.FileMode) string {
 	switch mode.Type() {
 	case 0:
@@ -147,11 +138,11 @@ func kind(mode fs.FileMode) string {
 	return mode.Type().String()
 }
 
-// Skipped returns what was left out of all trees so far.
-func (a *Archive) Skipped() []Skipped { return a.skipped }
+// LeftOut says what was left out so far, and why.
+func (a *Archive) LeftOut() []string { return a.leftOut }
 
 // AddTree adds a file, or a folder with everything in it; modes and links are kept. Sockets, named pipes and devices in
-// it are left out: see Skipped. If host itself is a link, the file that it leads to is added: at guest or, if that is
+// it are left out, because nothing of the host would be behind them: see LeftOut. If host itself is a link, the file that it leads to is added: at guest or, if that is
 // the same path, in its own place, with the link to it.
 func (a *Archive) AddTree(host, guest string) error {
 	info, err := os.Lstat(host)
@@ -208,7 +199,7 @@ func (a *Archive) addTree(host, guest string) error {
 				a.put(entry{Record: cpio.Directory(to, uint64(status(info).Mode&0o7777))})
 			}
 		case !d.Type().IsRegular() && path != host:
-			a.skipped = append(a.skipped, Skipped{path, d.Type()})
+			a.leftOut = append(a.leftOut, fmt.Sprintf("%q, %s", path, kind(d.Type())))
 		default:
 			return a.AddFile(path, to)
 		}

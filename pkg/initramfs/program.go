@@ -80,33 +80,64 @@ func (a *Archive) addFound(in root, path, real string) error {
 	return nil
 }
 
-// addLibraries adds what a dynamic ELF program needs. What any other file is, the guest's kernel will say.
+// AddLibraries adds the interpreter and the libraries of a program of the host, which itself is added by AddTree. They
+// are looked up as AddProgram looks them up. If they are not there, they are left out, for something else may bring
+// them: see LeftOut. What is no dynamic ELF program for Arch needs none.
+func (a *Archive) AddLibraries(path string) error {
+	real, err := hostRoot.real(path)
+	if err != nil {
+		return cantPut(path, err)
+	}
+	program := &library{root: hostRoot, path: path, real: real}
+	libs, err := a.needs(program)
+	switch {
+	case errors.Is(err, ErrForeign):
+		return nil
+	case err != nil:
+		a.leftOut = append(a.leftOut, fmt.Sprintf("the libraries of %q: %v", path, err))
+		return nil
+	}
+	return a.addNeeded(program, libs)
+}
+
+// addLibraries adds what a program needs.
 func (a *Archive) addLibraries(program *library) error {
-	name := program.root.file(program.path)
+	libs, err := a.needs(program)
+	if err != nil {
+		return cantPut(program.root.file(program.path), err)
+	}
+	return a.addNeeded(program, libs)
+}
+
+// needs returns what a dynamic ELF program needs, its interpreter first. What any other file is, the guest's kernel
+// will say.
+func (a *Archive) needs(program *library) ([]*library, error) {
 	o, err := openObject(program.root.file(program.real))
 	if errors.Is(err, errNotELF) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return cantPut(name, err)
+		return nil, err
 	}
 	if runs, ok := runsOn[a.Arch]; ok && !slices.Contains(runs, o.machine) {
-		return cantPut(name, fmt.Errorf("it %w: for %v, and the guest is %s", ErrForeign, o.machine, a.Arch))
+		return nil, fmt.Errorf("it %w: for %v, and the guest is %s", ErrForeign, o.machine, a.Arch)
 	}
 	if o.interp == "" {
-		return nil
+		return nil, nil
 	}
 	program.object = o
-	libs, err := libraries(a.system(), program, a.LibraryPath, a.Dir)
-	if err != nil {
-		return cantPut(name, err)
-	}
+	return libraries(a.system(), program, a.LibraryPath, a.Dir)
+}
+
+func (a *Archive) addNeeded(program *library, libs []*library) error {
 	for _, lib := range libs {
 		if err := a.addFound(lib.root, lib.path, lib.real); err != nil {
 			return err
 		}
 	}
-	a.linkCached(program, libs)
+	if len(libs) > 0 {
+		a.linkCached(program, libs)
+	}
 	return nil
 }
 

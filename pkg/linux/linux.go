@@ -63,8 +63,8 @@ type Guest struct {
 	// Reservation is how an arm64 kernel is kept off the ring.
 	Reservation fdt.Reservation
 
-	// OnSkip hears of each file in a tree that is left out of the guest; nil: nobody does.
-	OnSkip func(initramfs.Skipped)
+	// OnLeftOut hears of all that Include names and that is left out of the guest, and why; nil: nobody does.
+	OnLeftOut func(what string)
 
 	Append      string // what is added to Cmdline
 	CmdlineOnly string // what replaces it, and Append; "": nothing
@@ -147,9 +147,9 @@ func (g Guest) Config() (cfg vm.Config, files io.Closer, err error) {
 			return cfg, nil, &FieldError{"Initrd", g.Initrd, err}
 		}
 	}
-	if g.OnSkip != nil {
-		for _, s := range archive.Skipped() {
-			g.OnSkip(s)
+	if g.OnLeftOut != nil {
+		for _, what := range archive.LeftOut() {
+			g.OnLeftOut(what)
 		}
 	}
 	cfg.Initrd = archive
@@ -255,8 +255,10 @@ func (g Guest) sysroot() (string, error) {
 
 var errInclude = errors.New("it is SRC, which has the same path in the guest, or SRC:DST; neither can be empty")
 
+// addIncluded adds what Include names, and the libraries of the programs among it, of which what is included counts.
 func (g Guest) addIncluded(a *initramfs.Archive) error {
-	for _, include := range g.Include {
+	included := make([]struct{ src, dst string }, len(g.Include))
+	for i, include := range g.Include {
 		src, dst, ok := strings.Cut(include, ":")
 		if src == "" || ok && dst == "" {
 			return &FieldError{"Include", include, errInclude}
@@ -271,7 +273,15 @@ func (g Guest) addIncluded(a *initramfs.Archive) error {
 		case strings.HasSuffix(dst, "/") && !isDir(src):
 			dst += filepath.Base(src)
 		}
-		if err := a.AddTree(src, dst); err != nil {
+		if isProgram(src) {
+			if err := a.AddLibraries(src); err != nil {
+				return &FieldError{"Include", include, err}
+			}
+		}
+		included[i].src, included[i].dst = src, dst
+	}
+	for i, include := range g.Include {
+		if err := a.AddTree(included[i].src, included[i].dst); err != nil {
 			return &FieldError{"Include", include, err}
 		}
 	}
@@ -342,6 +352,12 @@ func addShell(a *initramfs.Archive) error {
 func isGoTest(program string) bool {
 	info, err := buildinfo.ReadFile(program)
 	return err == nil && strings.HasSuffix(info.Path, ".test")
+}
+
+// isProgram reports whether a path is that of a plain file that may be executed.
+func isProgram(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
 func isDir(path string) bool {

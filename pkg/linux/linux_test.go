@@ -3,6 +3,7 @@ package linux_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -189,16 +190,16 @@ func TestIncludeIntoFolder(t *testing.T) {
 }
 
 // What is left out of a tree is told of.
-func TestOnSkip(t *testing.T) {
+func TestOnLeftOut(t *testing.T) {
 	dir := t.TempDir()
 	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var said []string
 	described(t, linux.Guest{Command: []string{"/bin/sh"}, Include: []string{dir},
-		OnSkip: func(s initramfs.Skipped) { said = append(said, s.Path) }})
-	if !slices.Equal(said, []string{filepath.Join(dir, "fifo")}) {
-		t.Errorf("%q", said)
+		OnLeftOut: func(what string) { said = append(said, what) }})
+	if want := []string{fmt.Sprintf("%q, a named pipe", filepath.Join(dir, "fifo"))}; !slices.Equal(said, want) {
+		t.Errorf("%q, want %q", said, want)
 	}
 }
 
@@ -244,8 +245,9 @@ func TestLibraryPath(t *testing.T) {
 	lib := filepath.Join(dir, "lib", "libl.so")
 	env := func(value string) []string { return []string{"LD_LIBRARY_PATH=/none", "LD_LIBRARY_PATH=" + value} }
 	for name, g := range map[string]linux.Guest{
-		"the command's":   {Command: []string{"./p"}, Env: env("lib")},
-		"the scheduler's": {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env(filepath.Dir(lib))},
+		"an included program's": {Command: []string{"/bin/true"}, Include: []string{"p:/bin/mine"}, Env: env("lib")},
+		"the command's":         {Command: []string{"./p"}, Env: env("lib")},
+		"the scheduler's":       {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env(filepath.Dir(lib))},
 	} {
 		if _, files, _ := described(t, g); files[lib] == "" {
 			t.Errorf("%s library is missing", name)

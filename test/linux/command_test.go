@@ -86,6 +86,7 @@ func TestDynamicallyLinkedCommand(t *testing.T) {
 			"GREETING=hello world\nKTSTR_SOCKET=/run/ktstr/socket\nKTSTR_MESSAGES=/run/ktstr/messages\n")
 }
 
+// A script, with a folder and a dynamically linked program that are included.
 func TestScriptAndIncludedTree(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -104,11 +105,12 @@ func TestScriptAndIncludedTree(t *testing.T) {
 	script := filepath.Join(dir, "script")
 	if err := os.WriteFile(script,
 		[]byte("#!"+busybox(t)+" sh\nbusybox cat /data/link\nbusybox stat -c '%a %F' /data/a/file /data/b /data/link\n"+
-			"echo \"$1\"\n"), 0o755); err != nil {
+			"echo \"$1\"\nenvironment | busybox grep HOME\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	vmmRun(t, "--include", filepath.Join(dir, "tree")+":/data", "--", script, "an argument").want(t, 0,
-		"content of file\n640 regular file\n755 regular file\n777 symbolic link\nan argument\n")
+	vmmRun(t, "--include", filepath.Join(dir, "tree")+":/data",
+		"--include", filepath.Join(sysroot, "/usr/bin/env")+":/bin/environment", "--", script, "an argument").want(t, 0,
+		"content of file\n640 regular file\n755 regular file\n777 symbolic link\nan argument\nHOME=/root\n")
 }
 
 // What programs expect of a Linux system is there and can be written to.
