@@ -137,6 +137,20 @@ func TestPipesThatNobodyOpens(t *testing.T) {
 	}
 }
 
+// A run that ended before there was a machine does not speak of a kernel that came somewhere.
+func TestNoMachineYet(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program(t), "run", "--kernel", "/dev/null", "--report", fifo, "--timeout", "300ms", "--", "true")
+	out, err := cmd.CombinedOutput()
+	if text := string(out); cmd.ProcessState.ExitCode() != 124 || !strings.Contains(text, "was not built yet") ||
+		strings.Contains(text, "had not started") {
+		t.Errorf("%v: %s", err, text)
+	}
+}
+
 // chaosRun is one run with whatever can be in its way.
 type chaosRun struct {
 	scenario       string

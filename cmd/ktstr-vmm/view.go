@@ -125,6 +125,9 @@ func (v *commandView) summary(r *run.Result) {
 
 // timeoutHints says what else can be behind a timeout than the command.
 func timeoutHints(r *run.Result) (hints string) {
+	if len(r.Phases) == 0 {
+		return "" // the guest had not started, as the reason says
+	}
 	if r.Ring.ByType[shm.ScenarioStart.String()] == 0 {
 		hints = "\nThe command had not started; --verbose shows how far the kernel came.\n"
 		if r.Accelerator == (kvm.Backend{}).Name() {
