@@ -26,8 +26,6 @@ import (
 
 const (
 	defaultResults = "ktstr-results"
-	// maxRetries bounds --retries.
-	maxRetries = 100
 	// hurrySignals is how many signals end a suite at once, whatever its runs do.
 	hurrySignals = 3
 	// maxPendingLines is how much text waits for a slow reader, in bytes. What is more is left out; the report has it.
@@ -102,8 +100,8 @@ func (o *suiteOptions) choose(file string) (c chosen, err error) {
 	if o.jobs < 0 || o.jobs > 10000 {
 		return c, fmt.Errorf("--jobs %d: it can be 0 to 10000", o.jobs)
 	}
-	if o.retries < 0 || o.retries > maxRetries {
-		return c, fmt.Errorf("--retries %d: it can be 0 to %d", o.retries, maxRetries)
+	if o.retries < 0 || o.retries > suite.MaxRetries {
+		return c, fmt.Errorf("--retries %d: it can be 0 to %d", o.retries, suite.MaxRetries)
 	}
 	if o.push != "" {
 		if err := tally.CheckURL(o.push); err != nil {

@@ -54,6 +54,9 @@ type Expect struct {
 // maxRuns bounds a matrix.
 const maxRuns = 10000
 
+// MaxRetries is how many more attempts a run has at most.
+const MaxRetries = 100
+
 // own are the settings that a suite makes for each run.
 var own = []string{"report", "report-format", "console", "ring", "metrics-listen", "metrics-linger", "metrics-textfile",
 	"metrics-push", "exporter", "control", "suite", "name"}

@@ -137,8 +137,8 @@ func ReadReport(path string) (*Report, error) {
 }
 
 // maxObjects is how many objects a report has at most: a run has one, one of what was expected, and one for each
-// attempt before.
-const maxObjects = 64 * maxRuns
+// attempt before; and the report is one.
+const maxObjects = 1 + maxRuns*(2+MaxRetries)
 
 // fewObjects is a JSON text to read that has no more than maxObjects: an empty one takes two bytes there, and hundreds
 // of them where it is decoded.

@@ -23,7 +23,7 @@ type Runner struct {
 	Results *Results
 
 	Jobs     int  // how many runs at a time; 0 for as many as the host's CPUs and memory carry
-	Retries  int  // how many more attempts a run has that does not pass
+	Retries  int  // how many more attempts a run has that does not pass; at most MaxRetries
 	FailFast bool // start nothing more after the first run that failed
 	Shard    *Shard
 	Extra    []string      // flags for each run beside those of its files
