@@ -37,10 +37,11 @@ var (
 	workload = os.Getenv("KTSTR_TEST_WORKLOAD")
 	scxStats = os.Getenv("KTSTR_TEST_SCX_STATS")
 	helper   = flag.String("helper", "", "what this binary does inside a guest")
+	written  = flag.Int("written", bulk, "how many bytes bulk writes to stdout, and again to stderr")
 	messages = flag.String("messages", "0", "how many messages write-ring writes")
 )
 
-// bulk is how much a helper writes to stdout, and again to stderr.
+// bulk is how much a helper writes at most to stdout, and again to stderr.
 const bulk = 10 << 20
 
 func TestMain(m *testing.M) {
@@ -52,9 +53,9 @@ func TestMain(m *testing.M) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			os.Stderr.Write(bytesOf(2))
+			os.Stderr.Write(bytesOf(2)[:*written])
 		}()
-		os.Stdout.Write(bytesOf(1))
+		os.Stdout.Write(bytesOf(1)[:*written])
 		<-done
 	case "clock":
 		fail(reportClock())
