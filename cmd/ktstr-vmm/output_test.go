@@ -96,6 +96,7 @@ func (o *outlet) close(t *testing.T) []byte {
 // talker is a machine whose guest writes output as the agent does, and knows what it was told it could write.
 type talker struct {
 	memory  *guestmem.Memory
+	console io.Writer
 	ring    *guestmem.Window
 	says    func(g *talker, ctx context.Context) error // ends where ctx does
 	writer  *shm.Writer
@@ -114,7 +115,7 @@ func newTalker(cfg vm.Config, says func(*talker, context.Context) error) (*talke
 	if err != nil {
 		return nil, err
 	}
-	g := &talker{says: says, written: map[shm.Type][]byte{}, done: make(chan struct{})}
+	g := &talker{says: says, console: cfg.Console, written: map[shm.Type][]byte{}, done: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	at, size := layout.Reserved.Base, layout.Reserved.Size
 	if g.memory, err = guestmem.New(guestmem.Region{Base: at, Mem: make([]byte, size)}); err != nil {
@@ -162,6 +163,7 @@ type outputRun struct {
 	Ending         string
 	Cancelled      time.Duration // how long after the guest's start the run is; 0: it is not
 	Poll           time.Duration
+	Verbose        bool // stderr has the console, which has a line
 }
 
 func newOutputRun(r *rand.Rand) outputRun {
@@ -187,6 +189,9 @@ func newOutputRun(r *rand.Rand) outputRun {
 // is said beside them is.
 func (c outputRun) guest(r *rand.Rand) func(*talker, context.Context) error {
 	return func(g *talker, ctx context.Context) error {
+		if g.console != nil {
+			fmt.Fprintln(g.console, "a kernel's line")
+		}
 		largest := int(min(64<<10, g.writer.Capacity()/4)) // as the agent has it
 		for left := c.Bytes; left > 0 && ctx.Err() == nil; {
 			output := make([]byte, 0, largest+8)
@@ -244,6 +249,29 @@ func TestOutputIsExact(t *testing.T) {
 		})
 	}
 	running.Wait()
+}
+
+// Who reads neither the console nor what is said keeps no report from who reads that, and no exit code.
+func TestReportBesideAStuckReader(t *testing.T) {
+	t.Parallel()
+	c := outputRun{Stdout: fast, Stderr: stuck, Ring: 8 << 10, Ending: "exit", Poll: time.Millisecond, Verbose: true}
+	for _, path := range []string{filepath.Join(t.TempDir(), "report"), "-"} {
+		stdout, stderr := newOutlet(t, c.Stdout), newOutlet(t, c.Stderr)
+		_, code := c.run(t, rand.New(rand.NewPCG(0, 0)), stdout, stderr, path)
+		text := stdout.close(t)
+		stderr.close(t)
+		var err error
+		if path != "-" {
+			text, err = os.ReadFile(path)
+		}
+		var said outputReport
+		if err := errors.Join(err, json.Unmarshal(text, &said)); err != nil {
+			t.Errorf("--report %s: exit code %d, %v", path, code, err)
+		}
+		if code != 3 || said.Code != 3 {
+			t.Errorf("--report %s: exit code %d, %d in the report", path, code, said.Code)
+		}
+	}
 }
 
 // outputReport is what is looked at of a report.
@@ -328,6 +356,7 @@ func (c outputRun) run(t *testing.T, r *rand.Rand, stdout, stderr *outlet, repor
 	command := &cobra.Command{}
 	o.Accel, o.Memory, o.ShmSize, o.Poll = "emulator", 16<<20, c.Ring, c.Poll
 	o.Timeout, o.Grace, o.Report, o.ReportFormat = 1500*time.Millisecond, 300*time.Millisecond, report, "json"
+	o.Verbose = c.Verbose
 	command.SetContext(ctx)
 	// As writers only: whoever asks a file for its number makes it blocking, and nothing would end its writer here.
 	command.SetOut(struct{ io.Writer }{stdout.w})

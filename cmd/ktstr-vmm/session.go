@@ -29,6 +29,10 @@ import (
 // it: for the summary, the report and the error message.
 const lastWordsLimit = time.Second
 
+// filesLimit is how long the report's and the ring's files can hold it up: a disk may be stuck, or a pipe's reader.
+// No other reader takes anything of that: a file is there whoever does not read the rest.
+const filesLimit = 5 * time.Second
+
 // session is one run of a guest as the flags say. All that it writes to stdout and stderr goes through
 // streams: a reader that is stuck holds up nothing.
 type session struct {
@@ -216,8 +220,8 @@ func (s *session) serveMetrics(cfg *run.Config) error {
 	return nil
 }
 
-// end shows and writes down what became of the run, and returns the exit code. Whoever has to take that has
-// what is left of a run's time for slow readers, and lastWordsLimit at least.
+// end shows and writes down what became of the run, and returns the exit code. Whoever has to read that has what is
+// left of a run's time for slow readers, and lastWordsLimit at least; files have filesLimit.
 func (s *session) end(r *run.Result) int {
 	left := run.DefaultFlushLimit
 	if !s.guestEnded.IsZero() {
@@ -240,20 +244,35 @@ func (s *session) end(r *run.Result) int {
 	if file == nil && s.wantsReportFile() && r.Outcome != run.Failed {
 		s.fail(fmt.Sprintf("--report %q: the run ended before it was open", s.Report))
 	}
-	if err := s.writeRing(ctx, taken(s.ringFile), r); err != nil {
+	files, written := context.WithTimeout(context.Background(), filesLimit)
+	defer written()
+	ringFile := taken(s.ringFile)
+	ring := by(files, func() error { return writeRing(ringFile, r) })
+	err := by(files, func() error { return s.writeReport(file, r) })()
+	if err := ring(); err != nil {
 		code = run.CodeFailed
 		s.fail(fmt.Sprintf("--ring %q: %v", s.Ring, err))
 	}
-	err := by(ctx, func() error { return s.writeReport(file, r) })
-	if lost := s.stdout.Close(ctx); s.Report == "-" {
+	last, said := atLeast(ctx, lastWordsLimit)
+	defer said()
+	if lost := s.stdout.Close(last); s.Report == "-" {
 		err = errors.Join(err, lost)
 	}
 	if err != nil {
 		code = run.CodeFailed
 		s.fail(fmt.Sprintf("--report %q: %v", s.Report, err))
 	}
-	_ = s.stderr.Close(ctx) // there is no place left to say it
+	_ = s.stderr.Close(last) // there is no place left to say it
 	return code
+}
+
+// atLeast returns a context that ends when another one does, but not before some time has passed.
+func atLeast(ctx context.Context, some time.Duration) (context.Context, context.CancelFunc) {
+	end := time.Now().Add(some)
+	if at, ok := ctx.Deadline(); ok && at.After(end) {
+		end = at
+	}
+	return context.WithDeadline(context.Background(), end)
 }
 
 // close ends the streams of a session that ran nothing.
@@ -316,39 +335,45 @@ func (s *session) newView() view {
 	return newLiveView(s.stdout, true, wantsColour(s.stdoutFile))
 }
 
-// by does what may wait for ever, for as long as ctx allows: a pipe's reader or a disk may be stuck.
-func by(ctx context.Context, do func() error) error {
+// by begins what may wait for ever, because a pipe's reader or a disk may be stuck, and returns what waits for it as
+// long as ctx allows.
+func by(ctx context.Context, do func() error) (wait func() error) {
 	done := make(chan error, 1)
 	go func() { done <- do() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%w: nobody took it in time", io.ErrShortWrite)
+	return func() error {
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+		}
+		select {
+		case err := <-done: // it was in time
+			return err
+		default:
+			return fmt.Errorf("%w: nobody took it in time", io.ErrShortWrite)
+		}
 	}
 }
 
 // writeRing writes the ring where --ring wants it, with holes where the guest wrote nothing.
-func (s *session) writeRing(ctx context.Context, file *outputFile, r *run.Result) error {
+func writeRing(file *outputFile, r *run.Result) error {
 	if file == nil {
 		return nil
 	}
-	return by(ctx, func() error {
-		defer file.discard()
-		image := r.RingImage
-		if image == nil {
-			return nil // there was no machine, as the outcome says
-		}
-		for _, c := range image.Chunks {
-			if _, err := file.WriteAt(c.Data, int64(c.Offset)); err != nil {
-				return err
-			}
-		}
-		if err := file.Truncate(int64(image.Size)); err != nil {
+	defer file.discard()
+	image := r.RingImage
+	if image == nil {
+		return nil // there was no machine, as the outcome says
+	}
+	for _, c := range image.Chunks {
+		if _, err := file.WriteAt(c.Data, int64(c.Offset)); err != nil {
 			return err
 		}
-		return file.commit()
-	})
+	}
+	if err := file.Truncate(int64(image.Size)); err != nil {
+		return err
+	}
+	return file.commit()
 }
 
 // writeReport puts the report where --report wants it; demo's text is on stdout already, unless it is quiet.
