@@ -155,7 +155,7 @@ func (b *builder) linuxAt(p place, kernel string, inBed bool, run string) (suite
 // notInBed are the tests that the bed can't run: it has no lscpu, no Go command and no compiler, and QEMU looks for
 // what faults on Device memory where there is more than one processor.
 var notInBed = []string{
-	"^TestX86Lscpu$", "^TestSchedExtGuide$", "^TestArm64CopyFaults", "^TestArm64RingIsDeviceMemory$/^C$",
+	"^TestX86Lscpu$", "^TestSchedExt(Guide|Tutorial)$", "^TestArm64CopyFaults", "^TestArm64RingIsDeviceMemory$/^C$",
 }
 
 // linuxInBed is the Linux suite on KVM in the bed: of arm64, each of the hosts has one of the kernels.
