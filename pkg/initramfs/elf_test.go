@@ -486,7 +486,8 @@ func TestAddLibraries(t *testing.T) {
 				t.Errorf("%s: %v", name, slices.Sorted(maps.Keys(records)))
 			}
 		}
-		if said := strings.Join(a.LeftOut(), "; "); !strings.Contains(said, want.leftOut) || want.leftOut == "" && said != "" {
+		said := strings.Join(a.LeftOut(), "; ")
+		if !strings.Contains(said, want.leftOut) || want.leftOut == "" && said != "" {
 			t.Errorf("%s: %q, want %q", name, said, want.leftOut)
 		}
 	}

@@ -142,8 +142,8 @@ func kind(mode fs.FileMode) string {
 func (a *Archive) LeftOut() []string { return a.leftOut }
 
 // AddTree adds a file, or a folder with everything in it; modes and links are kept. Sockets, named pipes and devices in
-// it are left out, because nothing of the host would be behind them: see LeftOut. If host itself is a link, the file that it leads to is added: at guest or, if that is
-// the same path, in its own place, with the link to it.
+// it are left out, because nothing of the host would be behind them: see LeftOut. If host itself is a link, the file
+// that it leads to is added: at guest or, if that is the same path, in its own place, with the link to it.
 func (a *Archive) AddTree(host, guest string) error {
 	info, err := os.Lstat(host)
 	if err != nil {
