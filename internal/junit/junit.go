@@ -8,8 +8,8 @@ import (
 	"io"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
+
+	"github.com/ktstr/ktstr-vmm/internal/printable"
 )
 
 // Suite is a test suite.
@@ -112,26 +112,11 @@ func Write(w io.Writer, s Suite) error {
 		return err
 	}
 	b.WriteString("\n")
-	_, err := w.Write(printable(b.Bytes()))
+	// encoding/xml writes these as they are. Only texts and values of attributes have such characters.
+	_, err := w.Write(printable.Escape(b.Bytes(), func(out []byte, c rune) []byte {
+		return fmt.Appendf(out, "&#x%x;", c)
+	}))
 	return err
-}
-
-// printable makes references of characters that a terminal would act on, or that are not shown where they are:
-// encoding/xml leaves those from U+007F on. Only texts and values of attributes have such characters.
-func printable(text []byte) []byte {
-	shown := func(c rune) bool { return c < 0x7f || unicode.IsPrint(c) }
-	if bytes.IndexFunc(text, func(c rune) bool { return !shown(c) }) < 0 {
-		return text
-	}
-	out := make([]byte, 0, len(text))
-	for _, c := range string(text) {
-		if shown(c) {
-			out = utf8.AppendRune(out, c)
-		} else {
-			out = fmt.Appendf(out, "&#x%x;", c)
-		}
-	}
-	return out
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }

@@ -11,10 +11,10 @@ import (
 	"io"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/ktstr/ktstr-vmm/internal/printable"
 	"github.com/ktstr/ktstr-vmm/pkg/run"
 	"github.com/ktstr/ktstr-vmm/pkg/shm"
 	"github.com/ktstr/ktstr-vmm/pkg/topology"
@@ -363,23 +363,13 @@ func EncodeJSON(w io.Writer, v any) error {
 // are. Only strings have such characters, and there each has an escape; encoding/json makes use of those up to U+001F
 // alone.
 func PrintableJSON(text []byte) []byte {
-	shown := func(c rune) bool { return c < 0x7f || unicode.IsPrint(c) }
-	if bytes.IndexFunc(text, func(c rune) bool { return !shown(c) }) < 0 {
-		return text
-	}
-	out := make([]byte, 0, len(text))
-	for _, c := range string(text) {
-		switch {
-		case shown(c):
-			out = utf8.AppendRune(out, c)
-		case c > 0xffff:
+	return printable.Escape(text, func(out []byte, c rune) []byte {
+		if c > 0xffff {
 			high, low := utf16.EncodeRune(c)
-			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
-		default:
-			out = fmt.Appendf(out, `\u%04x`, c)
+			return fmt.Appendf(out, `\u%04x\u%04x`, high, low)
 		}
-	}
-	return out
+		return fmt.Appendf(out, `\u%04x`, c)
+	})
 }
 
 // maxNesting is how deep a result is nested at most. Readers of JSON have limits, and one that meets a deeper result
