@@ -277,7 +277,7 @@ func (o *ctlOptions) status() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(c.OutOrStdout(), run.Status)
+				return report.EncodeJSON(c.OutOrStdout(), run.Status)
 			}
 			return printStatus(c.OutOrStdout(), run.Status)
 		},

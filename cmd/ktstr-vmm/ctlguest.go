@@ -86,7 +86,7 @@ vmlinux or System.map that --symbols names, for a kernel that runs where it was 
 
 func printRegisters(w io.Writer, all []vm.Registers, name func(uint64) string, asJSON bool) error {
 	if asJSON {
-		return printJSON(w, report.RegistersJSON(all, name))
+		return report.EncodeJSON(w, report.RegistersJSON(all, name))
 	}
 	return report.WriteRegisters(w, all, name)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,16 +46,7 @@ func psJSON(w io.Writer, found []control.Found) error {
 			all = append(all, f.Status)
 		}
 	}
-	return printJSON(w, all)
-}
-
-func printJSON(w io.Writer, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(report.PrintableJSON(text), '\n'))
-	return err
+	return report.EncodeJSON(w, all)
 }
 
 // psTable prints the runs for people. One that has not answered is about to start, or its process is stopped.
