@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 )
@@ -19,8 +18,6 @@ const (
 	offShoff    = 0x28
 	offShnum    = 0x3c
 )
-
-var errSections = errors.New("its section headers")
 
 // Open opens a file with its sections. Beside debug/elf's reasons it fails for one that is not of 64 bits and
 // little-endian, and where names of sections are longer than any file's.
@@ -34,7 +31,7 @@ func Open(r io.ReaderAt) (*elf.File, error) {
 			elf.Data(header[elf.EI_DATA]), elf.ELFCLASS64, elf.ELFDATA2LSB)
 	}
 	if err := checkNames(r, header); err != nil {
-		return nil, fmt.Errorf("%w: %w", errSections, err)
+		return nil, fmt.Errorf("its section headers: %w", err)
 	}
 	return elf.NewFile(r)
 }
