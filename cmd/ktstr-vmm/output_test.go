@@ -161,6 +161,7 @@ type outputRun struct {
 	Ring           config.Size
 	Bytes          int // to be written
 	Ending         string
+	Timeout        time.Duration
 	Cancelled      time.Duration // how long after the guest's start the run is; 0: it is not
 	Poll           time.Duration
 	Verbose        bool // stderr has the console, which has a line
@@ -175,6 +176,8 @@ func newOutputRun(r *rand.Rand) outputRun {
 		Bytes:  r.IntN(1 << (10 + r.IntN(14))), // as many small ones as large ones
 		Ending: []string{"exit", "exit", "crash", "reset", "hang", "obey"}[r.IntN(6)],
 		Poll:   time.Duration(1+r.IntN(10)) * time.Millisecond,
+
+		Timeout: 1500 * time.Millisecond,
 	}
 	if r.IntN(3) == 0 { // more than what waits for a reader, the pipe and the ring
 		c.Bytes = outputLimit + r.IntN(3*outputLimit)
@@ -254,7 +257,8 @@ func TestOutputIsExact(t *testing.T) {
 // Who reads neither the console nor what is said keeps no report from who reads that, and no exit code.
 func TestReportBesideAStuckReader(t *testing.T) {
 	t.Parallel()
-	c := outputRun{Stdout: fast, Stderr: stuck, Ring: 8 << 10, Ending: "exit", Poll: time.Millisecond, Verbose: true}
+	c := outputRun{Stdout: fast, Stderr: stuck, Ring: 8 << 10, Ending: "exit", Poll: time.Millisecond, Timeout: hangLimit,
+		Verbose: true}
 	for _, path := range []string{filepath.Join(t.TempDir(), "report"), "-"} {
 		stdout, stderr := newOutlet(t, c.Stdout), newOutlet(t, c.Stderr)
 		_, code := c.run(t, rand.New(rand.NewPCG(0, 0)), stdout, stderr, path)
@@ -355,7 +359,7 @@ func (c outputRun) run(t *testing.T, r *rand.Rand, stdout, stderr *outlet, repor
 	o := newOptions(config.Run)
 	command := &cobra.Command{}
 	o.Accel, o.Memory, o.ShmSize, o.Poll = "emulator", 16<<20, c.Ring, c.Poll
-	o.Timeout, o.Grace, o.Report, o.ReportFormat = 1500*time.Millisecond, 300*time.Millisecond, report, "json"
+	o.Timeout, o.Grace, o.Report, o.ReportFormat = c.Timeout, 300*time.Millisecond, report, "json"
 	o.Verbose = c.Verbose
 	command.SetContext(ctx)
 	// As writers only: whoever asks a file for its number makes it blocking, and nothing would end its writer here.
