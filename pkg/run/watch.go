@@ -141,7 +141,7 @@ func (w *watcher) signalled(s os.Signal) {
 		w.signal == syscall.SIGTERM && s == syscall.SIGTERM && time.Since(w.signalledAt) < sameSignal {
 		return
 	}
-	w.history.event(EventStop, s.String())
+	w.history.event(EventStop, SignalName(s))
 	switch {
 	case w.signal != nil:
 		w.stop(errInterrupt)

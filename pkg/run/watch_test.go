@@ -105,8 +105,8 @@ func TestSignalsAreEvents(t *testing.T) {
 	cfg.Grace, cfg.Signals = hangLimit, signals
 	cfg.OnStart = func() { signals <- syscall.SIGTERM; signals <- syscall.SIGINT }
 	r := ended(t, t.Context(), cfg, run.Interrupted)
-	if len(r.Events) != 2 || r.Events[0].Kind != run.EventStop || r.Events[0].Text != syscall.SIGTERM.String() ||
-		r.Events[1].Kind != run.EventStop || r.Events[1].Text != syscall.SIGINT.String() {
+	if len(r.Events) != 2 || r.Events[0].Kind != run.EventStop || r.Events[0].Text != "SIGTERM" ||
+		r.Events[1].Kind != run.EventStop || r.Events[1].Text != "SIGINT" {
 		t.Errorf("%+v", r.Events)
 	}
 }
