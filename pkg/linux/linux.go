@@ -232,6 +232,7 @@ func (g Guest) archive(arch string, modules []kernel.Module) (*initramfs.Archive
 		if err != nil {
 			return nil, &FieldError{Field: "Scheduler", Err: err}
 		}
+		a.Dir = "" // where the command and what it starts begin
 		j.Scheduler = append([]string{scheduler}, g.Scheduler[1:]...)
 		j.SchedulerWait = g.SchedulerWait
 	}

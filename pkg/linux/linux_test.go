@@ -245,6 +245,8 @@ func TestLibraryPath(t *testing.T) {
 	lib := filepath.Join(dir, "lib", "libl.so")
 	env := func(value string) []string { return []string{"LD_LIBRARY_PATH=/none", "LD_LIBRARY_PATH=" + value} }
 	for name, g := range map[string]linux.Guest{
+		"an included program's, beside a scheduler": {Command: []string{"/bin/true"}, Scheduler: []string{"/bin/true"},
+			Include: []string{"p:/bin/mine"}, Env: env("lib")},
 		"an included program's": {Command: []string{"/bin/true"}, Include: []string{"p:/bin/mine"}, Env: env("lib")},
 		"the command's":         {Command: []string{"./p"}, Env: env("lib")},
 		"the scheduler's":       {Command: []string{"/bin/true"}, Scheduler: []string{"./p"}, Env: env(filepath.Dir(lib))},
