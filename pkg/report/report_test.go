@@ -138,21 +138,28 @@ func TestJSONIsUTF8WhateverAGuestSends(t *testing.T) {
 	}
 }
 
+// hostile is what a guest says that a terminal would act on, or not show, and what is harmless.
+const hostile = "\u009b2J\u007f\u202e\ufeff\u2028\U000e0041ü€"
+
+func harmless(t *testing.T, text string) {
+	t.Helper()
+	for _, c := range text {
+		if c != '\n' && !unicode.IsPrint(c) {
+			t.Fatalf("%q is in %q", c, text)
+		}
+	}
+}
+
 // A terminal that shows a report as JSON acts on nothing that a guest wrote, and a reader of it gets all of that.
 func TestJSONIsHarmless(t *testing.T) {
-	const guest = "\u009b2J\u007f\u202e\ufeff\u2028\U000e0041ü€"
 	r := result()
-	r.Console = []byte(guest)
-	r.TestResults = testResults(`{"name": "` + guest + `"}`)
+	r.Console = []byte(hostile)
+	r.TestResults = testResults(`{"name": "` + hostile + `"}`)
 	var out bytes.Buffer
 	if err := report.JSON(&out, "v1", r); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range out.String() {
-		if c != '\n' && !unicode.IsPrint(c) {
-			t.Fatalf("%q is in %q", c, out.String())
-		}
-	}
+	harmless(t, out.String())
 	var got struct {
 		Console string `json:"console_tail"`
 		Results []struct{ Name string }
@@ -160,7 +167,7 @@ func TestJSONIsHarmless(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Console != guest || got.Results[0].Name != guest {
+	if got.Console != hostile || got.Results[0].Name != hostile {
 		t.Errorf("%q, %q", got.Console, got.Results[0].Name)
 	}
 	if !strings.Contains(out.String(), "ü€") {
@@ -170,19 +177,14 @@ func TestJSONIsHarmless(t *testing.T) {
 
 // The same goes for JUnit's XML.
 func TestJUnitIsHarmless(t *testing.T) {
-	const guest = "\u009b2J\u007f\u202e\ufeff\u2028\U000e0041ü€"
 	r := result()
-	r.Console = []byte(guest)
-	r.TestResults = testResults(`{"name": "` + guest + `", "passed": true}`)
+	r.Console = []byte(hostile)
+	r.TestResults = testResults(`{"name": "` + hostile + `", "passed": true}`)
 	var out bytes.Buffer
 	if err := report.JUnit(&out, r); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range out.String() {
-		if c != '\n' && !unicode.IsPrint(c) {
-			t.Fatalf("%q is in %q", c, out.String())
-		}
-	}
+	harmless(t, out.String())
 	var got struct {
 		Out   string `xml:"system-out"`
 		Cases []struct {
@@ -192,7 +194,7 @@ func TestJUnitIsHarmless(t *testing.T) {
 	if err := xml.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Out != guest || got.Cases[1].Name != guest {
+	if got.Out != hostile || got.Cases[1].Name != hostile {
 		t.Errorf("%q, %q", got.Out, got.Cases[1].Name)
 	}
 }
