@@ -69,8 +69,9 @@ func TestSchedulerExitWithCommand(t *testing.T) {
 	}
 	e, r := reported(t, "--include", script, "--scheduler", "busybox sh "+script, "--",
 		"busybox", "sh", "-c",
-		"until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; "+
-			"(busybox sleep 0.1; kill -9 $(busybox cat /tmp/scheduler.pid); busybox sleep 1000) & exit 0")
+		"until test -s /tmp/scheduler.pid; do busybox sleep 0.1; done; read scheduler < /tmp/scheduler.pid; "+
+			// It starts no program, which on a slow machine takes longer than the output is awaited.
+			"(while kill -0 $$; do :; done; kill -9 $scheduler; exec busybox sleep 1000) & exit 0")
 	if e.code != 121 || r.SchedulerExit == nil || r.SchedulerExit.Code == nil || *r.SchedulerExit.Code != 137 {
 		t.Errorf("exit code %d, %s\n%+v", e.code, e.stderr, r)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,23 +19,45 @@ import (
 	"github.com/ktstr/ktstr-vmm/internal/ptytest"
 )
 
-// interactive starts a run in a terminal, without a deadline for it, and returns what waits for its end.
-func interactive(t *testing.T, args ...string) (x *ptytest.Terminal, cmd *exec.Cmd, ends func(code int)) {
+// dialogue is a run in a terminal, which can be asked from beside it.
+type dialogue struct {
+	asked
+	*ptytest.Terminal
+	cmd *exec.Cmd
+}
+
+// interactive starts a run in a terminal, without a deadline for it. If the test fails, it says where the run is then.
+func interactive(t *testing.T, args ...string) dialogue {
 	t.Helper()
-	run := runArgs(args...)
+	d := dialogue{asked: asked{t, t.TempDir()}}
+	run := runArgs(append([]string{"--control", d.socket(), "--console", filepath.Join(d.dir, "console")}, args...)...)
 	at := slices.Index(run, "--timeout")
-	cmd = exec.Command(vmm, slices.Delete(run, at, at+2)...)
-	cmd.Env = append(os.Environ(), "TERM=vt100")
-	x = ptytest.Start(t, 4*time.Minute, cmd)
-	return x, cmd, func(code int) {
-		t.Helper()
-		err := cmd.Wait()
-		var exit *exec.ExitError
-		if err != nil && !errors.As(err, &exit) || cmd.ProcessState.ExitCode() != code {
-			t.Errorf("%v, want %d; %q", err, code, x.Shown())
+	d.cmd = exec.Command(vmm, slices.Delete(run, at, at+2)...)
+	d.cmd.Env = append(os.Environ(), "TERM=vt100")
+	d.Terminal = ptytest.Start(t, 4*time.Minute, d.cmd)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
 		}
-		x.WantSettings(true)
+		for _, args := range [][]string{{"status"}, {"tail"}, {"registers"}} {
+			out, _ := d.command(args...).CombinedOutput() // the run may be over
+			t.Logf("ctl %s:\n%s", args[0], out)
+		}
+		console, _ := os.ReadFile(filepath.Join(d.dir, "console"))
+		t.Logf("console:\n%s", console)
+	})
+	return d
+}
+
+// ends waits for the run's end.
+func (d dialogue) ends(code int) {
+	d.t.Helper()
+	err := d.cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || d.cmd.ProcessState.ExitCode() != code {
+		d.t.Errorf("%v, want %d; %q", err, code, d.Shown())
 	}
+	d.WantSettings(true)
 }
 
 // What is piped into a run comes to its command, to the end, byte for byte.
@@ -78,10 +101,9 @@ func (r *repeated) Read(p []byte) (int, error) {
 // there can be, help, the shell's exit code.
 func TestInteractive(t *testing.T) {
 	t.Parallel()
-	a := asked{t, t.TempDir()}
-	x, _, ends := interactive(t, "-it", "--control", a.socket(), "--", "busybox", "sh")
+	x := interactive(t, "-it", "--", "busybox", "sh")
 	x.Want("# ")
-	if status := a.ctl("status"); !strings.Contains(status, " of 8760h0m0s\n") {
+	if status := x.ctl("status"); !strings.Contains(status, " of 8760h0m0s\n") {
 		t.Errorf("%s", status)
 	}
 	x.Type("busybox stty size; echo term=$TERM; busybox tty\n")
@@ -111,23 +133,23 @@ func TestInteractive(t *testing.T) {
 	x.Type("\x01h")
 	x.Want("leaves")
 	x.Type("exit 7\n")
-	ends(7)
+	x.ends(7)
 }
 
 // A guest that dies under a raw terminal gives it back.
 func TestInteractiveEnds(t *testing.T) {
 	t.Parallel()
-	x, _, ends := interactive(t, "-it", "--", "busybox", "sh")
+	x := interactive(t, "-it", "--", "busybox", "sh")
 	x.Want("# ")
 	x.Type("echo c > /proc/sysrq-trigger\n")
-	ends(122)
+	x.ends(122)
 }
 
 // A command that fails leaves the user at a shell, for as long as that takes. Ctrl-A x leaves it, and the command's
 // code counts.
 func TestShellOnFailure(t *testing.T) {
 	t.Parallel()
-	x, cmd, ends := interactive(t, "--shell-on-failure", "--", "busybox", "sh", "-c", "echo so''far; exit 3")
+	x := interactive(t, "--shell-on-failure", "--", "busybox", "sh", "-c", "echo so''far; exit 3")
 	x.Want("sofar")
 	x.Want("# ")
 	x.Type("echo in $((40 + 2))\n")
@@ -135,7 +157,7 @@ func TestShellOnFailure(t *testing.T) {
 	if strings.Contains(x.Shown(), "timeout") {
 		t.Errorf("%q", x.Shown())
 	}
-	_ = cmd.Process.Signal(syscall.SIGWINCH) // and whoever sends it
+	_ = x.cmd.Process.Signal(syscall.SIGWINCH) // and whoever sends it
 	x.Type("\x01x")
-	ends(3)
+	x.ends(3)
 }
