@@ -93,6 +93,15 @@ var goNames = map[string]string{"x86_64": "amd64", "arm64": "arm64"}
 // notFor are the tests that are not for an architecture.
 var notFor = map[string]string{"x86_64": "^TestArm64", "arm64": "^TestX86"}
 
+// anyKernel are the Linux suite's tests of what a kernel has no say in: the command's files, streams and exit code, its
+// doors, what others ask of a run, releases. At each place they run on the newest kernel, unless they are asked for.
+var anyKernel = []string{
+	"^Test(Arm64Inspect|Arm64InspectTree|Arm64Vectors|BootsInARow|Control|Deadlines|DynamicallyLinkedCommand|Example)$",
+	"^Test(GoTestExec|GuestEnvironment|Interactive|InteractiveEnds|LeftoverChild|LikeAHost|ManyAtOnce|MergedBase)$",
+	"^Test(Messages|OutputIsExact|ReadsTestdata|RefusedKernels|Release|SchedulerExit|SchedulerExitWithCommand)$",
+	"^Test(ScriptAndIncludedTree|ShellOnFailure|SlowReader|Stdin|Testdata)$",
+}
+
 // linux is the Linux suite at a place, on a kernel. What runs in its guests is built for their architecture, the
 // suite itself for the host's, which is goarch.
 func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
@@ -135,6 +144,9 @@ func (b *builder) linux(p place, kernel, goarch, run string) (suite, error) {
 		return s, b.addSchedExt(&s)
 	}
 	s.args, s.skip = testFlags(run), append(s.skip, schedExtTests)
+	if kernel != newest && run == "" {
+		s.skip = append(s.skip, anyKernel...)
+	}
 	if p.arch == "arm64" {
 		if s.files["KTSTR_TEST_SHM"], err = b.test("arm64", module+"/pkg/shm"); err != nil {
 			return s, err

@@ -34,6 +34,9 @@ var (
 		"[machine] [linux], or: tiers summary FILE [FILE...]")
 )
 
+// newest is the newest of the kernels that are fetched.
+const newest = "6.12"
+
 // schedExt is the kernel that scripts/build-linux builds, for x86_64. The tests for it alone have names of their own.
 const (
 	schedExt      = "6.12-scx"
