@@ -26,7 +26,7 @@ type dialogue struct {
 	cmd *exec.Cmd
 }
 
-// interactive starts a run in a terminal, without a deadline for it. If the test fails, it says where the run is then.
+// interactive starts a run in a terminal, without a deadline for it. A test that fails says where its run is.
 func interactive(t *testing.T, args ...string) dialogue {
 	t.Helper()
 	d := dialogue{asked: asked{t, t.TempDir()}}
@@ -39,12 +39,18 @@ func interactive(t *testing.T, args ...string) dialogue {
 		if !t.Failed() {
 			return
 		}
-		for _, args := range [][]string{{"status"}, {"tail"}, {"registers"}} {
+		for _, args := range [][]string{
+			{"status"}, {"tail"}, {"registers"},
+			{"shell", "--", "busybox", "sh", "-c", "busybox ps; busybox grep . /proc/[0-9]*/stack"},
+		} {
 			out, _ := d.command(args...).CombinedOutput() // the run may be over
 			t.Logf("ctl %s:\n%s", args[0], out)
 		}
 		console, _ := os.ReadFile(filepath.Join(d.dir, "console"))
 		t.Logf("console:\n%s", console)
+		_ = d.cmd.Process.Signal(syscall.SIGQUIT) // Go's runtime says what each goroutine does
+		time.Sleep(time.Second)
+		t.Logf("terminal:\n%s", d.Shown())
 	})
 	return d
 }
