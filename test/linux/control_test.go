@@ -42,6 +42,20 @@ func (a asked) ctl(args ...string) string {
 	return string(out)
 }
 
+// explain says what the run does whose test has failed.
+func (a asked) explain() {
+	if !a.t.Failed() {
+		return
+	}
+	for _, args := range [][]string{
+		{"status"}, {"tail"}, {"registers"},
+		{"shell", "--", "busybox", "sh", "-c", "busybox ps; busybox grep . /proc/[0-9]*/stack"},
+	} {
+		out, _ := a.command(args...).CombinedOutput() // the run may be over
+		a.t.Logf("ctl %s:\n%s", args[0], out)
+	}
+}
+
 // follower is a process that follows the run.
 type follower struct {
 	*exec.Cmd
@@ -159,6 +173,7 @@ func TestControl(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer run.Process.Kill()
+	defer a.explain()
 	a.until("STIM  step 1 ", func() string {
 		out, _ := a.command("tail").CombinedOutput() // at first there is no socket
 		return string(out) + said.String()

@@ -36,21 +36,13 @@ func interactive(t *testing.T, args ...string) dialogue {
 	d.cmd.Env = append(os.Environ(), "TERM=vt100")
 	d.Terminal = ptytest.Start(t, 4*time.Minute, d.cmd)
 	t.Cleanup(func() {
-		if !t.Failed() {
-			return
+		d.explain()
+		if t.Failed() {
+			_ = d.cmd.Process.Signal(syscall.SIGQUIT) // Go's runtime says what each goroutine does
+			time.Sleep(time.Second)
+			console, _ := os.ReadFile(filepath.Join(d.dir, "console"))
+			t.Logf("terminal:\n%s\nconsole:\n%s", d.Shown(), console)
 		}
-		for _, args := range [][]string{
-			{"status"}, {"tail"}, {"registers"},
-			{"shell", "--", "busybox", "sh", "-c", "busybox ps; busybox grep . /proc/[0-9]*/stack"},
-		} {
-			out, _ := d.command(args...).CombinedOutput() // the run may be over
-			t.Logf("ctl %s:\n%s", args[0], out)
-		}
-		console, _ := os.ReadFile(filepath.Join(d.dir, "console"))
-		t.Logf("console:\n%s", console)
-		_ = d.cmd.Process.Signal(syscall.SIGQUIT) // Go's runtime says what each goroutine does
-		time.Sleep(time.Second)
-		t.Logf("terminal:\n%s", d.Shown())
 	})
 	return d
 }
