@@ -49,7 +49,8 @@ func (a asked) explain() {
 	}
 	for _, args := range [][]string{
 		{"status"}, {"tail"}, {"registers"},
-		{"shell", "--", "busybox", "sh", "-c", "busybox ps; busybox grep . /proc/[0-9]*/stack"},
+		{"shell", "--", "busybox", "sh", "-c",
+			"for p in /proc/[0-9]*; do test ! -e $p/exe || busybox grep . $p/comm $p/task/*/stack; done"},
 	} {
 		out, _ := a.command(args...).CombinedOutput() // the run may be over
 		a.t.Logf("ctl %s:\n%s", args[0], out)
