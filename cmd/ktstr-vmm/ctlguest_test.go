@@ -63,7 +63,7 @@ func TestCtlShellThatTakesNothing(t *testing.T) {
 	x.Want("shows this")
 	x.Resize(51, 132)
 	x.Type("\x01x")
-	if code := ends(t, cmd); code != codeLeft {
+	if code := x.ExitCode(); code != codeLeft {
 		t.Errorf("exit code %d", code)
 	}
 	x.WantSettings(true)

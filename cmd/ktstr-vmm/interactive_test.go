@@ -213,7 +213,7 @@ func TestTerminalIsGivenBack(t *testing.T) {
 			x := ptytest.Start(t, hangLimit, cmd)
 			x.WantSettings(false)
 			end(x, cmd)
-			code := ends(t, cmd)
+			code := x.ExitCode()
 			x.WantSettings(true)
 			if name == "Ctrl-A x" {
 				x.Want("interrupted by Ctrl-A x")
@@ -236,7 +236,7 @@ func TestTerminalGoesAway(t *testing.T) {
 	x := ptytest.Start(t, hangLimit, cmd)
 	x.WantSettings(false)
 	x.HangUp()
-	if code := ends(t, cmd); code != 130 {
+	if code := x.ExitCode(); code != 130 {
 		t.Errorf("exit code %d", code)
 	}
 }

@@ -21,20 +21,26 @@ import (
 // Terminal is a program's terminal, and the user in front of it.
 type Terminal struct {
 	t      *testing.T
+	cmd    *exec.Cmd
 	master *os.File
 	tty    *os.File
 	limit  time.Duration
-	before unix.Termios // its settings
+	before unix.Termios  // its settings
+	ended  chan struct{} // closed when cmd was waited for
 
 	mu     sync.Mutex
 	shown  bytes.Buffer
 	passed int // of what was shown: Want has seen it
 }
 
+// lastOutput is how long what a program wrote last may take to be shown.
+const lastOutput = 5 * time.Second
+
 // Start starts a command in a new terminal of 33 rows and 101 columns. Whatever waits for it then fails after limit.
+// Nobody else may wait for the command.
 func Start(t *testing.T, limit time.Duration, cmd *exec.Cmd) *Terminal {
 	t.Helper()
-	x := &Terminal{t: t, limit: limit}
+	x := &Terminal{t: t, cmd: cmd, limit: limit, ended: make(chan struct{})}
 	x.master, x.tty = Open(t)
 	x.Resize(33, 101)
 	x.before = x.settings()
@@ -57,8 +63,13 @@ func Start(t *testing.T, limit time.Duration, cmd *exec.Cmd) *Terminal {
 			}
 		}
 	}()
+	go func() {
+		defer close(x.ended)
+		_ = cmd.Wait() // its state says all
+	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may be over
+		<-x.ended
 		x.master.Close()
 		x.tty.Close()
 		<-read
@@ -111,6 +122,17 @@ func control(t *testing.T, master *os.File, f func(fd int) error) {
 // Resize gives the terminal's window another size.
 func (x *Terminal) Resize(rows, cols uint16) { Resize(x.t, x.master, rows, cols) }
 
+// ExitCode waits for the program's end and returns its exit code: -1 if a signal ended it.
+func (x *Terminal) ExitCode() int {
+	x.t.Helper()
+	select {
+	case <-x.ended:
+	case <-time.After(x.limit):
+		x.t.Fatalf("the program goes on, after %v; it has shown %q", x.limit, x.Shown())
+	}
+	return x.cmd.ProcessState.ExitCode()
+}
+
 // Type types on the terminal.
 func (x *Terminal) Type(text string) {
 	x.t.Helper()
@@ -122,23 +144,32 @@ func (x *Terminal) Type(text string) {
 // HangUp takes the terminal away, as a connection does that is lost.
 func (x *Terminal) HangUp() { x.master.Close() }
 
-// Want waits until a text is shown, behind the one that was wanted before.
+// Want waits until a text is shown, behind the one that was wanted before, or the program has ended without it.
 func (x *Terminal) Want(text string) {
 	x.t.Helper()
-	for end := time.Now().Add(x.limit); ; time.Sleep(10 * time.Millisecond) {
-		x.mu.Lock()
-		i := strings.Index(x.shown.String()[x.passed:], text)
-		if i >= 0 {
-			x.passed += i + len(text)
-		}
-		x.mu.Unlock()
-		if i >= 0 {
-			return
+	end, ended, state := time.Now().Add(x.limit), x.ended, "goes on"
+	for ; !x.shows(text); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-ended:
+			end, ended, state = time.Now().Add(lastOutput), nil, fmt.Sprintf("has ended (%v)", x.cmd.ProcessState)
+		default:
 		}
 		if time.Now().After(end) {
-			x.t.Fatalf("no %q is shown in %q", text, x.Shown())
+			x.t.Fatalf("the program %s, and no %q is shown in %q", state, text, x.Shown())
 		}
 	}
+}
+
+// shows reports whether a text is there, and passes it.
+func (x *Terminal) shows(text string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i := strings.Index(x.shown.String()[x.passed:], text)
+	if i < 0 {
+		return false
+	}
+	x.passed += i + len(text)
+	return true
 }
 
 // Shown returns all that was shown so far.

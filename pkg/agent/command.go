@@ -190,6 +190,9 @@ func (a *agent) forward(ctx context.Context, r io.ReadCloser, typ shm.Type) {
 			}
 		}
 		if err != nil {
+			if err != io.EOF && !errors.Is(err, unix.EIO) { // a pipe's end, and a terminal's
+				a.complain(err)
+			}
 			return
 		}
 	}

@@ -17,8 +17,9 @@ import (
 	"github.com/ktstr/ktstr-vmm/pkg/call"
 )
 
-// hangUpTerm is how long a session's program has to end after a SIGHUP.
-const hangUpTerm = 500 * time.Millisecond
+// hangUpTerm is how long a session's program has to end after a SIGHUP, and the host to hear of its end: as long as the
+// command has after a SIGTERM, for a shell may save its history, and an emulated one is slow.
+const hangUpTerm = 2 * time.Second
 
 // sessions are programs that the host has opened beside the command, each on a terminal of its own.
 type sessions struct {

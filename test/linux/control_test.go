@@ -129,8 +129,8 @@ func (a asked) visits() {
 	x.Type("\x01h")
 	x.Want("leaves: the run goes on")
 	x.Type("exit 7\n")
-	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 7 {
-		a.t.Errorf("the shell: exit code %d, %q", cmd.ProcessState.ExitCode(), x.Shown())
+	if code := x.ExitCode(); code != 7 {
+		a.t.Errorf("the shell: exit code %d, %q", code, x.Shown())
 	}
 	x.WantSettings(true)
 
@@ -138,8 +138,8 @@ func (a asked) visits() {
 	x = ptytest.Start(a.t, 2*time.Minute, cmd)
 	x.Want("# ")
 	x.Type("\x01x")
-	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 129 {
-		a.t.Errorf("left: exit code %d, %q", cmd.ProcessState.ExitCode(), x.Shown())
+	if code := x.ExitCode(); code != 129 {
+		a.t.Errorf("left: exit code %d, %q", code, x.Shown())
 	}
 	x.WantSettings(true)
 

@@ -5,7 +5,6 @@ package linux
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -48,12 +47,10 @@ func interactive(t *testing.T, args ...string) dialogue {
 }
 
 // ends waits for the run's end.
-func (d dialogue) ends(code int) {
+func (d dialogue) ends(want int) {
 	d.t.Helper()
-	err := d.cmd.Wait()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) || d.cmd.ProcessState.ExitCode() != code {
-		d.t.Errorf("%v, want %d; %q", err, code, d.Shown())
+	if code := d.ExitCode(); code != want {
+		d.t.Errorf("exit code %d, want %d; %q", code, want, d.Shown())
 	}
 	d.WantSettings(true)
 }
