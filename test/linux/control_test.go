@@ -108,6 +108,15 @@ func (a asked) idles(nameless bool) {
 	}
 }
 
+// interrupts starts a command in a terminal's shell and types a key that ends or stops it. What the shell says then, its
+// prompt too, may be lost: Linux throws away the output that is under way when it has sent the signal (isig in
+// drivers/tty/n_tty.c).
+func interrupts(x *ptytest.Terminal, key string) {
+	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // not the shell, which Ctrl-C would not end
+	x.Want("begun")
+	x.Type(key)
+}
+
 // visits has sessions in the guest: one on a terminal, and one by pipes.
 func (a asked) visits() {
 	a.t.Helper()
@@ -122,10 +131,9 @@ func (a asked) visits() {
 	x.Resize(44, 111)
 	x.Type("until busybox stty size | busybox grep '44 111'; do :; done\n")
 	x.Want("44 111\r\n")
-	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // not the shell, which Ctrl-C would not end
-	x.Want("begun")
-	x.Type("\x03")
-	x.Want("# ")
+	interrupts(x, "\x03")
+	x.Type("echo \"code $?\"\n")
+	x.Want("code 130")
 	x.Type("\x01h")
 	x.Want("leaves: the run goes on")
 	x.Type("exit 7\n")
