@@ -152,7 +152,8 @@ func build() (err error) {
 	if err := os.Chmod(built.dir, 0o755); err != nil {
 		return err
 	}
-	if out, err := exec.Command("go", "build", "-o", built.dir, ".").CombinedOutput(); err != nil {
+	args := []string{"build", "-o", built.dir, fmt.Sprintf("-race=%t", testenv.Race), "."}
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return nil

@@ -281,13 +281,13 @@ func (f *flood) handle(m shm.Message) monitor.Verdict {
 // ring are fewer, for the guest and the monitor wait for each other at each of them.
 func affordable(b vm.Backend, count, size int, ring uint64) int {
 	const emulated = 256 << 20 // bytes
-	slow := testing.Short() || raceEnabled || b.Name() == "emulator"
+	slow := testing.Short() || testenv.Race || b.Name() == "emulator"
 	switch {
 	case slow && uint64(size) > ring/2:
 		return min(count, 1_000)
 	case testing.Short():
 		return min(count, 5_000)
-	case raceEnabled:
+	case testenv.Race:
 		return min(count, 50_000)
 	case slow:
 		return min(count, emulated/(size+1))

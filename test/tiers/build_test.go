@@ -4,12 +4,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// Each test that is run on one kernel is there, under this name.
-func TestAnyKernel(t *testing.T) {
+// Each test that does not run everywhere is there, under this name.
+func TestNamesOfTests(t *testing.T) {
 	files, err := filepath.Glob("../linux/*_test.go")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%v, %v", files, err)
@@ -24,11 +25,14 @@ func TestAnyKernel(t *testing.T) {
 			there[string(m[1])] = true
 		}
 	}
-	for _, group := range anyKernel {
-		names := strings.TrimSuffix(strings.TrimPrefix(group, "^Test("), ")$")
-		for name := range strings.SplitSeq(names, "|") {
-			if !there["Test"+name] {
-				t.Errorf("no Test%s in test/linux", name)
+	for _, group := range slices.Concat(anyPlace, anyKernel) {
+		m := regexp.MustCompile(`^\^(Test\w*)\(([\w|]+)\)\$$`).FindStringSubmatch(group)
+		if m == nil {
+			t.Fatalf("%q", group)
+		}
+		for name := range strings.SplitSeq(m[2], "|") {
+			if !there[m[1]+name] {
+				t.Errorf("no %s%s in test/linux", m[1], name)
 			}
 		}
 	}

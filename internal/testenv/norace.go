@@ -1,0 +1,6 @@
+//go:build !race
+
+package testenv
+
+// Race reports whether the race detector looks at this process.
+const Race = false
