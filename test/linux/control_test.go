@@ -4,6 +4,7 @@ package linux
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -52,7 +53,9 @@ func (a asked) explain() {
 		{"shell", "--", "busybox", "sh", "-c",
 			"for p in /proc/[0-9]*; do test ! -e $p/exe || busybox grep . $p/comm $p/task/*/stack; done"},
 	} {
-		out, _ := a.command(args...).CombinedOutput() // the run may be over
+		ctx, done := context.WithTimeout(context.Background(), 30*time.Second)
+		out, _ := exec.CommandContext(ctx, vmm, a.command(args...).Args[1:]...).CombinedOutput() // the run may be over
+		done()
 		a.t.Logf("ctl %s:\n%s", args[0], out)
 	}
 }
