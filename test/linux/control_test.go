@@ -111,8 +111,8 @@ func (a asked) idles(nameless bool) {
 	}
 }
 
-// interrupts starts a command in a terminal's shell and types a key that ends or stops it. What the shell says then, its
-// prompt too, may be lost: Linux throws away the output that is under way when it has sent the signal (isig in
+// interrupts starts a command in a terminal's shell and types a key that ends or stops it. What the shell says then,
+// its prompt too, may be lost: Linux throws away the output that is under way when it has sent the signal (isig in
 // drivers/tty/n_tty.c).
 func interrupts(x *ptytest.Terminal, key string) {
 	x.Type("busybox sh -c \"echo be''gun; exec busybox sleep 1000\"\n") // not the shell, which Ctrl-C would not end

@@ -94,8 +94,9 @@ var goNames = map[string]string{"x86_64": "amd64", "arm64": "arm64"}
 var notFor = map[string]string{"x86_64": "^TestArm64", "arm64": "^TestX86"}
 
 // anyPlace are the Linux suite's tests of what neither a kernel nor a back end has a say in, but the agent and what it
-// is given: the command's files, its environment, what it leaves behind. The emulator has them, on the newest kernel; in
-// the bed each of their guests takes ten seconds and shows nothing else. Who asks for them by name gets them anywhere.
+// is given: the command's files, its environment, what it leaves behind. The emulator has them, on the newest kernel;
+// in the bed each of their guests takes ten seconds and shows nothing else. Who asks for them by name gets them
+// anywhere.
 var anyPlace = []string{
 	"^Test(Arm64Inspect|Arm64InspectTree|DynamicallyLinkedCommand|Example|GoTestExec|GuestEnvironment|LeftoverChild)$",
 	"^Test(LikeAHost|MergedBase|ReadsTestdata|RefusedKernels|Release|SchedulerExitWithCommand)$",
