@@ -201,6 +201,37 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// A session's program that was hung up has time for its last work, such as a shell's history.
+func TestHungUpSession(t *testing.T) {
+	g := newGuestFor(t, shellJob("true"))
+	j := shellJob("while ! test -e $ROOT/go; do sleep 0.05; done")
+	j.Env = append(j.Env, "ROOT="+g.root)
+	g.write(agentproto.JobPath, j.Encode())
+	h := g.answered(call.Config{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer g.write("/go", "")
+		ctx, cancel := context.WithTimeout(t.Context(), hangs)
+		defer cancel()
+		s, err := h.Open(ctx, call.Program{Args: []string{"/bin/sh", "-c",
+			"trap 'sleep 1; exit 7' HUP; echo up; while :; do sleep 0.1; done"}})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, err := io.ReadFull(s, make([]byte, len("up\r\n"))); err != nil {
+			t.Error(err)
+		}
+		_ = s.Close()
+		if code, err := s.Wait(ctx); err != nil || code != 7 {
+			t.Errorf("code %d, %v", code, err)
+		}
+	}()
+	wantMessages(t, g.boot(), "SCST ", "SCEN ", code(shm.Exit, 0))
+	<-done
+}
+
 // A guest without a shell says so.
 func TestNoShell(t *testing.T) {
 	g := newGuest(t, "sleep 0.5")
