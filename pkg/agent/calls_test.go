@@ -201,6 +201,20 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// openUp opens a session with a script that says when it is up, and returns it then.
+func openUp(t *testing.T, ctx context.Context, h *call.Host, script string) *call.Session {
+	t.Helper()
+	s, err := h.Open(ctx, call.Program{Args: []string{"/bin/sh", "-c", script}})
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	if _, err := io.ReadFull(s, make([]byte, len("up\r\n"))); err != nil {
+		t.Error(err)
+	}
+	return s
+}
+
 // A session's program that was hung up has time for its last work, such as a shell's history.
 func TestHungUpSession(t *testing.T) {
 	g := newGuestFor(t, shellJob("true"))
@@ -214,14 +228,9 @@ func TestHungUpSession(t *testing.T) {
 		defer g.write("/go", "")
 		ctx, cancel := context.WithTimeout(t.Context(), hangs)
 		defer cancel()
-		s, err := h.Open(ctx, call.Program{Args: []string{"/bin/sh", "-c",
-			"trap 'sleep 1; exit 7' HUP; echo up; while :; do sleep 0.1; done"}})
-		if err != nil {
-			t.Error(err)
+		s := openUp(t, ctx, h, "trap 'sleep 1; exit 7' HUP; echo up; while :; do sleep 0.1; done")
+		if s == nil {
 			return
-		}
-		if _, err := io.ReadFull(s, make([]byte, len("up\r\n"))); err != nil {
-			t.Error(err)
 		}
 		_ = s.Close()
 		if code, err := s.Wait(ctx); err != nil || code != 7 {
@@ -229,6 +238,29 @@ func TestHungUpSession(t *testing.T) {
 		}
 	}()
 	wantMessages(t, g.boot(), "SCST ", "SCEN ", code(shm.Exit, 0))
+	<-done
+}
+
+// A guest that is asked to stop hangs up its sessions while its command ends, not after that.
+func TestSessionsOfAGuestThatStops(t *testing.T) {
+	g := newGuestFor(t, shellJob("true"))
+	j := shellJob("trap 'until test -e $ROOT/hungup; do sleep 0.05; done; exit 5' TERM; echo > $ROOT/ready; " +
+		"while :; do sleep 0.05; done")
+	j.Env = append(j.Env, "ROOT="+g.root)
+	g.write(agentproto.JobPath, j.Encode())
+	h := g.answered(call.Config{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ctx, cancel := context.WithTimeout(t.Context(), hangs)
+		defer cancel()
+		openUp(t, ctx, h, "trap 'echo > $ROOT/hungup; exit' HUP; until test -e $ROOT/ready; do sleep 0.05; done; echo up; "+
+			"while :; do sleep 0.05; done")
+		if err := g.control.Signal(shm.SlotHost, shm.SignalShutdown); err != nil {
+			t.Error(err)
+		}
+	}()
+	wantMessages(t, of(shm.Exit, g.boot()), code(shm.Exit, 5))
 	<-done
 }
 

@@ -163,6 +163,9 @@ func (a *agent) wait(ctx context.Context, command *process) {
 	case <-a.stopping:
 	}
 	_ = command.signalGroup(unix.SIGTERM)
+	if a.calls != nil {
+		a.sessions.end() // beside the command's end, for there is little time
+	}
 	select {
 	case <-ctx.Done():
 		return
