@@ -30,7 +30,11 @@ type asked struct {
 func (a asked) socket() string { return filepath.Join(a.dir, "run.sock") }
 
 func (a asked) command(args ...string) *exec.Cmd {
-	return exec.Command(vmm, append([]string{"ctl", "--control", a.socket()}, args...)...)
+	return a.commandUntil(context.Background(), args...)
+}
+
+func (a asked) commandUntil(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, vmm, append([]string{"ctl", "--control", a.socket()}, args...)...)
 }
 
 // ctl asks, and returns what was printed.
@@ -54,7 +58,7 @@ func (a asked) explain() {
 			"for p in /proc/[0-9]*; do test ! -e $p/exe || busybox grep . $p/comm $p/task/*/stack; done"},
 	} {
 		ctx, done := context.WithTimeout(context.Background(), 30*time.Second)
-		out, _ := exec.CommandContext(ctx, vmm, a.command(args...).Args[1:]...).CombinedOutput() // the run may be over
+		out, _ := a.commandUntil(ctx, args...).CombinedOutput() // the run may be over
 		done()
 		a.t.Logf("ctl %s:\n%s", args[0], out)
 	}

@@ -108,13 +108,14 @@ func TestInteractive(t *testing.T) {
 	x.Resize(44, 111)
 	x.Type("until busybox stty size | busybox grep '44 111'; do :; done\n")
 	x.Want("44 111\r\n")
-	for _, key := range []struct{ typed, code, after string }{
-		{"\x03", "code 130", ""}, {"\x1a", "code 148", "kill -9 %1\n"}, {"\x1c", "code 131", ""},
+	for _, key := range []struct{ typed, code, after, shown string }{
+		{"\x03", "code 130", "", ""}, {"\x1a", "code 148", "jobs; kill -9 %1\n", "Stopped"}, {"\x1c", "code 131", "", ""},
 	} {
 		interrupts(x.Terminal, key.typed)
 		x.Type("echo \"code $?\"\n")
 		x.Want(key.code)
 		x.Type(key.after)
+		x.Want(key.shown)
 	}
 	x.Type("\x01h")
 	x.Want("leaves")

@@ -25,7 +25,7 @@ import (
 var (
 	backends      = []string{"emulator", "kvm"}
 	architectures = []string{"x86_64", "arm64"}
-	kernels       = []string{"6.1", "6.12", schedExt}
+	kernels       = []string{"6.1", newest, schedExt}
 
 	// places are where the machine and Linux tiers run.
 	places = []place{{"emulator", "x86_64"}, {"emulator", "arm64"}, {"kvm", "x86_64"}, {"kvm", "arm64"}}
